@@ -1,0 +1,1 @@
+"""Sources, the lake, expectations (the only importer of great_expectations), simulator, splits."""

@@ -1,0 +1,53 @@
+"""The errors that a caller may meet. Each message says what was expected, what came, and what to do next."""
+
+
+class EvensongError(Exception):
+    """Base of every error that Evensong raises on purpose; the command line prints its message and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class ConfigurationError(EvensongError):
+    """A setting is missing, unknown or of the wrong type."""
+
+
+class SourceError(EvensongError):
+    """A source cannot be read: a missing file, a wrong column, an unreadable time, no rows."""
+
+
+class StorageError(EvensongError):
+    """A file, an object or a table under a URI is missing or cannot be written."""
+
+
+class NothingToLearnError(EvensongError):
+    """The run's `as_of` leaves too little data: before the first event, or no positive event in the training window."""
+
+
+class StaleFeaturesError(EvensongError):
+    """Features are older than the run or the request needs."""
+
+
+class BundleError(EvensongError):
+    """A bundle is incomplete, or a file of it does not have the hash that its manifest states."""
+
+
+class RegistryError(EvensongError):
+    """A model version, an alias or a ledger line is missing, or contradicts another."""
+
+
+class BusyError(EvensongError):
+    """Another run holds what this one needs."""
+
+
+class RefusedError(EvensongError):
+    """A rule refused to go on: the work is sound, the answer is no."""
+
+    exit_code = 1
+
+
+class ValidationFailedError(RefusedError):
+    """Too much of the night's data is bad; nothing is trained or promoted."""
+
+
+class PromotionRefusedError(RefusedError):
+    """A gate or a person's earlier word forbids this move of an alias."""

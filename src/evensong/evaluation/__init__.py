@@ -1,0 +1,1 @@
+"""Metrics, slices, report, and the gate, a pure decision."""

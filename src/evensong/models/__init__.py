@@ -1,0 +1,1 @@
+"""What is learnt: two-tower retriever, ranker, popularity baseline, content encoders."""

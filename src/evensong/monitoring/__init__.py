@@ -1,0 +1,1 @@
+"""Watching what runs: drift, freshness, online metrics."""

@@ -1,0 +1,1 @@
+"""The only importer of mlflow: tracking, bundles, aliases, ledger."""

@@ -1,0 +1,241 @@
+"""All configuration, typed, read once and handed down.
+
+Values come from, in order of precedence: arguments, environment variables (`EVENSONG_SERVING__PORT=9000`), the file
+that `EVENSONG_CONFIG` names or `evensong.yaml` in the working folder. An unknown key is refused wherever it stands.
+Credentials never stand here: S3 reads boto3's own chain, databases and Redis carry theirs in a URL from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    YamlConfigSettingsSource,
+)
+
+from evensong.errors import ConfigurationError
+
+ENV_PREFIX = "EVENSONG_"
+#: Read by the launcher and by `load_settings` itself, not part of `Settings`.
+OTHER_VARIABLES = {"EVENSONG_CONFIG"}
+
+
+class Section(BaseModel):
+    """A part of the settings; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ValidationSettings(Section):
+    """When bad data stops a night."""
+
+    max_quarantined_share: float = Field(0.30, ge=0, le=1, description="Past this share of bad rows the night stops.")
+    max_staleness_days: float = Field(3.0, gt=0, description="The newest event may be this much older than as_of.")
+    min_volume_ratio: float = Field(0.10, ge=0, description="The last day's rows against the trailing days' median.")
+    max_volume_ratio: float = Field(20.0, gt=0, description="The same, from above.")
+    trailing_days: int = Field(14, ge=1, description="Days that the volume is compared with.")
+    max_value: float = Field(100_000.0, gt=0, description="No event's value may exceed it.")
+    max_price: float = Field(10_000.0, gt=0, description="No item's price may exceed it.")
+
+
+class SplitSettings(Section):
+    """What the model learns from, and what it is judged on."""
+
+    holdout_days: float = Field(1.0, gt=0, description="The last days before as_of, kept for the evaluation.")
+    ranker_days: float = Field(3.0, gt=0, description="The days before the holdout from which the ranker learns.")
+    training_days: float | None = Field(None, gt=0, description="Learn from this many days at most; none: from all.")
+    positive_event_types: tuple[str, ...] = Field(
+        ("view", "click", "cart", "purchase", "rating"), description="Events that count as wanting the item."
+    )
+    min_value: dict[str, float] = Field(
+        default={}, description="Per event type, the smallest value that counts as positive, such as rating: 4."
+    )
+    max_examples: int = Field(1_000_000, ge=100, description="Labels in a training set; the newest are kept.")
+
+
+class FeatureSettings(Section):
+    """Windows and lengths of the features."""
+
+    history_length: int = Field(50, ge=1, le=1000, description="Interactions of a user that the user tower reads.")
+    num_top_categories: int = Field(5, ge=1, description="Categories in a user's taste.")
+    seen_length: int = Field(5000, ge=1, description="Items that the seen filter remembers for a user.")
+
+
+class RetrieverSettings(Section):
+    """The two-tower model."""
+
+    dimension: int = Field(64, ge=4)
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(1024, ge=8)
+    learning_rate: float = Field(3e-3, gt=0)
+    temperature: float = Field(0.07, gt=0)
+    num_uniform_negatives: int = Field(512, ge=0, description="Uniform negatives mixed into the in-batch ones.")
+    id_dropout: float = Field(0.1, ge=0, lt=1, description="Share of items trained by content alone, for new items.")
+    num_candidates: int = Field(200, ge=1, description="Items that the retriever hands to the ranker.")
+    num_popular_candidates: int = Field(100, ge=0, description="Popular items added to them.")
+
+
+class RankerSettings(Section):
+    """The model that orders the candidates."""
+
+    hidden: tuple[int, ...] = (64, 32)
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(256, ge=1, description="Slates a step.")
+    learning_rate: float = Field(2e-3, gt=0)
+    num_negatives: int = Field(30, ge=1, description="Candidates beside each positive.")
+    max_slates: int = Field(20_000, ge=10)
+
+
+class EvaluationSettings(Section):
+    """What is measured on the holdout."""
+
+    recall_k: int = Field(20, ge=1)
+    ndcg_k: int = Field(10, ge=1)
+    max_users: int = Field(5000, ge=1, description="Users judged, drawn by seed when there are more.")
+    popularity_days: float = Field(30.0, gt=0, description="Window of the popularity baseline and of the fallback.")
+
+
+class ServingSettings(Section):
+    """The online service."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    poll_seconds: float = Field(2.0, gt=0, description="How often the service looks whether the champion moved.")
+    filter: Literal["seen", "purchased", "none"] = "seen"
+    default_k: int = Field(20, ge=1)
+    max_k: int = Field(200, ge=1)
+
+
+class RegistrySettings(Section):
+    """The model registry."""
+
+    model_name: str = "recommender"
+    policy_path: Path = Field(Path("mlflow/promotion_policy.yaml"), description="What a challenger must show.")
+
+
+class AirflowSettings(Section):
+    """Where Airflow listens, for the launcher and the links."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=1, le=65535)
+    schedule: str = Field("0 2 * * *", description="When a night starts; its as_of is the midnight before (UTC).")
+    database_url: str | None = Field(None, description="SQLAlchemy URL of the metadata database; none: SQLite in home.")
+
+
+class Settings(BaseSettings):
+    """Every setting of Evensong."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    home: Path = Field(Path("var"), description="Everything that a run writes lives under it, unless a URI says otherwise.")
+    lake_uri: str | None = Field(None, description="Delta tables; a folder or s3://bucket/prefix.")
+    artifacts_uri: str | None = Field(None, description="What the steps of a run hand to each other; folder or s3://.")
+    online_store_uri: str | None = Field(None, description="redis://host:port/db, or a SQLite file's path.")
+    feast_registry_uri: str | None = Field(None, description="Feast's registry: a file, or postgresql://…")
+    mlflow_tracking_uri: str | None = Field(None, description="sqlite:///…, postgresql://… or http://…")
+    mlflow_artifacts_uri: str | None = Field(None, description="Model artifacts; folder or s3://.")
+    mlflow_host: str = "127.0.0.1"
+    mlflow_port: int = Field(5000, ge=1, le=65535)
+    code_commit: str | None = Field(None, description="The code's commit where there is no git, as in a container.")
+
+    validation: ValidationSettings = ValidationSettings()
+    split: SplitSettings = SplitSettings()
+    features: FeatureSettings = FeatureSettings()
+    retriever: RetrieverSettings = RetrieverSettings()
+    ranker: RankerSettings = RankerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    serving: ServingSettings = ServingSettings()
+    registry: RegistrySettings = RegistrySettings()
+    airflow: AirflowSettings = AirflowSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the file."""
+        return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=_settings_file()))
+
+    def place(self, *parts: str) -> str:
+        """A path under `home`, absolute, so that it means the same in every process."""
+        return str(self.home.resolve().joinpath(*parts))
+
+    @property
+    def lake(self) -> str:
+        """Where the Delta tables are."""
+        return self.lake_uri or self.place("lake")
+
+    @property
+    def artifacts(self) -> str:
+        """Where the steps of a run leave what they made."""
+        return self.artifacts_uri or self.place("artifacts")
+
+    @property
+    def online_store(self) -> str:
+        """Feast's online store: `redis://…` or a file."""
+        return self.online_store_uri or self.place("feast", "online.db")
+
+    @property
+    def feast_registry(self) -> str:
+        """Feast's registry."""
+        return self.feast_registry_uri or self.place("feast", "registry.db")
+
+    @property
+    def tracking(self) -> str:
+        """MLflow's tracking and registry store."""
+        return self.mlflow_tracking_uri or f"sqlite:///{self.place('mlflow', 'mlflow.db')}"
+
+    @property
+    def model_artifacts(self) -> str:
+        """Where MLflow keeps the artifacts of runs and versions."""
+        return self.mlflow_artifacts_uri or self.place("mlflow", "artifacts")
+
+    def run_uri(self, run_id: str, *parts: str) -> str:
+        """The folder of one night's run, or a place in it."""
+        return "/".join([self.artifacts.rstrip("/"), "runs", run_id, *parts])
+
+
+def load_settings(**values: Any) -> Settings:
+    """Read the settings; `values` win over the environment, the environment over the file.
+
+    Raises:
+        ConfigurationError: an unknown key, a value of the wrong type, or a file that is not YAML.
+    """
+    _refuse_unknown_variables()
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
+        raise ConfigurationError("settings: " + "; ".join(lines) + "; see docs/guides/settings.md") from error
+    except (yaml.YAMLError, SettingsError, ValueError) as error:
+        raise ConfigurationError(f"settings: cannot be read: {error}; see docs/guides/settings.md") from error
+
+
+def _settings_file() -> Path | None:
+    named = os.environ.get("EVENSONG_CONFIG")
+    path = Path(named or "evensong.yaml")
+    if named and not path.is_file():
+        raise ConfigurationError(f"EVENSONG_CONFIG names {named}, which is no file; correct it or unset it")
+    return path if path.is_file() else None
+
+
+def _refuse_unknown_variables() -> None:
+    known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
+    for variable in os.environ:
+        if variable.startswith(ENV_PREFIX) and variable not in OTHER_VARIABLES:
+            if variable.split("__")[0].upper() not in known:
+                raise ConfigurationError(f"{variable}: no such setting; see docs/guides/settings.md, or unset it")

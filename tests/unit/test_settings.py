@@ -1,0 +1,52 @@
+"""The settings: where values come from, and that a typo is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from evensong.errors import ConfigurationError
+from evensong.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_arguments_win_over_environment_and_environment_over_file(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_folder / "evensong.yaml").write_text("serving: {port: 1111, max_k: 50, default_k: 5}\n")
+    monkeypatch.setenv("EVENSONG_SERVING__PORT", "2222")
+    monkeypatch.setenv("EVENSONG_SERVING__MAX_K", "60")
+    serving = load_settings(serving={"port": 3333}).serving
+    assert (serving.port, serving.max_k, serving.default_k) == (3333, 60, 5)
+
+
+def test_unknown_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENSONG_SERVNG__PORT", "1")
+    with pytest.raises(ConfigurationError, match="EVENSONG_SERVNG__PORT: no such setting"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("servin: {port: 1}", "servin"), ("serving: {prt: 1}", "serving.prt"), ("serving: {port: soon}", "soon"), ("a: [", "settings")],
+)
+def test_unknown_or_unreadable_file_content_is_refused(empty_folder: Path, text: str, message: str) -> None:
+    (empty_folder / "evensong.yaml").write_text(text)
+    with pytest.raises(ConfigurationError, match=message):
+        load_settings()
+
+
+def test_missing_named_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENSONG_CONFIG", "nowhere.yaml")
+    with pytest.raises(ConfigurationError, match=r"nowhere\.yaml"):
+        load_settings()
+
+
+def test_places_are_absolute_and_below_home(empty_folder: Path) -> None:
+    settings = load_settings(home=Path("state"))
+    assert settings.lake == str(empty_folder / "state" / "lake")
+    assert settings.tracking.startswith(f"sqlite:///{empty_folder}")
