@@ -112,6 +112,13 @@ class ServingSettings(Section):
     filter: Literal["seen", "purchased", "none"] = "seen"
     default_k: int = Field(20, ge=1)
     max_k: int = Field(200, ge=1)
+    workers: int = Field(1, ge=1, le=64, description="Processes that answer; each holds the model.")
+    threads: int = Field(4, ge=1, le=64, description="Requests that one process works on at once.")
+    max_waiting: int = Field(256, ge=1, description="Requests that wait for a thread; past it the answer is 503.")
+    page: bool = Field(True, description="The page at / for people, and the lists of users that it needs.")
+    request_log_sample: float = Field(1.0, ge=0, le=1, description="Share of requests logged with their features.")
+    request_log_per_second: float = Field(20.0, gt=0, description="No more requests a second than this are logged.")
+    request_log_megabytes: int = Field(256, ge=1, description="Size of the request log; its oldest files go first.")
 
 
 class RegistrySettings(Section):
