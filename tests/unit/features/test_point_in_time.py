@@ -1,0 +1,172 @@
+"""The point-in-time join against small worlds and against a brute-force oracle."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evensong.features.point_in_time import match_rows, point_in_time_join
+from evensong.types import TIMESTAMP, Frame
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(hours: float) -> datetime:
+    return T0 + timedelta(hours=hours)
+
+
+def feature_rows(*rows: tuple[str, float, float, int]) -> Frame:
+    return pl.DataFrame(
+        [(key, at(event), at(created), value) for key, event, created, value in rows],
+        schema={"k": pl.String, "event_timestamp": TIMESTAMP, "created_timestamp": TIMESTAMP, "x": pl.Int64},
+        orient="row",
+    )
+
+
+def entity_rows(*rows: tuple[str | None, float]) -> Frame:
+    return pl.DataFrame(
+        [(key, at(moment)) for key, moment in rows],
+        schema={"k": pl.String, "event_timestamp": TIMESTAMP},
+        orient="row",
+    )
+
+
+def values(entities: Frame, features: Frame, **options: object) -> list[int | None]:
+    joined = point_in_time_join(entities, features, keys={"k": "k"}, columns={"x": "x"}, **options)  # type: ignore[arg-type]
+    assert joined.drop("x").equals(entities)
+    return joined["x"].to_list()
+
+
+def test_takes_the_newest_row_at_or_before_the_moment() -> None:
+    features = feature_rows(("a", 1, 1, 10), ("a", 3, 3, 30), ("b", 2, 2, 20))
+    entities = entity_rows(("a", 0.5), ("a", 1), ("a", 2.9), ("a", 3), ("b", 9), ("c", 9))
+    assert values(entities, features) == [None, 10, 10, 30, 20, None]
+
+
+def test_an_older_row_stays_while_the_newest_is_not_known_yet() -> None:
+    features = feature_rows(("a", 1, 1, 10), ("a", 2, 8, 20))
+    assert values(entity_rows(("a", 5), ("a", 8)), features) == [10, 20]
+    assert values(entity_rows(("a", 5)), features, known_only=False) == [20]
+
+
+def test_a_late_older_row_never_displaces_a_newer_one() -> None:
+    features = feature_rows(("a", 5, 5, 50), ("a", 1, 7, 10))
+    assert values(entity_rows(("a", 6), ("a", 9)), features) == [50, 50]
+
+
+def test_ties_go_to_the_row_created_last() -> None:
+    features = feature_rows(("a", 1, 3, 13), ("a", 1, 2, 12))
+    assert values(entity_rows(("a", 2), ("a", 3)), features) == [12, 13]
+
+
+def test_time_to_live_is_inclusive_and_hides_what_is_older() -> None:
+    features = feature_rows(("a", 1, 1, 10))
+    entities = entity_rows(("a", 3), ("a", 3.01))
+    assert values(entities, features, ttl=timedelta(hours=2)) == [10, None]
+
+
+def test_an_expired_newest_row_does_not_bring_back_anything() -> None:
+    features = feature_rows(("a", 1, 1, 10), ("a", 2, 2, 20))
+    assert values(entity_rows(("a", 9)), features, ttl=timedelta(hours=1)) == [None]
+
+
+def test_duplicate_entity_rows_and_a_slate_at_one_moment_keep_every_row() -> None:
+    features = feature_rows(("a", 1, 1, 10))
+    slate = entity_rows(*[("a", 2.0)] * 20)
+    assert values(slate, features) == [10] * 20
+
+
+def test_null_keys_match_nothing() -> None:
+    features = pl.concat([feature_rows(("a", 1, 1, 10)), feature_rows(("a", 1, 1, 99)).with_columns(k=pl.lit(None, pl.String))])
+    assert values(entity_rows((None, 2), ("a", 2)), features) == [None, 10]
+
+
+def test_empty_sides() -> None:
+    assert values(entity_rows(("a", 2)), feature_rows()) == [None]
+    assert values(entity_rows(), feature_rows(("a", 1, 1, 10))) == []
+
+
+def test_other_time_zones_and_naive_times_mean_the_same_moment() -> None:
+    features = feature_rows(("a", 1, 1, 10))
+    entities = entity_rows(("a", 1))
+    elsewhere = entities.with_columns(pl.col("event_timestamp").dt.convert_time_zone("Asia/Tokyo"))
+    naive = entities.with_columns(pl.col("event_timestamp").dt.replace_time_zone(None))
+    assert values(elsewhere, features) == values(naive, features) == [10]
+
+
+def test_a_key_of_another_type_is_refused_with_the_way_out() -> None:
+    features = feature_rows(("1", 1, 1, 10))
+    entities = pl.DataFrame({"k": [1], "event_timestamp": [at(2)]})
+    with pytest.raises(ValueError, match="convert the entity column to String"):
+        values(entities, features)
+
+
+def test_features_without_an_entity_match_every_row() -> None:
+    features = feature_rows(("a", 1, 1, 10), ("b", 2, 2, 20))
+    rows = match_rows(entity_rows(("z", 1), ("y", 3), (None, 0)), features, keys={})
+    assert rows.to_list() == [0, 1, None]
+
+
+moments = st.integers(0, 6)
+keys = st.sampled_from(["a", "b", None])
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    features=st.lists(st.tuples(keys, keys, moments, st.none() | moments), max_size=12),
+    entities=st.lists(st.tuples(keys, keys, moments), max_size=8),
+    ttl=st.none() | st.integers(0, 4),
+    known_only=st.booleans(),
+)
+def test_agrees_with_the_definition_row_by_row(
+    features: list[tuple[str | None, str | None, int, int | None]],
+    entities: list[tuple[str | None, str | None, int]],
+    ttl: int | None,
+    known_only: bool,
+) -> None:
+    feature_frame = pl.DataFrame(
+        [(a, b, at(event), None if created is None else at(created)) for a, b, event, created in features],
+        schema={"a": pl.String, "b": pl.String, "e": TIMESTAMP, "c": TIMESTAMP},
+        orient="row",
+    )
+    entity_frame = pl.DataFrame(
+        [(a, b, at(moment)) for a, b, moment in entities],
+        schema={"left_a": pl.String, "left_b": pl.String, "t": TIMESTAMP},
+        orient="row",
+    )
+    found = match_rows(
+        entity_frame,
+        feature_frame,
+        keys={"left_a": "a", "left_b": "b"},
+        moment="t",
+        event_timestamp="e",
+        created_timestamp="c",
+        ttl=None if ttl is None else timedelta(hours=ttl),
+        known_only=known_only,
+    )
+    assert found.to_list() == [_oracle(row, features, ttl, known_only) for row in entities]
+
+
+def _oracle(
+    entity: tuple[str | None, str | None, int],
+    features: list[tuple[str | None, str | None, int, int | None]],
+    ttl: int | None,
+    known_only: bool,
+) -> int | None:
+    key, moment = entity[:2], entity[2]
+    best: tuple[tuple[int, int, int], int] | None = None
+    for row, (a, b, event, created) in enumerate(features):
+        if None in key or (a, b) != key or event > moment:
+            continue
+        if known_only and (created is None or created > moment):
+            continue
+        order = (event, -1 if created is None else created, row)
+        if best is None or order > best[0]:
+            best = (order, row)
+    if best is None or (ttl and best[0][0] < moment - ttl):
+        return None
+    return best[1]
