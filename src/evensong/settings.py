@@ -2,12 +2,15 @@
 
 Values come from, in order of precedence: arguments, environment variables (`EVENSONG_SERVING__PORT=9000`), the file
 that `EVENSONG_CONFIG` names or `evensong.yaml` in the working folder. An unknown key is refused wherever it stands.
-Credentials never stand here: S3 reads boto3's own chain, databases and Redis carry theirs in a URL from the environment.
+Credentials never stand in a file: S3 reads boto3's own chain, databases and Redis take a URL from the environment.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,11 +75,11 @@ class FeatureSettings(Section):
 class RetrieverSettings(Section):
     """The two-tower model."""
 
-    dimension: int = Field(64, ge=4)
-    epochs: int = Field(5, ge=1)
-    batch_size: int = Field(1024, ge=8)
-    learning_rate: float = Field(3e-3, gt=0)
-    temperature: float = Field(0.07, gt=0)
+    dimension: int = Field(64, ge=4, description="Width of the embeddings.")
+    epochs: int = Field(5, ge=1, description="Passes over the labels.")
+    batch_size: int = Field(1024, ge=8, description="Labels a step.")
+    learning_rate: float = Field(3e-3, gt=0, description="Of the optimizer.")
+    temperature: float = Field(0.07, gt=0, description="Divides the cosine of the two towers.")
     num_uniform_negatives: int = Field(512, ge=0, description="Uniform negatives mixed into the in-batch ones.")
     id_dropout: float = Field(0.1, ge=0, lt=1, description="Share of items trained by content alone, for new items.")
     num_candidates: int = Field(200, ge=1, description="Items that the retriever hands to the ranker.")
@@ -86,19 +89,19 @@ class RetrieverSettings(Section):
 class RankerSettings(Section):
     """The model that orders the candidates."""
 
-    hidden: tuple[int, ...] = (64, 32)
-    epochs: int = Field(5, ge=1)
+    hidden: tuple[int, ...] = Field((64, 32), description="Widths of the hidden layers.")
+    epochs: int = Field(5, ge=1, description="Passes over the slates.")
     batch_size: int = Field(256, ge=1, description="Slates a step.")
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0, description="Of the optimizer.")
     num_negatives: int = Field(30, ge=1, description="Candidates beside each positive.")
-    max_slates: int = Field(20_000, ge=10)
+    max_slates: int = Field(20_000, ge=10, description="Slates at most; the newest are kept.")
 
 
 class EvaluationSettings(Section):
     """What is measured on the holdout."""
 
-    recall_k: int = Field(20, ge=1)
-    ndcg_k: int = Field(10, ge=1)
+    recall_k: int = Field(20, ge=1, description="Length of the list for recall.")
+    ndcg_k: int = Field(10, ge=1, description="Length of the list for NDCG.")
     max_users: int = Field(5000, ge=1, description="Users judged, drawn by seed when there are more.")
     popularity_days: float = Field(30.0, gt=0, description="Window of the popularity baseline and of the fallback.")
 
@@ -106,12 +109,12 @@ class EvaluationSettings(Section):
 class ServingSettings(Section):
     """The online service."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=1, le=65535)
+    host: str = Field("127.0.0.1", description="The address that it listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Its port.")
     poll_seconds: float = Field(2.0, gt=0, description="How often the service looks whether the champion moved.")
-    filter: Literal["seen", "purchased", "none"] = "seen"
-    default_k: int = Field(20, ge=1)
-    max_k: int = Field(200, ge=1)
+    filter: Literal["seen", "purchased", "none"] = Field("seen", description="Which known items are not shown again.")
+    default_k: int = Field(20, ge=1, description="Items in an answer that names no k.")
+    max_k: int = Field(200, ge=1, description="The largest k that is answered.")
     workers: int = Field(1, ge=1, le=64, description="Processes that answer; each holds the model.")
     threads: int = Field(4, ge=1, le=64, description="Requests that one process works on at once.")
     max_waiting: int = Field(256, ge=1, description="Requests that wait for a thread; past it the answer is 503.")
@@ -124,35 +127,44 @@ class ServingSettings(Section):
 class RegistrySettings(Section):
     """The model registry."""
 
-    model_name: str = "recommender"
+    model_name: str = Field("recommender", description="The registered model.")
     policy_path: Path = Field(Path("mlflow/promotion_policy.yaml"), description="What a challenger must show.")
 
 
 class AirflowSettings(Section):
     """Where Airflow listens, for the launcher and the links."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(8080, ge=1, le=65535)
+    host: str = Field("127.0.0.1", description="The address that it listens on.")
+    port: int = Field(8080, ge=1, le=65535, description="Its port.")
     schedule: str = Field("0 2 * * *", description="When a night starts; its as_of is the midnight before (UTC).")
     database_url: str | None = Field(None, description="SQLAlchemy URL of the metadata database; none: SQLite in home.")
+    auth: Literal["everyone", "password"] = Field(
+        "everyone", description="everyone: no login, loopback only; password: admin, by home/airflow/passwords.json."
+    )
 
 
 class Settings(BaseSettings):
     """Every setting of Evensong."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
 
-    home: Path = Field(Path("var"), description="Everything that a run writes lives under it, unless a URI says otherwise.")
+    home: Path = Field(
+        Path("var"), description="Everything that a run writes lives under it, unless a URI says otherwise."
+    )
     lake_uri: str | None = Field(None, description="Delta tables; a folder or s3://bucket/prefix.")
     artifacts_uri: str | None = Field(None, description="What the steps of a run hand to each other; folder or s3://.")
     online_store_uri: str | None = Field(None, description="redis://host:port/db, or a SQLite file's path.")
     feast_registry_uri: str | None = Field(None, description="Feast's registry: a file, or postgresql://…")
     mlflow_tracking_uri: str | None = Field(None, description="sqlite:///…, postgresql://… or http://…")
     mlflow_artifacts_uri: str | None = Field(None, description="Model artifacts; folder or s3://.")
-    mlflow_host: str = "127.0.0.1"
-    mlflow_port: int = Field(5000, ge=1, le=65535)
+    mlflow_host: str = Field("127.0.0.1", description="Where the MLflow server listens.")
+    mlflow_port: int = Field(5000, ge=1, le=65535, description="Its port.")
     code_commit: str | None = Field(None, description="The code's commit where there is no git, as in a container.")
 
     validation: ValidationSettings = ValidationSettings()
@@ -243,6 +255,50 @@ def _settings_file() -> Path | None:
 def _refuse_unknown_variables() -> None:
     known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
     for variable in os.environ:
-        if variable.startswith(ENV_PREFIX) and variable not in OTHER_VARIABLES:
-            if variable.split("__")[0].upper() not in known:
-                raise ConfigurationError(f"{variable}: no such setting; see docs/guides/settings.md, or unset it")
+        ours = variable.startswith(ENV_PREFIX) and variable not in OTHER_VARIABLES
+        if ours and variable.split("__")[0].upper() not in known:
+            raise ConfigurationError(f"{variable}: no such setting; see docs/guides/settings.md, or unset it")
+
+
+class Described(BaseModel):
+    """One setting, for people: how to write it, what it is now, what it was made with."""
+
+    variable: str
+    key: str
+    value: str
+    default: str
+    meaning: str
+
+
+def describe(settings: Settings) -> list[Described]:
+    """Every setting with its value now; passwords in URLs are hidden."""
+    return list(_described(settings, prefix=()))
+
+
+def without_password(url: str) -> str:
+    """The URL, fit to be shown: `postgresql://user:***@host/db`."""
+    return re.sub(r"(://[^:/@\s]*:)[^@/\s]+@", r"\1***@", url)
+
+
+def _described(section: BaseModel, prefix: tuple[str, ...]) -> Iterator[Described]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        path = (*prefix, name)
+        if isinstance(value, Section):
+            yield from _described(value, path)
+            continue
+        yield Described(
+            variable=ENV_PREFIX + "__".join(path).upper(),
+            key=".".join(path),
+            value=_shown(value),
+            default=_shown(field.get_default(call_default_factory=True)),
+            meaning=field.description or "",
+        )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str | Path):
+        return without_password(str(value))
+    return json.dumps(value)

@@ -32,7 +32,12 @@ def test_unknown_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("servin: {port: 1}", "servin"), ("serving: {prt: 1}", "serving.prt"), ("serving: {port: soon}", "soon"), ("a: [", "settings")],
+    [
+        ("servin: {port: 1}", "servin"),
+        ("serving: {prt: 1}", "serving.prt"),
+        ("serving: {port: soon}", "soon"),
+        ("a: [", "settings"),
+    ],
 )
 def test_unknown_or_unreadable_file_content_is_refused(empty_folder: Path, text: str, message: str) -> None:
     (empty_folder / "evensong.yaml").write_text(text)

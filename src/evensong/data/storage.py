@@ -1,4 +1,4 @@
-"""Files and folders behind a URI: a local path or `s3://bucket/key`, the latter through boto3's own credentials chain."""
+"""Files and folders behind a URI: a local path, or `s3://bucket/key` with boto3's own chain of credentials."""
 
 from __future__ import annotations
 
