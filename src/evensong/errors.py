@@ -35,6 +35,10 @@ class RegistryError(EvensongError):
     """A model version, an alias or a ledger line is missing, or contradicts another."""
 
 
+class LaunchError(EvensongError):
+    """A process that the launcher needs does not start, or a port that it needs is taken."""
+
+
 class BusyError(EvensongError):
     """Another run holds what this one needs."""
 

@@ -1,0 +1,1 @@
+"""Starts and supervises the processes of one machine: Airflow, MLflow and the recommendation service."""

@@ -1,0 +1,232 @@
+"""Names every process of the system: its command, its variables, its health address. `docker-compose.yml` agrees with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from evensong.errors import ConfigurationError
+from evensong.launch import secrets
+from evensong.settings import ENV_PREFIX, OTHER_VARIABLES, Settings
+
+#: Quiet and offline: no component reports its use to anybody.
+PRIVACY = {
+    "FEAST_TELEMETRY": "False",
+    "FEAST_USAGE": "False",
+    "GX_ANALYTICS_ENABLED": "False",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
+
+#: What Airflow is told on a laptop and on a server alike.
+AIRFLOW = {
+    "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__CORE__PARALLELISM": "2",
+    "AIRFLOW__CORE__DAG_DISCOVERY_SAFE_MODE": "False",
+    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+    "AIRFLOW__API__WORKERS": "1",
+    "AIRFLOW__API__EXPOSE_CONFIG": "False",
+    "AIRFLOW__API__INSTANCE_NAME": "Evensong",
+    "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
+    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
+    # A killed scheduler's tasks are taken over soon, not after five minutes.
+    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "30",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "120",
+    "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
+}
+
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+@dataclass(frozen=True)
+class Port:
+    """Where a component listens, and the variable that moves it elsewhere."""
+
+    host: str
+    number: int
+    variable: str
+
+
+@dataclass(frozen=True)
+class Component:
+    """One process to start."""
+
+    name: str
+    command: tuple[str, ...]
+    """The first word is an executable of this environment."""
+    health_url: str | None = None
+    """Answers 200 when the component is ready; none: it is ready as long as it lives."""
+    address: str | None = None
+    """What a person opens."""
+    port: Port | None = None
+    """What must be free before it starts."""
+    variables: dict[str, str] = field(default_factory=dict, repr=False)
+    """Beyond the common ones; may hold secrets."""
+
+
+def all_components(settings: Settings) -> list[Component]:
+    """Everything that `make up` starts, in the order of starting."""
+    return [*mlflow_components(settings), *airflow_components(settings), service_component(settings)]
+
+
+def airflow_components(settings: Settings) -> list[Component]:
+    """Airflow's four processes."""
+    airflow = settings.airflow
+    url = f"http://{reachable(airflow.host)}:{airflow.port}"
+    return [
+        Component(
+            "airflow-api-server",
+            ("airflow", "api-server", "--host", airflow.host, "--port", str(airflow.port)),
+            health_url=f"{url}/api/v2/version",
+            address=url,
+            port=Port(airflow.host, airflow.port, "EVENSONG_AIRFLOW__PORT"),
+        ),
+        Component("airflow-scheduler", ("airflow", "scheduler", "--skip-serve-logs")),
+        Component("airflow-dag-processor", ("airflow", "dag-processor")),
+        Component("airflow-triggerer", ("airflow", "triggerer", "--skip-serve-logs")),
+    ]
+
+
+def mlflow_components(settings: Settings) -> list[Component]:
+    """The tracking server, unless the setting names one that runs elsewhere."""
+    if settings.tracking.startswith("http"):
+        return []
+    host, port = settings.mlflow_host, settings.mlflow_port
+    url = f"http://{reachable(host)}:{port}"
+    return [
+        Component(
+            "mlflow",
+            ("mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
+            health_url=f"{url}/health",
+            address=url,
+            port=Port(host, port, "EVENSONG_MLFLOW_PORT"),
+            variables=mlflow_variables(settings),
+        )
+    ]
+
+
+def service_component(settings: Settings) -> Component:
+    """The recommendation service. It lives before there is a champion, and becomes ready with the first."""
+    serving = settings.serving
+    url = f"http://{reachable(serving.host)}:{serving.port}"
+    return Component(
+        "service",
+        ("evensong", "serve"),
+        health_url=f"{url}/healthz",
+        address=url,
+        port=Port(serving.host, serving.port, "EVENSONG_SERVING__PORT"),
+    )
+
+
+def migrate_command() -> tuple[str, ...]:
+    """What brings Airflow's metadata database to this version."""
+    return ("airflow", "db", "migrate")
+
+
+def mlflow_variables(settings: Settings) -> dict[str, str]:
+    """Where the tracking server reads; by variable and not by argument, since a URL may hold a password."""
+    return {
+        "MLFLOW_BACKEND_STORE_URI": settings.tracking,
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": settings.model_artifacts,
+        "MLFLOW_SERVE_ARTIFACTS": "false",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+
+
+def common_variables(settings: Settings) -> dict[str, str]:
+    """The environment of every component, this process's own included; holds secrets."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith((ENV_PREFIX, "AIRFLOW_"))}
+    binaries = str(Path(sys.executable).parent)
+    return (
+        inherited
+        | PRIVACY
+        | {
+            "PATH": os.pathsep.join([binaries, inherited.get("PATH", os.defpath)]),
+            "PYTHONUNBUFFERED": "1",
+            "NO_PROXY": ",".join(filter(None, [inherited.get("NO_PROXY"), "127.0.0.1,localhost"])),
+            "no_proxy": ",".join(filter(None, [inherited.get("no_proxy"), "127.0.0.1,localhost"])),
+        }
+        | evensong_variables(settings)
+        | airflow_variables(settings)
+        | secrets.airflow_secrets(settings)
+    )
+
+
+def evensong_variables(settings: Settings) -> dict[str, str]:
+    """The settings as variables, so that every process reads the very values that the launcher has."""
+    values: dict[str, str] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and prefix.rpartition("__")[2] not in {"MIN_VALUE"}:
+            for name, inner in value.items():
+                add(f"{prefix}__{name.upper()}", inner)
+        elif isinstance(value, str):
+            values[prefix] = value
+        elif value is not None:
+            values[prefix] = json.dumps(value)
+
+    for name, value in settings.model_dump(mode="json").items():
+        add(f"{ENV_PREFIX}{name.upper()}", value)
+    values[f"{ENV_PREFIX}HOME"] = str(settings.home.resolve())
+    return {k: v for k, v in values.items() if k not in OTHER_VARIABLES}
+
+
+def airflow_variables(settings: Settings) -> dict[str, str]:
+    """Airflow's configuration without its secrets.
+
+    Raises:
+        ConfigurationError: Airflow would listen beyond loopback without asking who comes.
+    """
+    airflow = settings.airflow
+    if airflow.auth == "everyone" and airflow.host not in LOOPBACK:
+        raise ConfigurationError(
+            f"airflow.host is {airflow.host}: beyond loopback Airflow must ask for a password; "
+            "set EVENSONG_AIRFLOW__AUTH=password"
+        )
+    url = f"http://{reachable(airflow.host)}:{airflow.port}"
+    root = project_root()
+    return AIRFLOW | {
+        "AIRFLOW_HOME": settings.place("airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(root / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(root / "plugins"),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": str(airflow.auth == "everyone"),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__API__HOST": airflow.host,
+        "AIRFLOW__API__PORT": str(airflow.port),
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": settings.place("airflow", "logs"),
+    }
+
+
+def reachable(host: str) -> str:
+    """The name under which a server that listens on `host` is reached from this machine."""
+    return "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host
+
+
+def project_root() -> Path:
+    """The folder that holds `dags/` and `plugins/`: the working folder, or the one that the package was installed from.
+
+    Raises:
+        ConfigurationError: neither holds them.
+    """
+    candidates = [Path.cwd(), Path(__file__).resolve().parents[3]]
+    for root in candidates:
+        if (root / "dags" / "nightly_retraining.py").is_file():
+            return root
+    raise ConfigurationError(
+        f"expected dags/nightly_retraining.py in {' or '.join(map(str, candidates))}, found none; "
+        "run from a checkout of Evensong"
+    )
+
+
+def airflow_version() -> str:
+    """The installed version of Airflow, read without importing it."""
+    return version("apache-airflow")
