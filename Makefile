@@ -1,0 +1,65 @@
+# Evensong needs Python 3.11, make and a package index; `make help` lists what this file can do.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+INSTALLED := $(VENV)/.installed
+# Numeric libraries that each take every core only disturb one another here.
+export OMP_NUM_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test test-slow lint browser bench lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## the environment in .venv, from requirements.lock
+
+$(INSTALLED): requirements.lock pyproject.toml Makefile
+	@command -v $(PYTHON) >/dev/null || { echo "Evensong needs Python 3.11: no $(PYTHON) on the PATH. Install it (Debian: apt install python3.11 python3.11-venv) or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Evensong needs Python 3.11, $(PYTHON) is $$($(PYTHON) --version)" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment (Debian: apt install python3.11-venv)" >&2; rm -rf $(VENV); exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv==$(UV_VERSION)'
+	@# uv does not read pip's configuration: a folder of wheels named there is handed on
+	UV_FIND_LINKS="$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)" $(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: $(INSTALLED) ## a simulated shop, three nights through Airflow, a champion, recommendations
+	$(BIN)/evensong demo
+
+up: $(INSTALLED) ## Airflow, MLflow and the service, supervised; Ctrl-C ends all
+	@exec $(BIN)/evensong up
+
+lint: $(INSTALLED) ## style, types and the order of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(INSTALLED) browser lint ## everything that is checked, but for the tests that take minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED) browser ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+browser:
+	@if command -v chromium >/dev/null || command -v google-chrome >/dev/null; then exit 0; fi; \
+	if command -v apt-get >/dev/null; then \
+		if [ "$$(id -u)" = 0 ]; then become=""; elif sudo -n true 2>/dev/null; then become="sudo -n"; else become=no; fi; \
+		if [ "$$become" != no ] && { $$become apt-get update -qq && $$become apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1; then exit 0; fi; \
+	fi; \
+	echo "No Chromium here and none could be installed: THE BROWSER TESTS WILL BE SKIPPED (Debian: apt install chromium)"
+
+bench: $(INSTALLED) ## every benchmark, or one: make bench NAME=nightly
+	@for name in $(or $(NAME),$$($(BIN)/python -c 'import benchmarks, pkgutil; print(*sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_")))')); do $(BIN)/python -m benchmarks $$name || exit 1; done
+
+lock: ## resolve pyproject.toml anew into requirements.lock
+	UV_FIND_LINKS="$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)" $(BIN)/uv pip compile --quiet --upgrade --extra dev --no-annotate --no-header pyproject.toml --output-file requirements.lock.new
+	@# the local label of a CPU build exists only where that file is at hand
+	{ echo "# The environment that runs. \`make lock\` writes this file anew; \`make install\` installs it."; sed -E 's/^([a-z0-9-]+==[^+ ]+)\+[a-z0-9]+/\1/; /^(nvidia|cuda|triton)-?/d' requirements.lock.new; } > requirements.lock
+	@rm requirements.lock.new
+
+clean: ## remove the environment and what tools cached; never ./var
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist src/*.egg-info

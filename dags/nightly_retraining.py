@@ -1,0 +1,216 @@
+"""Retrains the recommender every night, and promotes the new model when the evidence says it is better.
+
+A run has one **as_of**: nothing that became known after it reaches the model. A scheduled run and each night of a
+backfill take the midnight (UTC) at the start of the day on which they are due; the form may name any other moment.
+
+A night whose gate says no is a green run: the champion stays. A night whose data is bad is a red one: nothing is
+trained. Clear a failed task to go on from there; every step gives the same when it runs again.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import CronTriggerTimetable, Param, dag, task
+from evensong_airflow import StepLink, night_of_run, show, step, tell_failure
+
+from evensong.settings import load_settings
+
+Night = dict[str, Any]
+
+PARAMS = {
+    "as_of": Param(
+        None,
+        type=["null", "string"],
+        format="date-time",
+        title="As of",
+        description="The cutoff (UTC): the run sees what was known at this moment, and nothing later. Empty: the last midnight.",
+    ),
+    "source": Param(
+        "all",
+        type="string",
+        minLength=1,
+        title="Source",
+        description="Which registered source to ingest from; all takes every one. "
+        "Sources are registered by `evensong import` and `evensong simulate`.",
+        examples=["all", "shop"],
+    ),
+    "train_from": Param(
+        "scratch",
+        type="string",
+        enum=["scratch", "champion"],
+        title="Train from",
+        description="Start with random weights, or continue from the champion's.",
+        values_display={"scratch": "scratch: random weights", "champion": "champion: continue from its weights"},
+    ),
+    "refit": Param(
+        True,
+        type="boolean",
+        title="Refit on everything",
+        description="After the evaluation, train the same recipe on everything up to as_of; the bundle holds that model.",
+    ),
+    "seed": Param(7, type="integer", minimum=0, title="Seed", description="Of every random choice in the run."),
+}
+
+
+@dag(
+    schedule=CronTriggerTimetable(load_settings().airflow.schedule, timezone="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    is_paused_upon_creation=False,
+    params=PARAMS,
+    tags=["evensong", "training"],
+    doc_md=__doc__,
+    default_args={
+        "retries": 3,
+        "retry_delay": timedelta(seconds=10),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(minutes=5),
+        "on_failure_callback": tell_failure,
+    },
+)
+def nightly_retraining() -> None:
+    @task
+    def plan() -> Night:
+        """Which night this is: its as_of, and how to train."""
+        return night_of_run().model_dump(mode="json")
+
+    @task
+    def ingest(night: Night) -> dict[str, int]:
+        """Bring what arrived since the last run into the lake."""
+        from evensong.pipelines import ingest
+
+        with step(night) as (settings, value):
+            return ingest.run(settings, value)
+
+    @task
+    def validate(night: Night) -> str:
+        """Put bad rows into quarantine; stop the night when there are too many."""
+        from evensong.data import storage
+        from evensong.pipelines import validate
+
+        with step(night) as (settings, value):
+            uri = validate.run(settings, value)
+            show("Data Docs", storage.read_json(uri)["data_docs"])
+            return uri
+
+    @task
+    def build_features(night: Night) -> dict[str, int]:
+        """Compute the features that changed."""
+        from evensong.pipelines import features
+
+        with step(night) as (settings, value):
+            return features.build(settings, value)
+
+    @task
+    def materialize(night: Night) -> dict[str, int]:
+        """Bring the newest features into the online store."""
+        from evensong.pipelines import features
+
+        with step(night) as (settings, value):
+            return features.materialize(settings, value)
+
+    @task
+    def build_training_set(night: Night) -> str:
+        """Join labels with the features that were known then."""
+        from evensong.pipelines import training_set
+
+        with step(night) as (settings, value):
+            return training_set.build(settings, value)
+
+    @task
+    def train_retriever(night: Night, training_set_uri: str) -> str:
+        """Train the two towers."""
+        from evensong.pipelines import train
+
+        with step(night) as (settings, value):
+            return train.retriever(settings, value, training_set_uri)
+
+    @task
+    def train_ranker(night: Night, training_set_uri: str, retriever_uri: str) -> str:
+        """Train the model that orders the candidates."""
+        from evensong.pipelines import train
+
+        with step(night) as (settings, value):
+            return train.ranker(settings, value, training_set_uri, retriever_uri)
+
+    @task
+    def build_index(night: Night, training_set_uri: str, retriever_uri: str) -> str:
+        """Index the items, and measure the index against exact search."""
+        from evensong.pipelines import index
+
+        with step(night) as (settings, value):
+            return index.build(settings, value, training_set_uri, retriever_uri)
+
+    @task
+    def evaluate(night: Night, training_set_uri: str, retriever_uri: str, ranker_uri: str, index_uri: str) -> str:
+        """Judge challenger, champion and popularity on the same held-out events."""
+        from evensong.pipelines import evaluate
+
+        with step(night) as (settings, value):
+            return evaluate.run(settings, value, training_set_uri, retriever_uri, ranker_uri, index_uri)
+
+    @task
+    def bundle(
+        night: Night, training_set_uri: str, retriever_uri: str, ranker_uri: str, index_uri: str, evaluation_uri: str
+    ) -> str:
+        """Refit on everything, and put all that serves into one folder."""
+        from evensong.pipelines import bundle
+
+        with step(night) as (settings, value):
+            return bundle.assemble(
+                settings, value, training_set_uri, retriever_uri, ranker_uri, index_uri, evaluation_uri
+            )
+
+    @task
+    def register(night: Night, bundle_uri: str, evaluation_uri: str) -> str:
+        """Make the bundle one model version."""
+        from evensong.pipelines import register
+
+        with step(night) as (settings, value):
+            version = register.run(settings, value, bundle_uri, evaluation_uri)
+            name, port = settings.registry.model_name, settings.mlflow_port
+            show("MLflow version", f"http://{settings.mlflow_host}:{port}/#/models/{name}/versions/{version}")
+            return version
+
+    @task
+    def gate(night: Night, version: str, evaluation_uri: str) -> dict[str, Any]:
+        """Decide by the policy whether the version is better."""
+        from evensong.pipelines import gate
+
+        with step(night) as (settings, value):
+            decision = gate.run(settings, value, version, evaluation_uri)
+            show("Decision", f"{'promote' if decision['promote'] else 'keep'}: {'; '.join(decision['reasons'])}")
+            return decision
+
+    @task
+    def promote(night: Night, version: str) -> dict[str, Any]:
+        """Move the alias `champion`, if the gate said yes."""
+        from evensong.pipelines import promote
+
+        with step(night) as (settings, value):
+            moved = promote.run(settings, value, version)
+            show("Champion", f"{moved['champion']}, {'moved' if moved['moved'] else 'as before'}")
+            return moved
+
+    night = plan()
+    ingested = ingest(night)
+    validated = validate(night)
+    features = build_features(night)
+    examples = build_training_set(night)
+    online = materialize(night)
+    ingested >> validated >> features >> [online, examples]
+
+    retriever = train_retriever(night, examples)
+    ranker = train_ranker(night, examples, retriever)
+    items = build_index(night, examples, retriever)
+    evaluation = evaluate(night, examples, retriever, ranker, items)
+
+    artifact = bundle(night, examples, retriever, ranker, items, evaluation)
+    version = register(night, artifact, evaluation)
+    version.operator.operator_extra_links = (StepLink("MLflow version"),)
+    [gate(night, version, evaluation), online] >> promote(night, version)
+
+
+nightly_retraining()

@@ -1,0 +1,177 @@
+"""What the DAGs need from Airflow beyond wiring: one night at a time, errors that are not retried in vain, links, alerts.
+
+Light on purpose: Airflow imports this folder in every process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperatorLink, get_current_context
+from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
+
+if TYPE_CHECKING:
+    from evensong.settings import Settings
+    from evensong.types import Night
+
+log = logging.getLogger(__name__)
+
+WAIT_FOR_TURN = timedelta(seconds=20)
+#: Short waits, as between the two branches of a run, stay in the task; longer ones hand the worker back.
+WAIT_FOR_LOCK_SECONDS = 30.0
+
+
+def night_of_run() -> Night:
+    """The night that this DAG run is for: the form's fields, and as_of by the run's own date where none is given.
+
+    The date is `run_after`: when a scheduled run was due, the night that a backfill repeats, the moment of a click.
+    """
+    from evensong.types import Night
+
+    context = get_current_context()
+    fields = dict(context["params"])
+    if fields.get("as_of") is None:
+        due = context["dag_run"].run_after.astimezone(UTC)
+        fields["as_of"] = due.replace(hour=0, minute=0, second=0, microsecond=0)
+    return Night.model_validate(fields)
+
+
+@contextmanager
+def step(night: dict[str, Any]) -> Iterator[tuple[Settings, Night]]:
+    """The settings and the night for one step, while no other run or command changes this home.
+
+    An error that Evensong raises on purpose fails the task at once, since another try would meet it again; a storage
+    that does not answer, and anything else, is tried again as the DAG says.
+
+    Raises:
+        AirflowFailException: a rule refused, or the input cannot be used.
+        AirflowRescheduleException: another run or command is at work here; Airflow calls again.
+    """
+    from evensong.errors import BusyError, EvensongError, StorageError
+    from evensong.pipelines.night import hold_home
+    from evensong.settings import load_settings
+    from evensong.types import Night
+
+    value = Night.model_validate(night)
+    settings = load_settings()
+    take_turn(Path(settings.place("turn.json")), value.as_of)
+    try:
+        with hold_home(settings, wait_seconds=WAIT_FOR_LOCK_SECONDS):
+            yield settings, value
+    except BusyError as error:
+        log.info("%s", error)
+        raise AirflowRescheduleException(datetime.now(UTC) + WAIT_FOR_TURN) from error
+    except StorageError:
+        raise
+    except EvensongError as error:
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def take_turn(book: Path, as_of: datetime) -> None:
+    """Hold the home for this DAG run from its first step to its last; among those that wait, the oldest as_of is next.
+
+    `max_active_runs` does not hold a backfill's runs back from each other or from a scheduled run; this does. A run
+    that has ended, however it ended, holds nothing.
+
+    Raises:
+        AirflowRescheduleException: it is another run's turn.
+    """
+    context = get_current_context()
+    ti, run_id = context["ti"], context["run_id"]
+
+    def runs(other: str) -> bool:
+        try:
+            return str(ti.get_dagrun_state(ti.dag_id, other)) == "running"
+        except Exception as error:  # a run that somebody deleted
+            log.info("the run %s cannot be found (%s); its turn is over", other, error)
+            return False
+
+    holder = _change(book, lambda turns: next_turn(turns, run_id, as_of.isoformat(), runs))
+    if holder != run_id:
+        log.info("the run %s has its turn; looking again in %d s", holder, WAIT_FOR_TURN.seconds)
+        raise AirflowRescheduleException(datetime.now(UTC) + WAIT_FOR_TURN)
+
+
+def next_turn(turns: dict[str, Any], run_id: str, as_of: str, runs: Callable[[str], bool]) -> dict[str, Any]:
+    """Who holds the home, and who waits, after `run_id` has asked."""
+    holder = turns.get("holder")
+    if holder == run_id or (holder and runs(holder)):
+        waiting = turns.get("waiting", {})
+    else:
+        waiting = {other: time for other, time in turns.get("waiting", {}).items() if other != run_id and runs(other)}
+        waiting[run_id] = as_of
+        holder = min(waiting, key=lambda other: (waiting[other], other))
+    waiting = {other: time for other, time in (waiting | {run_id: as_of}).items() if other != holder}
+    return {"holder": holder, "waiting": waiting}
+
+
+def _change(book: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
+    """Apply `change` to the book of turns while no other process reads it; the holder afterwards."""
+    book.parent.mkdir(parents=True, exist_ok=True)
+    with book.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        try:
+            turns = json.loads(file.read() or "{}")
+        except json.JSONDecodeError:  # a machine that stopped while it was written
+            turns = {}
+        turns = change(turns)
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(turns))
+        return str(turns["holder"])
+
+
+class StepLink(BaseOperatorLink):
+    """A button on the task's page, to what the step made."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self.url = ""
+
+    @property
+    def name(self) -> str:
+        """The button's text."""
+        return self._label
+
+    @property
+    def xcom_key(self) -> str:
+        """Where Airflow keeps the address."""
+        return "link_" + self._label.lower().replace(" ", "_")
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """The address that the step has shown."""
+        return self.url
+
+
+def show(label: str, value: str) -> None:
+    """Say where to look: in the task's log, in its XCom, and on its button of that label where it has one."""
+    context = get_current_context()
+    log.info("%s: %s", label, value)
+    context["ti"].xcom_push(key=label.lower().replace(" ", "_"), value=value)
+    for link in context["task"].operator_extra_links:
+        if link.name == label:
+            link.url = value
+
+
+def tell_failure(context: dict[str, Any]) -> None:
+    """Write one readable line for whoever is called at night: what failed, for which night, why, where to look."""
+    ti = context["ti"]
+    error = context.get("exception")
+    log.error(
+        "%s failed in %s, run %s (try %s): %s\nlook at %s; when the cause is gone, clear the task there, "
+        "or run `evensong nightly --as-of …`: finished steps give the same again",
+        ti.task_id,
+        ti.dag_id,
+        ti.run_id,
+        ti.try_number,
+        error or "no exception was recorded: the process was killed",
+        getattr(ti, "log_url", "the Airflow UI"),
+    )
