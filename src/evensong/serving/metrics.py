@@ -1,0 +1,107 @@
+"""What the service counts and times, for Prometheus."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+#: Set by the server when it runs several processes: they then count into files there, and each answers for all.
+MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """The metrics of one app."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "evensong_requests", "Requests answered.", ["route", "method", "status"], registry=self._registry
+        )
+        self.request_seconds = Histogram(
+            "evensong_request_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=self._registry
+        )
+        self.stage_seconds = Histogram(
+            "evensong_stage_seconds",
+            "Time of one stage of a recommendation: waiting, features, funnel, answer.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.model_info = Gauge(
+            "evensong_model_info",
+            "1 for the model version that answers.",
+            ["model", "version", "as_of"],
+            registry=self._registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.swaps = Counter("evensong_model_swaps", "Times that a model began to answer.", registry=self._registry)
+        self.swap_failures = Counter(
+            "evensong_model_swap_failures",
+            "Times that a new champion could not be taken into use; the old one went on.",
+            ["reason"],
+            registry=self._registry,
+        )
+        self.registry_errors = Counter(
+            "evensong_registry_errors", "Times that the registry could not be asked.", registry=self._registry
+        )
+        self.fallbacks = Counter(
+            "evensong_fallbacks", "Answers with popular items, by reason.", ["reason"], registry=self._registry
+        )
+        self.feature_errors = Counter(
+            "evensong_online_store_errors", "Failed reads of the online store.", ["what"], registry=self._registry
+        )
+        self.item_refreshes = Counter(
+            "evensong_item_feature_refreshes", "Times that item features were read anew.", registry=self._registry
+        )
+        self.features_timestamp = Gauge(
+            "evensong_features_timestamp_seconds",
+            "Unix time of the newest features in the online store.",
+            registry=self._registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.staleness = Gauge(
+            "evensong_feature_staleness_seconds",
+            "Age of the newest features in the online store, when last looked.",
+            registry=self._registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.requests_logged = Counter(
+            "evensong_requests_logged", "Requests written to the request log.", registry=self._registry
+        )
+        self.requests_not_logged = Counter(
+            "evensong_requests_log_dropped", "Sampled requests that the log had no room for.", registry=self._registry
+        )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage of a request."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_seconds.labels(name).observe(time.perf_counter() - start)
+
+    def model_began(
+        self, model: str, version: str, as_of: str | None, *, before: tuple[str, str, str | None] | None
+    ) -> None:
+        """Say which version answers from now on."""
+        if before:
+            self.model_info.labels(before[0], before[1], before[2] or "").set(0)
+        self.model_info.labels(model, version, as_of or "").set(1)
+        self.swaps.inc()
+
+    def render(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        if MULTIPROCESS_VARIABLE in os.environ:
+            together = CollectorRegistry()
+            MultiProcessCollector(together)
+            return generate_latest(together)
+        return generate_latest(self._registry)
