@@ -84,6 +84,35 @@ def write_bytes(uri: str, content: bytes) -> str:
     return uri
 
 
+def create_bytes(uri: str, content: bytes) -> str:
+    """Write one file that must not be there yet; of two writers at once exactly one succeeds.
+
+    Raises:
+        StorageError: it is there already.
+    """
+    taken = StorageError(f"{uri}: expected nothing there, found a file; another process wrote it first")
+    if is_remote(uri):
+        bucket, key = _split(uri)
+        try:
+            _client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+                raise taken from error
+            raise
+        return uri
+    path = Path(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    draft.write_bytes(content)
+    try:
+        os.link(draft, path)
+    except FileExistsError as error:
+        raise taken from error
+    finally:
+        draft.unlink()
+    return uri
+
+
 def read_json(uri: str) -> Any:
     """The content of a JSON file."""
     return json.loads(read_bytes(uri))
@@ -164,6 +193,15 @@ def fetch_folder(uri: str, target: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         _client().download_file(bucket, key, str(path))
     return target
+
+
+def fingerprint(uri: str) -> str:
+    """A mark of a file that changes when the file does: size and time of change, or S3's ETag."""
+    if not is_remote(uri):
+        found = Path(uri).stat()
+        return f"{found.st_size}-{found.st_mtime_ns}"
+    bucket, key = _split(uri)
+    return str(_client().head_object(Bucket=bucket, Key=key)["ETag"])
 
 
 def list_files(uri: str) -> list[str]:

@@ -1,0 +1,276 @@
+"""The connection to MLflow: one client from the settings, and one run a night with parameters, metrics, timings."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evensong.errors import BusyError, RegistryError
+from evensong.settings import Settings
+from evensong.types import EvaluationReport, Night
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "nightly_retraining"
+
+#: Set before MLflow is imported: no telemetry, no progress bars, no names of environment variables on a model,
+#: and a server that is away is reported after seconds, not minutes.
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_UV_AUTO_DETECT": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_initialized: set[str] = set()
+
+
+def client(settings: Settings) -> MlflowClient:
+    """A client of the tracking and registry store that the settings name; a new SQLite database is made on the way.
+
+    Raises:
+        RegistryError: the store cannot be reached.
+    """
+    _quiet()
+    import mlflow
+    from mlflow import MlflowClient
+
+    uri = settings.tracking
+    # Some of MLflow's own look-ups (a `models:/` source) ask the process's store instead of the client's.
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    if uri in _initialized:
+        return MlflowClient(uri, uri)
+    with registry_errors(settings, "opening the store"):
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        # Two processes that migrate a new database at once would trip over each other.
+        with locked(settings, "mlflow-init", wait_seconds=120):
+            made = MlflowClient(uri, uri)
+            made.search_experiments(max_results=1)
+    _initialized.add(uri)
+    return made
+
+
+def experiment_id(settings: Settings) -> str:
+    """The experiment that holds the nights; made with the artifact location of the settings if it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    with registry_errors(settings, f"experiment {EXPERIMENT}"):
+        mlflow_client = client(settings)
+        found = mlflow_client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            location = settings.model_artifacts
+            if "://" not in location:
+                Path(location).mkdir(parents=True, exist_ok=True)
+            try:
+                return mlflow_client.create_experiment(EXPERIMENT, artifact_location=location)
+            except MlflowException:
+                # Another process made it since we looked; any other cause shows in the second look.
+                found = mlflow_client.get_experiment_by_name(EXPERIMENT)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            mlflow_client.restore_experiment(found.experiment_id)
+        return found.experiment_id
+
+
+def night_run(settings: Settings, night: Night) -> str:
+    """The MLflow run id of the night: one run a night, however often the night is started."""
+    with registry_errors(settings, f"run of {night.run_id}"):
+        experiment = experiment_id(settings)
+        mlflow_client = client(settings)
+        with locked(settings, "night-run", wait_seconds=60):
+            found = [
+                run
+                for run in mlflow_client.search_runs(
+                    [experiment], f"tags.`evensong.run_id` = '{night.run_id}'", order_by=["start_time ASC"]
+                )
+                if "evensong.superseded" not in run.data.tags
+            ]
+            if found:
+                return found[-1].info.run_id
+            return _new_run(mlflow_client, experiment, night, night.run_id)
+
+
+def log_params(settings: Settings, night: Night, params: Mapping[str, Any]) -> None:
+    """Log the night's parameters.
+
+    MLflow never changes a parameter, so a rerun with other values gets a new run; the old one is tagged
+    `evensong.superseded` and stays for the versions that point at it.
+    """
+    values = {name: _text(value) for name, value in sorted(params.items())}
+    run_id = night_run(settings, night)
+    with registry_errors(settings, f"run of {night.run_id}"):
+        from mlflow.entities import Param
+
+        mlflow_client = client(settings)
+        known = mlflow_client.get_run(run_id).data.params
+        if any(known.get(name, value) != value for name, value in values.items()):
+            mlflow_client.set_tag(run_id, "evensong.superseded", "parameters changed in a rerun of this night")
+            run_id = _new_run(mlflow_client, experiment_id(settings), night, f"{night.run_id} again")
+            known = {}
+        new = [Param(name, value) for name, value in values.items() if name not in known]
+        for start in range(0, len(new), 100):
+            mlflow_client.log_batch(run_id, params=new[start : start + 100])
+
+
+def log_metrics(settings: Settings, night: Night, metrics: Mapping[str, float], *, prefix: str = "") -> None:
+    """Log figures of the night; a figure that the run already has with this value is not logged again."""
+    run_id = night_run(settings, night)
+    with registry_errors(settings, f"run of {night.run_id}"):
+        from mlflow.entities import Metric
+
+        mlflow_client = client(settings)
+        known = mlflow_client.get_run(run_id).data.metrics
+        now = int(time.time() * 1000)
+        new = [
+            Metric(_metric_name(prefix + name), float(value), now, 0)
+            for name, value in sorted(metrics.items())
+            if known.get(_metric_name(prefix + name)) != float(value)
+        ]
+        for start in range(0, len(new), 500):
+            mlflow_client.log_batch(run_id, metrics=new[start : start + 500])
+
+
+def log_report(settings: Settings, night: Night, report: EvaluationReport) -> None:
+    """Log an evaluation: `challenger.recall_at_20`, `champion.…`, `popularity.…`, guardrails by their own name."""
+    log_metrics(settings, night, report_metrics(report))
+
+
+def report_metrics(report: EvaluationReport) -> dict[str, float]:
+    """Every figure of a report under one flat name."""
+    models = {"challenger": report.challenger, "champion": report.champion, **report.baselines}
+    figures = {
+        f"{model}.{metric}": value
+        for model, result in sorted(models.items())
+        if result is not None
+        for metric, value in sorted(result.metrics.items())
+    }
+    return figures | dict(sorted(report.guardrails.items())) | {"num_users": float(report.num_users)}
+
+
+def log_timings(settings: Settings, night: Night, seconds: Mapping[str, float]) -> None:
+    """Log the wall time of steps as `seconds.<step>`."""
+    log_metrics(settings, night, seconds, prefix="seconds.")
+
+
+def log_text(settings: Settings, night: Night, text: str, name: str) -> None:
+    """Log a text as an artifact of the night's run, in place of one of the same name."""
+    run_id = night_run(settings, night)
+    with registry_errors(settings, f"run of {night.run_id}"):
+        client(settings).log_text(run_id, text, name)
+
+
+def log_file(settings: Settings, night: Night, path: Path, folder: str | None = None) -> None:
+    """Log a file as an artifact of the night's run."""
+    run_id = night_run(settings, night)
+    with registry_errors(settings, f"run of {night.run_id}"):
+        client(settings).log_artifact(run_id, str(path), folder)
+
+
+def finish(settings: Settings, night: Night, *, succeeded: bool) -> None:
+    """Mark the night's run as finished or failed."""
+    run_id = night_run(settings, night)
+    with registry_errors(settings, f"run of {night.run_id}"):
+        client(settings).set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+
+
+def download(settings: Settings, artifact_uri: str, target: Path) -> Path:
+    """Download one artifact, a file or a folder, into `target` and return where it lies."""
+    with registry_errors(settings, artifact_uri):
+        uri = client(settings).tracking_uri
+        from mlflow.artifacts import download_artifacts
+
+        place = Path(
+            download_artifacts(artifact_uri=artifact_uri, dst_path=str(target), tracking_uri=uri, registry_uri=uri)
+        )
+    if not place.exists():
+        raise RegistryError(
+            f"{artifact_uri}: expected an artifact, found none; was it collected by the retention rule?"
+        )
+    return place
+
+
+@contextlib.contextmanager
+def locked(settings: Settings, name: str, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold a lock of this home by name; a killed holder lets go by dying.
+
+    Raises:
+        BusyError: another process still holds it after `wait_seconds`.
+    """
+    path = Path(settings.place("mlflow", "locks", f"{name}.lock"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_seconds
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise BusyError(f"{name}: another process holds it; wait until it ends and try again") from None
+                time.sleep(0.02)
+        yield
+
+
+@contextlib.contextmanager
+def registry_errors(settings: Settings, what: str) -> Iterator[None]:
+    """Turn what MLflow raises into a RegistryError that says what was asked, where, and what to do."""
+    _quiet()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            advice = "see `evensong registry list` for what there is"
+        else:
+            advice = "is the store up, and mlflow_tracking_uri right?"
+        message = _without_password(str(error)).splitlines()[0]
+        raise RegistryError(f"{what}: MLflow at {place_of(settings)} answered: {message}; {advice}") from error
+
+
+def place_of(settings: Settings) -> str:
+    """The tracking URI without a password."""
+    return _without_password(settings.tracking)
+
+
+def _quiet() -> None:
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _new_run(mlflow_client: MlflowClient, experiment: str, night: Night, name: str) -> str:
+    tags = {"evensong.run_id": night.run_id, "as_of": night.as_of.isoformat()}
+    return mlflow_client.create_run(experiment, tags=tags, run_name=name).info.run_id
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"(\w+://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+
+
+def _metric_name(name: str) -> str:
+    # MLflow takes letters, digits, `_-. :/` only.
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value[:6000]
+    return json.dumps(value, sort_keys=True, default=str)[:6000]

@@ -1,0 +1,72 @@
+"""One home on SQLite, and small bundles whose content nobody reads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from evensong.registry import bundle, tracking, versions
+from evensong.registry.versions import ModelVersion
+from evensong.settings import Settings
+from evensong.types import Night
+
+Register = Callable[..., ModelVersion]
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated MLflow database, made once: migrating takes seconds."""
+    home = tmp_path_factory.mktemp("empty")
+    tracking.client(Settings(home=home))
+    return home / "mlflow" / "mlflow.db"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, empty_store: Path) -> Settings:
+    home = tmp_path / "home"
+    (home / "mlflow").mkdir(parents=True)
+    shutil.copy(empty_store, home / "mlflow" / "mlflow.db")
+    return Settings(home=home)
+
+
+def night(day: int) -> Night:
+    return Night(as_of=datetime(2026, 3, 1, tzinfo=UTC) + timedelta(days=day - 1))
+
+
+def make_bundle(folder: Path, day: int = 1, content: str = "weights") -> Path:
+    """A bundle of two small files, made by the night of March `day`."""
+    (folder / "retriever").mkdir(parents=True)
+    (folder / "retriever" / "config.json").write_text('{"dimension": 4}')
+    (folder / "popularity.json").write_text(content)
+    bundle.write_manifest(folder, as_of=night(day).as_of, lake_versions={"interactions": day}, seed=7)
+    return folder
+
+
+def register_bundle(settings: Settings, day: int, directory: Path, **changes: object) -> ModelVersion:
+    values = {
+        "loader_module": "evensong.registry.bundle",
+        "input_example": pl.DataFrame({"user_id": ["u1"]}),
+        "output_example": pl.DataFrame({"user_id": ["u1"], "item_id": ["i1"], "score": [0.5]}),
+        "metrics": {"challenger.recall_at_20": 0.1 * day},
+        "tags": {"lake_versions": '{"interactions": 1}'},
+        "description": f"night {day}",
+    } | changes
+    return versions.register(settings, night(day), directory, **values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def register(settings: Settings, tmp_path: Path) -> Register:
+    """Register the bundle of a night; another content is another bundle."""
+
+    def call(day: int = 1, content: str | None = None, **changes: object) -> ModelVersion:
+        folder = tmp_path / "bundles" / f"{day}-{content}"
+        if not folder.exists():
+            make_bundle(folder, day, content or f"night {day}")
+        return register_bundle(settings, day, folder, **changes)
+
+    return call
