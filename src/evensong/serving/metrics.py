@@ -6,9 +6,22 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
+
+from evensong.serving.schemas import Reason
+
+# a second series beside each one, of which nobody here makes use
+disable_created_metrics()
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 #: Set by the server when it runs several processes: they then count into files there, and each answers for all.
@@ -79,6 +92,13 @@ class Metrics:
         self.requests_not_logged = Counter(
             "evensong_requests_log_dropped", "Sampled requests that the log had no room for.", registry=self._registry
         )
+        # series that exist from the start can be alerted on
+        for reason in get_args(Reason):
+            self.fallbacks.labels(reason)
+        for reason in ("corrupt", "unloadable"):
+            self.swap_failures.labels(reason)
+        for what in ("open", "items", "users"):
+            self.feature_errors.labels(what)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -65,7 +65,7 @@ function showItems(answer) {
     meter.max = 1;
     meter.value = span > 0 ? 0.08 + 0.92 * (item.score - low) / span : 1;
     meter.setAttribute("aria-hidden", "true");
-    const number = element("span", "", item.score.toLocaleString("en", { maximumFractionDigits: 3 }));
+    const number = element("span", "", item.score.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 3 }));
     number.setAttribute("aria-label", `score ${number.textContent}`);
     score.append(number, meter);
     row.append(element("span", "rank", String(item.rank)), describe(item.title, item.item_id, item.category), score);
@@ -73,7 +73,7 @@ function showItems(answer) {
   });
   $("items").replaceChildren(...rows);
   show("no-items", rows.length === 0);
-  const version = `Model version ${answer.model_version}` + (answer.model_as_of ? `, which knows what was known on ${day(answer.model_as_of)}` : "");
+  const version = `Model version ${answer.model_version}` + (answer.model_as_of ? `, trained on what was known on ${day(answer.model_as_of)}` : "");
   const hidden = { seen: "Items already seen are left out.", purchased: "Items already bought are left out.", none: "" }[answer.filter];
   $("source").textContent = answer.source === "model"
     ? `${version}. ${hidden}`
