@@ -7,6 +7,7 @@ use where it is: a damaged bundle, a registry that is away, an online store that
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -87,6 +88,8 @@ class Champion:
         self._metrics = metrics
         self._warnings: dict[str, str] = {}
         self._failed: tuple[str, float, float] | None = None
+        """The version that could not be taken into use, when to try it again, and the wait before that."""
+        self._newest: Materialized | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -114,6 +117,7 @@ class Champion:
         self._follow_materialization()
 
     def _run(self) -> None:
+        self._import_ahead()
         while not self._stop.is_set():
             try:
                 self.look()
@@ -123,6 +127,20 @@ class Champion:
                     "looking for the champion failed; trying again in %g s", self._settings.serving.poll_seconds
                 )
             self._stop.wait(self._settings.serving.poll_seconds)
+
+    def _import_ahead(self) -> None:
+        """Import what a look needs, and take it out of the garbage collector's view.
+
+        What libraries hold lives as long as the process; to walk through it at each full collection would hold up requests.
+        """
+        from evensong.registry import aliases
+
+        self._open_features()
+        with contextlib.suppress(Exception):
+            aliases.champion(self._settings)
+            import evensong.recommender.funnel  # noqa: F401
+        gc.collect()
+        gc.freeze()
 
     # ------------------------------------------------------------ the alias
 
@@ -285,7 +303,7 @@ class Champion:
             )
 
     def _follow_materialization(self) -> None:
-        newest = materialized(self._settings)
+        newest = self._materialized()
         if newest:
             self._metrics.features_timestamp.set(newest.as_of.timestamp())
             self._metrics.staleness.set((datetime.now(UTC) - newest.as_of).total_seconds())
@@ -294,12 +312,22 @@ class Champion:
             self.in_use = self._with_items(current) or current
         self.people.refresh(newest)
 
+    def _materialized(self) -> Materialized | None:
+        """The last materialization; while its marker cannot be read, the one known before."""
+        try:
+            self._newest = materialized(self._settings)
+        except Exception as error:
+            self._warn("marker", f"the last materialization cannot be read ({_first_line(error)}); is the lake there?")
+        else:
+            self._clear("marker")
+        return self._newest
+
     def _with_items(self, model: InUse) -> InUse | None:
         """The model with item features as the online store has them now, or none when they cannot be read."""
         if self.features is None:
             return None
         # before the read: a materialization that ends in between is then seen as new
-        marker = materialized(self._settings)
+        marker = self._materialized()
         try:
             frame = self.features.items(list(model.recommender.item_ids))
         except Exception as error:

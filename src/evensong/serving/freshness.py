@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 
 from evensong.data import storage
 from evensong.errors import StorageError
 from evensong.settings import Settings
+
+#: Written by the step `materialize` when it ends.
+MARKER = "materialized.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,13 +21,25 @@ class Materialized:
     as_of: datetime
     """The moment of its features (UTC)."""
     token: str
-    """Differs whenever something was written since."""
+    """Differs whenever something was materialized since."""
 
 
 def materialized(settings: Settings) -> Materialized | None:
-    """The last one, or none when nothing was materialized yet or its marker cannot be reached."""
-    try:
-        marker = storage.read_json(storage.join(settings.lake, "features", "materialized.json"))
-    except StorageError:
+    """The last one, or none when nothing was materialized yet.
+
+    Raises:
+        StorageError, OSError, ValueError: the marker cannot be reached or read.
+    """
+    uri = storage.join(settings.lake, MARKER)
+    if not storage.exists(uri):
         return None
-    return Materialized(datetime.fromisoformat(marker["as_of"]), str(marker))
+    try:
+        marker = storage.read_json(uri)
+        as_of = datetime.fromisoformat(marker["as_of"]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(
+            f"{uri}: expected an object with `as_of`, found {error}; run `evensong nightly` again"
+        ) from error
+    # a rerun of the same night may say the same and have written other values
+    written = "" if storage.is_remote(uri) else str(Path(uri).stat().st_mtime_ns)
+    return Materialized(as_of, f"{marker} {written}")
