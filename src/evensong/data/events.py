@@ -1,0 +1,149 @@
+"""Anybody's events: files and SQL tables that a mapping translates into interactions, items and users."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, cast
+
+import polars as pl
+
+from evensong.data import batch, lake, tabular
+from evensong.data.batch import Batch
+from evensong.data.mapping import EventMapping
+from evensong.errors import SourceError
+from evensong.types import Frame
+
+#: Types that stand for themselves when no column has their name; any other constant is taken for a misspelt column.
+EVENT_TYPES = ("impression", "view", "click", "cart", "purchase", "rating", "return", "dwell")
+
+
+def read(location: str, mapping: EventMapping) -> Batch:
+    """Everything that the source holds, in the lake's columns.
+
+    Items and users that nobody describes become known with their first event.
+
+    Raises:
+        SourceError: a file, table or column is missing, a value cannot be read, or there is no row.
+    """
+    rows = _rows(location, mapping)
+    if rows.is_empty():
+        raise SourceError(
+            f"{tabular.shown(location)}: expected at least one event, found none; is it the right source?"
+        )
+    if mapping.keep_order:
+        rows = batch.keep_order(rows)
+    if mapping.created is None:
+        rows = rows.with_columns(created_timestamp=pl.col("event_timestamp"))
+    kept = [name for name in lake.SCHEMAS["interactions"] if name in rows.columns]
+    interactions = lake.conform("interactions", rows.select(kept))
+    about: dict[str, Any] = _about_items(mapping, rows) | _about_users(mapping, rows)
+    return Batch(interactions, **about, moment=cast(datetime | None, interactions["created_timestamp"].max()))
+
+
+def _rows(location: str, mapping: EventMapping) -> Frame:
+    columns = {"user_id": mapping.user, "item_id": mapping.item, "event_timestamp": mapping.time}
+    optional = {
+        "value": mapping.value,
+        "session_id": mapping.session,
+        "request_id": mapping.request,
+        "position": mapping.position,
+        "propensity": mapping.propensity,
+        "created_timestamp": mapping.created,
+    }
+    columns |= {wanted: name for wanted, name in optional.items() if name is not None}
+    if mapping.items is None:
+        columns |= _item_columns(mapping)
+    if mapping.users is None:
+        columns |= {f"user {name}": name for name in mapping.user_attributes}
+    if mapping.event_type not in EVENT_TYPES:
+        columns["event_type"] = mapping.event_type
+    parts = _read(location, mapping.table, columns, mapping.separator)
+    rows = pl.concat([_typed(part, where, mapping, columns) for where, part in parts.items()], how="vertical_relaxed")
+    if "event_type" not in rows.columns:
+        rows = rows.with_columns(event_type=pl.lit(mapping.event_type))
+    return rows
+
+
+def _read(location: str, table: str | None, columns: Mapping[str, str], separator: str | None) -> dict[str, Frame]:
+    """Each file's (or the SQL table's) columns, by where they are from."""
+    if tabular.is_sql(location):
+        return {f"{tabular.shown(location)} table {table}": tabular.read_sql(location, table, columns)}
+    return {uri: tabular.read_file(uri, columns, separator) for uri in tabular.files(location)}
+
+
+def _typed(rows: Frame, where: str, mapping: EventMapping, names: Mapping[str, str]) -> Frame:
+    """Ids, times and numbers out of one file's columns (messages say `names`); the attributes stay as they are."""
+    found: list[pl.Series] = []
+    for column in rows.get_columns():
+        shown = column.alias(names[column.name])
+        if column.name in ("event_timestamp", "created_timestamp"):
+            shown = tabular.times(shown, where, mapping.time_format)
+        elif column.name in ("value", "propensity", "price"):
+            shown = tabular.numbers(shown, where)
+        elif column.name == "position":
+            shown = tabular.numbers(shown, where).cast(pl.Int32)
+        elif column.name in lake.SCHEMAS["interactions"] or column.name in lake.SCHEMAS["items"]:
+            shown = tabular.ids(shown)
+        found.append(shown.alias(column.name))
+    typed = pl.DataFrame(found)
+    if categories := [name for name in typed.columns if name.startswith("category ")]:
+        typed = typed.with_columns(batch.category_path(categories)).drop(categories)
+    return typed
+
+
+def _item_columns(mapping: EventMapping) -> dict[str, str]:
+    columns = {"title": mapping.title, "price": mapping.price, "image_uri": mapping.image}
+    columns |= {f"category {number}": name for number, name in enumerate(mapping.category)}
+    columns |= {f"item {name}": name for name in mapping.item_attributes}
+    return {wanted: name for wanted, name in columns.items() if name is not None}
+
+
+def _about_items(mapping: EventMapping, events: Frame) -> dict[str, Frame]:
+    attributes = mapping.item_attributes
+    if mapping.items is None:
+        rows = events.rename({f"item {name}": name for name in attributes})
+        return {"items": batch.changed_items(rows, attributes), "first_items": batch.first_items(rows, attributes)}
+    columns = {"item_id": mapping.items_id or mapping.item, **_item_columns(mapping)}
+    rows = _catalogue(mapping.items, mapping.items_table, columns, mapping.items_time, mapping, events)
+    rows = rows.rename({f"item {name}": name for name in attributes})
+    kept = [name for name in lake.SCHEMAS["items"] if name in rows.columns and name != "attributes"]
+    described = lake.conform("items", rows.select(*kept, batch.as_json(attributes)))
+    others = batch.first_items(events).join(described, "item_id", "anti")
+    return {"items" if mapping.items_time else "catalogue_items": described, "first_items": others}
+
+
+def _about_users(mapping: EventMapping, events: Frame) -> dict[str, Frame]:
+    attributes = mapping.user_attributes
+    if mapping.users is None:
+        return {
+            "first_users": batch.first_users(events.rename({f"user {name}": name for name in attributes}), attributes)
+        }
+    columns = {"user_id": mapping.users_id or mapping.user} | {f"user {name}": name for name in attributes}
+    rows = _catalogue(mapping.users, mapping.users_table, columns, mapping.users_time, mapping, events)
+    rows = rows.rename({f"user {name}": name for name in attributes})
+    kept = ["user_id", "event_timestamp", "created_timestamp"]
+    described = lake.conform("users", rows.select(*kept, batch.as_json(attributes)))
+    others = batch.first_users(events).join(described, "user_id", "anti")
+    return {"users" if mapping.users_time else "catalogue_users": described, "first_users": others}
+
+
+def _catalogue(
+    location: str, table: str | None, columns: dict[str, str], time: str | None, mapping: EventMapping, events: Frame
+) -> Frame:
+    """The rows about items or users with their own times; else that of the first event, their own or anyone's."""
+    key = next(iter(columns))
+    if time is not None:
+        columns = columns | {"event_timestamp": time}
+    parts = _read(location, table, columns, mapping.separator)
+    rows = pl.concat([_typed(part, where, mapping, columns) for where, part in parts.items()], how="vertical_relaxed")
+    if rows.is_empty():
+        raise SourceError(
+            f"{tabular.shown(location)}: expected at least one row, found none; leave it out, or correct it"
+        )
+    if time is not None:
+        return rows.with_columns(created_timestamp=pl.col("event_timestamp"))
+    moments = ["event_timestamp", "created_timestamp"]
+    seen = events.group_by(key).agg(pl.col(moments).min())
+    rows = rows.join(seen, key, "left", maintain_order="left")
+    return rows.with_columns(pl.col(name).fill_null(events[name].min()) for name in moments)

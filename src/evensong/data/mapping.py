@@ -1,0 +1,77 @@
+"""Which columns of somebody's data mean what: the mapping of `evensong import events`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from evensong.errors import SourceError
+from evensong.types import Value
+
+
+class EventMapping(Value):
+    """Column names of a file or SQL table of events, and where its items and users are described, if anywhere.
+
+    The item columns (`title`, `category`, `price`, `image`, `item_attributes`) are those of `items` when that is given,
+    and else of the events themselves; `user_attributes` likewise.
+    """
+
+    user: str = Field(description="Column of the user's id.")
+    item: str = Field(description="Column of the item's id.")
+    time: str = Field(description="Column of the event's time.")
+    event_type: str = Field("view", description="Column of the event's type, or one type for all events.")
+    value: str | None = Field(None, description="Column of a rating, a price paid, seconds.")
+    session: str | None = Field(None, description="Column of the session's id.")
+    request: str | None = Field(None, description="Column of the id of the request that showed the item.")
+    position: str | None = Field(None, description="Column of the place in the slate, from 0.")
+    propensity: str | None = Field(None, description="Column of the logging policy's probability.")
+    created: str | None = Field(None, description="Column of the moment at which the row became known; else its time.")
+    time_format: str | None = Field(None, description="How times are written, such as %d.%m.%Y %H:%M, if not ISO.")
+    separator: str | None = Field(None, description="What separates the columns of a text file, if it is not plain.")
+    table: str | None = Field(None, description="The table, for an SQL source.")
+    keep_order: bool = Field(False, description="A user's events of one moment happened in the file's order.")
+
+    title: str | None = Field(None, description="Column of the item's title.")
+    category: tuple[str, ...] = Field((), max_length=3, description="Columns of the item's category, broad to narrow.")
+    price: str | None = Field(None, description="Column of the item's price.")
+    image: str | None = Field(None, description="Column of the item's image URI.")
+    item_attributes: tuple[str, ...] = Field((), description="Other columns to keep about the item.")
+    user_attributes: tuple[str, ...] = Field((), description="Columns to keep about the user.")
+
+    items: str | None = Field(None, description="Where the items are described: a file, a folder or an SQL URL.")
+    items_id: str | None = Field(
+        None, description="Column of the item's id there; else the same name as in the events."
+    )
+    items_time: str | None = Field(
+        None, description="Column of the moment from which the row holds; else the first event."
+    )
+    items_table: str | None = Field(None, description="The table of items, for an SQL source.")
+    users: str | None = Field(None, description="Where the users are described.")
+    users_id: str | None = Field(
+        None, description="Column of the user's id there; else the same name as in the events."
+    )
+    users_time: str | None = Field(
+        None, description="Column of the moment from which the row holds; else the first event."
+    )
+    users_table: str | None = Field(None, description="The table of users, for an SQL source.")
+
+    @field_validator("category", "item_attributes", "user_attributes", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+def read_mapping(**columns: Any) -> EventMapping:
+    """A mapping from loose values, such as a command line's; what is None counts as not given.
+
+    Raises:
+        SourceError: a key that no mapping has, or a needed one is missing.
+    """
+    try:
+        return EventMapping(**{key: value for key, value in columns.items() if value not in (None, (), [])})
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors()]
+        raise SourceError(
+            f"mapping: {'; '.join(problems)}; it may have {', '.join(EventMapping.model_fields)}"
+        ) from error
