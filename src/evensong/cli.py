@@ -1,0 +1,323 @@
+"""The command line: one command a step, each with `--json` for one JSON document on stdout; logs go to stderr.
+
+Exit codes: 0 done, 1 refused by a rule (validation, gate), 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable
+from datetime import date
+from typing import Annotated, Any, NoReturn, get_origin
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from evensong.errors import EvensongError
+from evensong.settings import Settings, describe, load_settings
+from evensong.types import Night
+
+app = typer.Typer(
+    name="evensong",
+    help="Retrains a recommender every night and promotes it only when the evidence says that it is better.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+importing = typer.Typer(
+    help="Bring data in; a second import of a grown source adds just what is new.", no_args_is_help=True
+)
+registry = typer.Typer(help="Versions, the champion, and the ledger of its moves.", no_args_is_help=True)
+app.add_typer(importing, name="import")
+app.add_typer(registry, name="registry")
+
+screen = Console()
+notes = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def main() -> NoReturn:
+    """Run the command line; an expected error becomes one clear line and its exit code."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app(standalone_mode=False)
+    except EvensongError as error:
+        _fail(str(error), error.exit_code)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        _fail(problems, 2)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        _fail("stopped", 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # click's own usage errors know how to show themselves; anything else is a defect and keeps its traceback
+        if show := getattr(error, "show", None):
+            show()
+            sys.exit(getattr(error, "exit_code", 2))
+        raise
+    sys.exit(0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": message, "exit_code": code}))
+    notes.print(f"[red]{'refused' if code == 1 else 'error'}[/red] ", end="")
+    notes.print(message, markup=False, highlight=False)
+    sys.exit(code)
+
+
+def _answer(value: Any, as_json: bool, show: Callable[[Any], None] | None = None) -> None:
+    """Print a command's result: JSON when asked for, a picture for people otherwise."""
+    if as_json:
+        print(json.dumps(value, default=str))
+    elif show:
+        show(value)
+    else:
+        for name, content in value.items():
+            screen.print(f"{name}: {content}", markup=False)
+
+
+def _rows(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*[_cell(row.get(column)) for column in columns])
+    screen.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+# ---------------------------------------------------------------- data
+
+
+@importing.command("movielens")
+def import_movielens(
+    path: Annotated[str, typer.Argument(help="A folder of MovieLens 100K or 1M, as published.")],
+    as_json: AsJson = False,
+) -> None:
+    """MovieLens ratings, movies and users."""
+    from evensong.pipelines import imports
+
+    _answer(imports.movielens(load_settings(), path), as_json)
+
+
+@importing.command("online-retail")
+def import_online_retail(
+    path: Annotated[str, typer.Argument(help="Online Retail (UCI) as Parquet or CSV.")], as_json: AsJson = False
+) -> None:
+    """A year of a UK web shop: sales, returns, and all its dirt."""
+    from evensong.pipelines import imports
+
+    _answer(imports.online_retail(load_settings(), path), as_json)
+
+
+def _import_events(location: str, name: str | None, as_json: bool, **columns: Any) -> None:
+    """Any CSV or Parquet file or folder, local or on S3, or any SQL table, by a mapping of its columns.
+
+    LOCATION is a path, s3://bucket/prefix, an SQLAlchemy URL, or env:NAME for a URL that the variable NAME holds.
+    """
+    from evensong.data.mapping import read_mapping
+    from evensong.pipelines import imports
+
+    _answer(imports.events(load_settings(), location, read_mapping(**columns), name), as_json)
+
+
+def _with_mapping_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command one option a field of `EventMapping`, so that neither can grow without the other."""
+    from evensong.data.mapping import EventMapping
+
+    kinds: dict[str, Any] = {
+        "location": Annotated[str, typer.Argument(help="A path, s3://bucket/prefix, SQLAlchemy URL, or env:NAME.")],
+        "name": Annotated[str | None, typer.Option(help="The source's name; else it is taken from the location.")],
+        "as_json": AsJson,
+    }
+    defaults: dict[str, Any] = {"location": inspect.Parameter.empty, "name": None, "as_json": False}
+    for field_name, field in EventMapping.model_fields.items():
+        option = "--" + field_name.replace("_", "-")
+        kind: Any = str | None
+        if field.annotation is bool:
+            kind, option = bool, f"{option}/--no-{field_name.replace('_', '-')}"
+        elif get_origin(field.annotation) is tuple:
+            kind = list[str]
+        kinds[field_name] = Annotated[kind, typer.Option(option, help=field.description)]
+        defaults[field_name] = [] if kind == list[str] else field.get_default() if not field.is_required() else None
+        if field.is_required():
+            kinds[field_name] = Annotated[str, typer.Option(option, help=field.description)]
+            defaults[field_name] = inspect.Parameter.empty
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(key, keyword, annotation=kinds[key], default=defaults[key]) for key in kinds]
+    )
+    command.__annotations__ = dict(kinds)
+    return command
+
+
+importing.command("events")(_with_mapping_options(_import_events))
+
+
+# ---------------------------------------------------------------- nights
+
+
+@app.command()
+def nightly(
+    as_of: Annotated[str, typer.Option(help="The cutoff, such as 2026-01-15 or 2026-01-15T02:00:00Z.")],
+    source: Annotated[str, typer.Option(help="Which registered source to ingest from.")] = "all",
+    train_from: Annotated[str, typer.Option(help="scratch or champion.")] = "scratch",
+    refit: Annotated[bool, typer.Option(help="Train on everything up to as_of after the evaluation.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Run one night in this process: the steps of the DAG `nightly_retraining`."""
+    from evensong.pipelines.night import run_night
+
+    night = Night.model_validate(
+        {"as_of": as_of, "source": source, "train_from": train_from, "refit": refit, "seed": seed}
+    )
+    result = run_night(load_settings(), night, lambda name, seconds: notes.print(f"{name:<16} {seconds:8.1f} s"))
+    _answer(result.model_dump(mode="json"), as_json, _show_night)
+    # a champion that stays is the gate's ordinary answer, not a failed command
+
+
+def _show_night(result: dict[str, Any]) -> None:
+    decision = result["decision"]
+    word = "[green]promoted[/green]" if decision["promote"] else "[yellow]champion stays[/yellow]"
+    screen.print(
+        f"{result['as_of'][:10]}  version {result['version']}: {word}; champion is version {result['champion']}"
+    )
+    for reason in decision["reasons"]:
+        screen.print(f"  - {reason}", markup=False)
+    names = sorted({name for metrics in result["metrics"].values() for name in metrics})
+    rows = [{"model": model} | metrics for model, metrics in result["metrics"].items()]
+    _rows("held-out days", rows, ["model", *names])
+
+
+@app.command()
+def simulate(
+    days: Annotated[int, typer.Option(min=1, help="How many days to simulate.")] = 1,
+    start: Annotated[str | None, typer.Option(help="The first day; without it, the day after the last one.")] = None,
+    seed: Annotated[int, typer.Option(help="The shop's seed; one folder holds one shop.")] = 7,
+    policy: Annotated[str, typer.Option(help="Who fills the slates: warmup or champion.")] = "champion",
+    as_json: AsJson = False,
+) -> None:
+    """Simulate days of a shop whose truth is known."""
+    from evensong.pipelines import simulate as simulation
+
+    result = simulation.run(
+        load_settings(), days=days, start=date.fromisoformat(start) if start else None, seed=seed, policy=policy
+    )
+    _answer(result, as_json)
+
+
+# ---------------------------------------------------------------- serving
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Loopback unless you say otherwise.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535)] = None,
+) -> None:
+    """Run the recommendation service."""
+    from evensong.serving.server import run
+
+    asked = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    run(load_settings(**({"serving": asked} if asked else {})))
+
+
+@app.command()
+def up() -> None:
+    """Run Airflow, MLflow and the service, supervised; Ctrl-C ends all."""
+    from evensong.launch import supervisor
+
+    supervisor.up(load_settings())
+
+
+@app.command()
+def demo(as_json: AsJson = False) -> None:
+    """A simulated shop, three nights through Airflow, a champion, recommendations on the screen."""
+    from evensong.launch import demo as demonstration
+
+    result = demonstration.run(load_settings())
+    if as_json:
+        print(json.dumps(result, default=str))
+
+
+@app.command()
+def recommend(
+    user_id: Annotated[str, typer.Argument(help="Whose recommendations.")],
+    k: Annotated[int | None, typer.Option(help="How many items.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One answer from the champion, without the service."""
+    from evensong.serving import once
+
+    _answer(once.answer(load_settings(), user_id, k), as_json, _show_recommendations)
+
+
+def _show_recommendations(answer: dict[str, Any]) -> None:
+    why = f" ({answer['reason']})" if answer["reason"] else ""
+    title = f"{answer['user_id']}: version {answer['model_version']}, {answer['source']}{why}"
+    _rows(title, answer["items"], ["rank", "item_id", "title", "category", "score", "source"])
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What is wrong here, and what to do about it."""
+    from evensong.pipelines.doctor import examine
+
+    findings = [finding.model_dump() for finding in examine(load_settings())]
+    _answer(findings, as_json, lambda found: _rows("doctor", found, ["piece", "state", "message"]))
+    if any(finding["state"] == "bad" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def settings(
+    markdown: Annotated[bool, typer.Option("--markdown", help="The settings guide, with defaults.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Every setting, its value now, and how to write it."""
+    if markdown:
+        print(_settings_guide())
+        return
+    rows = [setting.model_dump() for setting in describe(load_settings())]
+    _answer(rows, as_json, lambda found: _rows("settings", found, ["variable", "value", "meaning"]))
+
+
+def _settings_guide() -> str:
+    lines = [
+        "# Settings",
+        "",
+        "Written by `evensong settings --markdown`. Each is an environment variable, or a key of `evensong.yaml` in",
+        "the working folder (or of the file that `EVENSONG_CONFIG` names): `EVENSONG_SERVING__PORT=9000` is",
+        "`serving: {port: 9000}`. The environment wins over the file; an unknown key is refused. Credentials",
+        "stand in no file: S3 takes boto3's (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL` …), the others a URL.",
+        "",
+        "| variable | default | meaning |",
+        "|---|---|---|",
+    ]
+    for setting in describe(Settings.model_construct()):
+        default = f"`{setting.default}`" if setting.default else ""
+        lines.append(f"| `{setting.variable}` | {default} | {setting.meaning} |".replace("||", "| |"))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

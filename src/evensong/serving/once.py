@@ -1,0 +1,42 @@
+"""One answer without the service: what `evensong recommend` and the demo show."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from evensong.errors import RegistryError
+from evensong.serving.champion import Champion
+from evensong.serving.metrics import Metrics
+from evensong.serving.recommend import Ask, UserReader, recommend
+from evensong.settings import Settings
+
+
+def answer(settings: Settings, user_id: str, k: int | None = None) -> dict[str, Any]:
+    """What the service would answer now, in the fields of `schemas.Recommendations`.
+
+    Raises:
+        RegistryError: there is no champion, or its bundle cannot be loaded.
+        ValueError: k is not between 1 and `serving.max_k`.
+    """
+    count = settings.serving.default_k if k is None else k
+    if not 1 <= count <= settings.serving.max_k:
+        raise ValueError(f"k: expected 1 to {settings.serving.max_k}, got {count}")
+    metrics = Metrics()
+    champion = Champion(settings, metrics)
+    champion.look()
+    if champion.in_use is None:
+        reasons = "; ".join(champion.warnings) or "no version carries the alias champion"
+        raise RegistryError(f"no model to answer with: {reasons}; run `evensong nightly`")
+    ask = Ask(request_id=f"cli-{uuid.uuid4().hex[:12]}", user_id=user_id, k=count)
+    reply = recommend(
+        ask,
+        champion.in_use,
+        champion.features,
+        UserReader(settings, metrics),
+        metrics,
+        filter_rule=settings.serving.filter,
+        now=datetime.now(UTC),
+    )
+    return reply.answer
