@@ -81,7 +81,9 @@ def test_duplicate_entity_rows_and_a_slate_at_one_moment_keep_every_row() -> Non
 
 
 def test_null_keys_match_nothing() -> None:
-    features = pl.concat([feature_rows(("a", 1, 1, 10)), feature_rows(("a", 1, 1, 99)).with_columns(k=pl.lit(None, pl.String))])
+    features = pl.concat(
+        [feature_rows(("a", 1, 1, 10)), feature_rows(("a", 1, 1, 99)).with_columns(k=pl.lit(None, pl.String))]
+    )
     assert values(entity_rows((None, 2), ("a", 2)), features) == [None, 10]
 
 

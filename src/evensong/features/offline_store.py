@@ -1,0 +1,502 @@
+"""The offline store: Feast's `OfflineStore` on polars, over Parquet and Delta, local and S3; exact, and fast.
+
+What a historical retrieval means, to the row, stands in `evensong.features.point_in_time`: for each row of the entity frame
+the newest feature row with `event_timestamp` at or before the row's moment, known by then (with
+`filter_by_created_timestamp`), no older than the view's TTL, ties to the larger `created_timestamp`; rows in = rows out, in
+the same order; nulls where nothing matches.
+
+A join reads twice: first just the keys and the timestamps of a view, which say which of its rows are needed, and then, in a
+stream, the features of those rows. So memory holds the keys and the answer, and never a whole feature table.
+
+Feast finds this class by the path in `feature_store.yaml`: `type: evensong.features.offline_store.PolarsOfflineStore`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+from feast.data_format import DeltaFormat, ParquetFormat
+from feast.data_source import DataSource
+from feast.errors import EntityTimestampInferenceException, SavedDatasetLocationAlreadyExists
+from feast.feature_logging import LoggingConfig, LoggingSource
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL, FeatureView
+from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
+from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.on_demand_feature_view import OnDemandFeatureView
+from feast.repo_config import FeastConfigBaseModel, RepoConfig
+from feast.saved_dataset import SavedDatasetStorage
+from feast.utils import compute_non_entity_date_range
+
+from evensong.data import storage
+from evensong.errors import StorageError
+from evensong.features.point_in_time import match_rows, to_moments
+from evensong.types import TIMESTAMP, Frame
+
+EVENT_TIMESTAMP = "event_timestamp"
+_ROW = "__row"
+
+
+class PolarsOfflineStoreConfig(FeastConfigBaseModel):
+    """The `offline_store` section of feature_store.yaml."""
+
+    type: Literal["evensong.features.offline_store.PolarsOfflineStore"] = (
+        "evensong.features.offline_store.PolarsOfflineStore"
+    )
+
+
+class PolarsRetrievalJob(RetrievalJob):
+    """A retrieval that runs when its result is asked for."""
+
+    def __init__(
+        self,
+        evaluate: Callable[[], Frame],
+        *,
+        full_feature_names: bool = False,
+        on_demand_feature_views: Sequence[OnDemandFeatureView] = (),
+        metadata: RetrievalMetadata | None = None,
+        repo_path: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self._evaluate = evaluate
+        self._full_feature_names = full_feature_names
+        self._on_demand_feature_views = list(on_demand_feature_views)
+        self._metadata = metadata
+        self._repo_path = repo_path
+
+    def to_polars(self) -> Frame:
+        """The result as a polars frame; on-demand views are computed where there are any."""
+        if not self._on_demand_feature_views:
+            return self._evaluate()
+        frame = pl.from_arrow(self.to_arrow())
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        return _plain_arrow(self._evaluate())
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._to_arrow_internal(timeout).to_pandas()
+
+    @property
+    def full_feature_names(self) -> bool:
+        return self._full_feature_names
+
+    @property
+    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
+        return self._on_demand_feature_views
+
+    @property
+    def metadata(self) -> RetrievalMetadata | None:
+        return self._metadata
+
+    def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
+        """Write the result, on-demand features included, as a saved dataset.
+
+        Raises:
+            SavedDatasetLocationAlreadyExists: something is there and `allow_overwrite` is not set.
+        """
+        _write_dataset(self.to_polars(), storage.to_data_source(), self._repo_path, allow_overwrite)
+
+
+class PolarsOfflineStore(OfflineStore):
+    """Feast's offline store on polars; see the module's docstring for what its joins mean."""
+
+    supports_filter_by_created_timestamp = True
+
+    @staticmethod
+    def get_historical_features(
+        config: RepoConfig,
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: pd.DataFrame | pl.DataFrame | str | None,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        filter_by_created_timestamp: bool = False,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> RetrievalJob:
+        """Features at each entity row's moment.
+
+        Args:
+            config: Feast's configuration.
+            feature_views: the views that the references name.
+            feature_refs: `view:feature` each.
+            entity_df: a pandas or polars frame with the join keys and `event_timestamp` (or one timestamp column of
+                another name), or an SQL query that gives one (DuckDB's dialect; `read_parquet('…')` and
+                `delta_scan('…')` read files). None: one row for each key with a feature between `start_date` and
+                `end_date`, as of `end_date`; then all views need the same entities.
+            registry: Feast's registry.
+            project: Feast's project.
+            full_feature_names: name the columns `view__feature`.
+            filter_by_created_timestamp: see only what was known at the row's moment.
+            start_date: see `entity_df`.
+            end_date: see `entity_df`.
+
+        Raises:
+            ValueError: a join key or a timestamp is missing, or a feature has the name of an entity column.
+        """
+        plans = [_Plan(config, view, feature_refs, full_feature_names) for view in feature_views]
+        earliest: datetime | None = None
+        if entity_df is None:
+            earliest, latest = compute_non_entity_date_range(feature_views, start_date, end_date)
+            entities = _every_key(plans, earliest, latest)
+        else:
+            entities = _entity_frame(entity_df)
+        moment = _moment_column(entities)
+        _check_columns(entities, plans)
+
+        def evaluate() -> Frame:
+            frame = entities
+            for plan in plans:
+                frame = plan.join(frame, moment, filter_by_created_timestamp, earliest)
+            assert len(frame) == len(entities), "the join must keep every row of the entity frame"
+            return frame
+
+        moments = to_moments(entities[moment])
+        return PolarsRetrievalJob(
+            evaluate,
+            full_feature_names=full_feature_names,
+            on_demand_feature_views=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            metadata=RetrievalMetadata(
+                features=feature_refs,
+                keys=[name for name in entities.columns if name != moment],
+                min_event_timestamp=moments.min(),  # type: ignore[arg-type]
+                max_event_timestamp=moments.max(),  # type: ignore[arg-type]
+            ),
+            repo_path=config.repo_path,
+        )
+
+    @staticmethod
+    def pull_latest_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None,
+        start_date: datetime,
+        end_date: datetime,
+    ) -> RetrievalJob:
+        """Each key's newest row between the two moments, both included; ties to the one created last. Sorted by key."""
+        stamps = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
+
+        def evaluate() -> Frame:
+            rows = scan(data_source, config.repo_path)
+            keys = [key for key in join_key_columns if key != DUMMY_ENTITY_ID]
+            narrow = _within(rows.with_row_index(_ROW), timestamp_field, start_date, end_date)
+            latest = (
+                narrow.select(*keys, *stamps, _ROW)
+                .collect()
+                .sort(*keys, *stamps, _ROW, nulls_last=False)
+                .unique(subset=keys or None, keep="last", maintain_order=True)
+            )
+            latest = latest if keys else latest.tail(1)
+            columns = [*join_key_columns, *feature_name_columns, *stamps]
+            found = _gather(rows, latest[_ROW], [name for name in columns if name != DUMMY_ENTITY_ID])
+            return found if keys else found.with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
+
+        return PolarsRetrievalJob(evaluate, repo_path=config.repo_path)
+
+    @staticmethod
+    def pull_all_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> RetrievalJob:
+        """Every row between the two moments, both included and each optional, in the order of the source."""
+        stamps = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
+
+        def evaluate() -> Frame:
+            rows = _within(scan(data_source, config.repo_path), timestamp_field, start_date, end_date)
+            return rows.select(list(dict.fromkeys([*join_key_columns, *feature_name_columns, *stamps]))).collect()
+
+        return PolarsRetrievalJob(evaluate, repo_path=config.repo_path)
+
+    @staticmethod
+    def write_logged_features(
+        config: RepoConfig,
+        data: pa.Table | Path,
+        source: LoggingSource,
+        logging_config: LoggingConfig,
+        registry: BaseRegistry,
+    ) -> None:
+        """Append logged features to the destination's folder, as Parquet, one file a call."""
+        destination = logging_config.destination
+        if not isinstance(destination, FileLoggingDestination):
+            raise ValueError(f"expected a FileLoggingDestination, got {type(destination).__name__}; log to files")
+        frame = pl.read_parquet(data) if isinstance(data, Path) else pl.from_arrow(data)
+        assert isinstance(frame, pl.DataFrame)
+        folder = _absolute(destination.path, config.repo_path)
+        if not storage.is_remote(folder):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        options = _options(folder, destination.s3_endpoint_override)
+        if destination.partition_by:
+            target: Any = pl.PartitionBy(folder, key=destination.partition_by, file_path_provider=_partition_file)
+            frame.lazy().sink_parquet(target, storage_options=options, mkdir=True)
+        else:
+            frame.write_parquet(storage.join(folder, f"{uuid.uuid4().hex}.parquet"), storage_options=options)
+
+    @staticmethod
+    def offline_write_batch(
+        config: RepoConfig,
+        feature_view: FeatureView,
+        table: pa.Table,
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Append rows to the source of a feature view.
+
+        Raises:
+            ValueError: the columns are not those of the source, in their order.
+        """
+        source = feature_view.batch_source
+        if not isinstance(source, FileSource):
+            raise ValueError(f"{feature_view.name}: expected a file source, got {type(source).__name__}")
+        frame = pl.from_arrow(table)
+        assert isinstance(frame, pl.DataFrame)
+        expected = scan(source, config.repo_path).collect_schema()
+        if list(expected) != frame.columns:
+            raise ValueError(
+                f"{feature_view.name}: expected the columns {list(expected)} in this order, got {frame.columns}"
+            )
+        _append(frame.cast(dict(expected)), source, config.repo_path)
+        if progress:
+            progress(len(frame))
+
+
+def scan(source: DataSource | None, repo_path: Path | None) -> pl.LazyFrame:
+    """The rows of a file source, lazily, with its field mapping applied; the same rows in the same order each time.
+
+    Raises:
+        ValueError: the source is no file source.
+        StorageError: nothing is there.
+    """
+    if not isinstance(source, FileSource):
+        raise ValueError(
+            f"expected a FileSource, got {type(source).__name__}; this store reads Parquet and Delta files"
+        )
+    uri = _absolute(source.path, repo_path)
+    if not storage.exists(uri) and "*" not in uri:
+        raise StorageError(
+            f"{uri}: expected the rows of {source.name}, found nothing; run the step that writes them first"
+        )
+    options = _options(uri, source.s3_endpoint_override)
+    if isinstance(source.file_format, DeltaFormat):
+        rows = pl.scan_delta(uri, storage_options=options)
+    else:
+        rows = pl.scan_parquet(uri, storage_options=options)
+    mapping = {old: new for old, new in (source.field_mapping or {}).items() if old in rows.collect_schema()}
+    return rows.rename(mapping) if mapping else rows
+
+
+class _Plan:
+    """What one feature view adds to the entity frame."""
+
+    def __init__(self, config: RepoConfig, view: FeatureView, feature_refs: Sequence[str], full_names: bool) -> None:
+        source = view.batch_source
+        if source is None:
+            raise ValueError(f"{view.name}: expected a batch source, found none; this view cannot be joined")
+        mapping = source.field_mapping or {}
+        self.config = config
+        self.source = source
+        self.ttl = view.ttl if isinstance(view.ttl, timedelta) else None
+        self.event = mapping.get(source.timestamp_field, source.timestamp_field)
+        created = source.created_timestamp_column
+        self.created = mapping.get(created, created) or None
+        renamed = view.projection.join_key_map
+        names = [column.name for column in view.entity_columns if column.name != DUMMY_ENTITY_ID]
+        self.keys = {renamed.get(name, name): name for name in names}
+        prefix = view.projection.name_to_use()
+        wanted = [ref.split(":", 1)[1] for ref in feature_refs if ref.split(":", 1)[0] == prefix]
+        shown = view.projection.name_alias or view.name
+        self.columns = {feature: f"{shown}__{feature}" if full_names else feature for feature in wanted}
+
+    def join(self, entities: Frame, moment: str, known_only: bool, earliest: datetime | None) -> Frame:
+        rows = scan(self.source, self.config.repo_path)
+        narrow = self._narrow(rows, entities, moment, earliest)
+        found = match_rows(
+            entities,
+            narrow,
+            keys=self.keys,
+            moment=moment,
+            event_timestamp=self.event,
+            created_timestamp=self.created,
+            ttl=self.ttl,
+            known_only=known_only,
+        )
+        features = _gather(rows, narrow[_ROW][found], list(self.columns))
+        return entities.with_columns(features[feature].alias(name) for feature, name in self.columns.items())
+
+    def _narrow(self, rows: pl.LazyFrame, entities: Frame, moment: str, earliest: datetime | None) -> Frame:
+        """The keys and timestamps of the rows that any entity row may match, and where they stand in the source."""
+        stamps = [self.event, *([self.created] if self.created else [])]
+        moments = to_moments(entities[moment])
+        first, last = earliest, moments.max()
+        if self.ttl and (oldest := moments.min()) is not None:
+            first = max(filter(None, [earliest, oldest - self.ttl]))  # type: ignore[operator, type-var]
+        kept = _within(rows.with_row_index(_ROW), self.event, first, last)  # type: ignore[arg-type]
+        return kept.select(_ROW, *dict.fromkeys([*self.keys.values(), *stamps])).collect(engine="streaming")
+
+
+def _every_key(plans: Sequence[_Plan], start: datetime, end: datetime) -> Frame:
+    """One entity row, at `end`, for each key that has a feature row between the two moments."""
+    names = {tuple(plan.keys) for plan in plans}
+    if len(names) != 1 or not plans[0].keys:
+        raise ValueError(
+            "without an entity frame all feature views need the same entities, and at least one; "
+            f"got {sorted(names)}; pass an entity frame"
+        )
+    found = []
+    for plan in plans:
+        rows = _within(scan(plan.source, plan.config.repo_path), plan.event, start, end)
+        found.append(rows.select(pl.col(name).alias(key) for key, name in plan.keys.items()).unique().collect())
+    keys = pl.concat(found).drop_nulls().unique().sort(list(plans[0].keys))
+    return keys.with_columns(pl.lit(end.astimezone(UTC), TIMESTAMP).alias(EVENT_TIMESTAMP))
+
+
+def _entity_frame(entity_df: pd.DataFrame | pl.DataFrame | str) -> Frame:
+    if isinstance(entity_df, str):
+        import duckdb
+
+        with duckdb.connect() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            return connection.sql(entity_df).pl()
+    if isinstance(entity_df, pl.DataFrame):
+        return entity_df
+    return pl.from_pandas(entity_df.reset_index(drop=True))
+
+
+def _moment_column(entities: Frame) -> str:
+    if EVENT_TIMESTAMP in entities.columns:
+        return EVENT_TIMESTAMP
+    stamps = [name for name, dtype in entities.schema.items() if isinstance(dtype, pl.Datetime)]
+    if len(stamps) != 1:
+        raise EntityTimestampInferenceException(EVENT_TIMESTAMP)
+    return stamps[0]
+
+
+def _check_columns(entities: Frame, plans: Sequence[_Plan]) -> None:
+    taken = set(entities.columns)
+    for plan in plans:
+        if missing := [key for key in plan.keys if key not in entities.columns]:
+            raise ValueError(f"the entity frame lacks the join key {', '.join(missing)}; it has {entities.columns}")
+        if twice := sorted(taken & set(plan.columns.values())):
+            raise ValueError(
+                f"{', '.join(twice)}: in the result already; rename the entity column or ask for full_feature_names"
+            )
+        taken |= set(plan.columns.values())
+
+
+def _within(rows: pl.LazyFrame, column: str, start: datetime | None, end: datetime | None) -> pl.LazyFrame:
+    """The rows with `start <= column <= end`; a bound without a zone means UTC, as a column without one does."""
+    dtype = rows.collect_schema()[column]
+    moment = pl.col(column)
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is None:
+        moment = moment.dt.replace_time_zone("UTC")
+    elif dtype == pl.String:
+        moment = moment.str.to_datetime(time_unit="us", time_zone="UTC")
+    elif dtype == pl.Date:
+        moment = moment.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    for bound, keep in ((start, moment.ge), (end, moment.le)):
+        if bound is not None:
+            utc = bound.replace(tzinfo=UTC) if bound.tzinfo is None else bound.astimezone(UTC)
+            rows = rows.filter(keep(pl.lit(utc, TIMESTAMP)))
+    return rows
+
+
+def _gather(rows: pl.LazyFrame, positions: pl.Series, columns: Sequence[str]) -> Frame:
+    """The columns of the rows at the positions, in their order, nulls for null; reads the source in a stream."""
+    needed = positions.drop_nulls().unique().sort()
+    index = needed.dtype if len(needed) else pl.UInt32
+    found = (
+        rows.select(columns)
+        .with_row_index(_ROW)
+        .join(pl.LazyFrame({_ROW: needed.cast(index)}), on=_ROW, how="semi")
+        .collect(engine="streaming")
+        .sort(_ROW)
+    )
+    assert len(found) == len(needed), "the source changed between two reads of one join"
+    places = pl.DataFrame({_ROW: needed}).with_row_index("__place")
+    place = pl.DataFrame({_ROW: positions}).join(places, on=_ROW, how="left", maintain_order="left")["__place"]
+    return found.select(columns)[place]
+
+
+def _plain_arrow(frame: Frame) -> pa.Table:
+    """An Arrow table of the ordinary types: strings and lists with 32-bit offsets, which all of Feast reads."""
+    table = frame.to_arrow()
+    return table.cast(pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema]))
+
+
+def _plain_type(dtype: pa.DataType) -> pa.DataType:
+    if pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype):
+        return pa.string()
+    if pa.types.is_large_binary(dtype) or pa.types.is_binary_view(dtype):
+        return pa.binary()
+    if pa.types.is_large_list(dtype) or pa.types.is_list(dtype):
+        return pa.list_(_plain_type(dtype.value_type))
+    return dtype
+
+
+def _write_dataset(frame: Frame, source: DataSource, repo_path: Path | None, overwrite: bool) -> None:
+    assert isinstance(source, FileSource)
+    uri = _absolute(source.path, repo_path)
+    if storage.exists(uri) and not overwrite:
+        raise SavedDatasetLocationAlreadyExists(location=uri)
+    options = _options(uri, source.s3_endpoint_override)
+    if isinstance(source.file_format, DeltaFormat):
+        from deltalake import write_deltalake
+
+        write_deltalake(uri, frame, mode="overwrite", schema_mode="overwrite", storage_options=options)
+    elif source.file_format is None or isinstance(source.file_format, ParquetFormat):
+        _write_parquet(frame, uri, options)
+
+
+def _append(frame: Frame, source: FileSource, repo_path: Path | None) -> None:
+    uri = _absolute(source.path, repo_path)
+    options = _options(uri, source.s3_endpoint_override)
+    if isinstance(source.file_format, DeltaFormat):
+        from deltalake import write_deltalake
+
+        write_deltalake(uri, frame, mode="append", storage_options=options)
+    elif Path(uri).is_dir() or uri.endswith("/"):
+        _write_parquet(frame, storage.join(uri, f"{uuid.uuid4().hex}.parquet"), options)
+    else:
+        _write_parquet(pl.concat([pl.read_parquet(uri, storage_options=options), frame]), uri, options)
+
+
+def _write_parquet(frame: Frame, uri: str, options: Mapping[str, str] | None) -> None:
+    if storage.is_remote(uri):
+        frame.write_parquet(uri, storage_options=dict(options or {}))
+    else:
+        storage.write_frame(uri, frame)
+
+
+def _partition_file(_: Any) -> str:
+    return f"{uuid.uuid4().hex}.parquet"
+
+
+def _absolute(uri: str, repo_path: Path | None) -> str:
+    return FileSource.get_uri_for_file_path(repo_path, uri.removeprefix("file://"))
+
+
+def _options(uri: str, endpoint: str | None) -> dict[str, str] | None:
+    """What polars and deltalake need to reach the URI; a source's own S3 endpoint wins over the environment's."""
+    options = storage.storage_options(uri)
+    if options and endpoint:
+        options["aws_endpoint_url"] = endpoint
+        if endpoint.startswith("http://"):
+            options["aws_allow_http"] = "true"
+    return options or None

@@ -1,0 +1,182 @@
+"""Keeps the feature tables equal to what the lake says, computing only what is new or has changed.
+
+The tables are a function of the lake and of one moment, the horizon: the latest `as_of` ever built. Beside them,
+`features/state.json` holds a fingerprint (rows, hash) of what became known on each day. A refresh compares the fingerprints,
+finds the first day that differs, and computes the rows stamped after that day's beginning again, for the entities that can
+have any; a Delta commit puts them in the place of the old ones. So a rerun, a skipped night, an older night after a newer
+one and a historical import all end in the same tables, and a refresh that is killed is repeated by the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from evensong.data import storage
+from evensong.data.lake import Lake, moment
+from evensong.features import transformations as t
+from evensong.settings import Settings
+from evensong.types import Frame
+
+#: Raise when a transformation gives other values for the same rows: every table is then computed anew.
+REVISION = 1
+STATE = "state.json"
+#: Events of one partition of users or items, which bounds the memory of a refresh.
+PARTITION_EVENTS = 250_000
+
+SCHEMAS = {
+    "user_history": t.USER_HISTORY,
+    "user_activity": t.USER_ACTIVITY,
+    "item_popularity": t.ITEM_POPULARITY,
+    "item_content": t.ITEM_CONTENT,
+    "user_seen": t.USER_SEEN,
+}
+_ITEM_COLUMNS = ("item_id", "title", "category_path", "price", "event_timestamp", "created_timestamp")
+
+
+def refresh(settings: Settings, as_of: datetime) -> dict[str, int]:
+    """Bring every feature table up to `as_of`, or to the later moment that it has reached already.
+
+    Returns:
+        The Delta version of each feature table.
+    """
+    lake = Lake(settings.lake)
+    state_uri = storage.join(settings.lake, "features", STATE)
+    state = storage.read_json(state_uri) if storage.exists(state_uri) else {}
+    reached = datetime.fromisoformat(state["horizon"]) if state else None
+    horizon = max(as_of, reached or as_of)
+    interactions = lake.scan("interactions", horizon).select(t.INTERACTION_COLUMNS).collect()
+    items = lake.scan("items", horizon).select(_ITEM_COLUMNS).collect()
+    wanted = {
+        "horizon": horizon.isoformat(),
+        "definition": _definition(settings),
+        "days": {"interactions": _fingerprints(interactions), "items": _fingerprints(items)},
+    }
+    since = _changed_since(state, wanted)
+    if state == wanted and all(lake.version(f"features/{view}") is not None for view in SCHEMAS):
+        return {view: _version(lake, view) for view in SCHEMAS}
+    for view, frames in _computed(interactions, items, settings, since, horizon).items():
+        _replace(settings, view, frames, since)
+    storage.write_json(state_uri, wanted)
+    return {view: _version(lake, view) for view in SCHEMAS}
+
+
+def _computed(
+    interactions: Frame, items: Frame, settings: Settings, since: datetime | None, until: datetime
+) -> dict[str, Iterator[Frame]]:
+    """The rows of each view stamped after `since`, one partition of entities at a time."""
+    split, features = settings.split, settings.features
+    positives = t.positive_events(interactions, split)
+    window = {"since": since, "until": until}
+    return {
+        "user_history": _partitioned(
+            positives, "user_id", since, lambda part: t.user_history(part, items, features, **window)
+        ),
+        "user_activity": _partitioned(positives, "user_id", since, lambda part: t.user_activity(part, **window)),
+        "item_popularity": _partitioned(positives, "item_id", since, lambda part: t.item_popularity(part, **window)),
+        "item_content": iter([t.item_content(items, **window)]),
+        "user_seen": _partitioned(
+            interactions, "user_id", since, lambda part: t.user_seen(part, split, features, **window)
+        ),
+    }
+
+
+def _partitioned(
+    events: Frame, entity: str, since: datetime | None, compute: Callable[[Frame], Frame]
+) -> Iterator[Frame]:
+    """Computes one partition of the entities after the other, leaving out those that no longer change after `since`."""
+    sizes = (
+        t.with_known(events).group_by(entity).agg(pl.len().alias("size"), pl.max("known"), pl.max("event_timestamp"))
+    )
+    if since is not None:
+        longest = max(t.WINDOWS.values())
+        sizes = sizes.filter((pl.col("known") > since) | (pl.col("event_timestamp") + longest > since))
+    sizes = sizes.sort(entity).with_columns((pl.col("size").cum_sum() // PARTITION_EVENTS).alias("partition"))
+    for (_,), entities in sizes.partition_by("partition", as_dict=True, maintain_order=True).items():
+        part = events.join(entities.select(entity), on=entity, how="semi", maintain_order="left")
+        yield compute(part).sort("event_timestamp", entity)
+
+
+def _replace(settings: Settings, view: str, frames: Iterator[Frame], since: datetime | None) -> None:
+    """Put the rows in the place of those stamped after `since` (of all rows without it), in one Delta commit."""
+    import pyarrow as pa
+    from deltalake import WriterProperties, write_deltalake
+
+    uri = storage.join(settings.lake, "features", view)
+    schema = pl.DataFrame(schema=SCHEMAS[view]).to_arrow().schema
+    reader = pa.RecordBatchReader.from_batches(
+        schema, (batch for frame in frames for batch in frame.to_arrow().cast(schema).to_batches(max_chunksize=50_000))
+    )
+    exists = Lake(settings.lake).version(f"features/{view}") is not None
+    options: dict[str, Any] = {}
+    if exists and since is not None:
+        options["predicate"] = f"event_timestamp > {moment(since)}"
+    elif exists:
+        options["schema_mode"] = "overwrite"
+    write_deltalake(
+        uri,
+        reader,
+        mode="overwrite",
+        storage_options=storage.storage_options(uri) or None,
+        writer_properties=WriterProperties(compression="ZSTD"),
+        **options,
+    )
+
+
+def _changed_since(state: dict[str, Any], wanted: dict[str, Any]) -> datetime | None:
+    """The midnight after which the tables may no longer be right; None when they must be computed from the beginning."""
+    if not state or state["definition"] != wanted["definition"]:
+        return None
+    ends = [_midnight(datetime.fromisoformat(state["horizon"]))]
+    for table, days in wanted["days"].items():
+        before = state["days"][table]
+        differing = [day for day in {*days, *before} if days.get(day) != before.get(day)]
+        if differing:
+            ends.append(datetime.fromisoformat(min(differing)) - timedelta(days=1))
+    return min(ends)
+
+
+def _fingerprints(rows: Frame) -> dict[str, list[str]]:
+    """Day end to (rows, hash) of what became known on that day, whatever the order of the rows."""
+    rows = t.with_known(rows)
+    days = (
+        rows.select(t.day_end(pl.col("known")).alias("day"), pl.struct(rows.columns).hash(seed=0).alias("hash"))
+        .group_by("day")
+        .agg(pl.len(), pl.col("hash").bitwise_xor())
+        .sort("day")
+    )
+    return {day.isoformat(): [str(count), str(mark)] for day, count, mark in days.iter_rows()}
+
+
+def _definition(settings: Settings) -> str:
+    """A hash of everything beside the data that decides the features."""
+    parts = {
+        "revision": REVISION,
+        "polars": pl.__version__,  # the fingerprints' hash may change with it
+        "features": settings.features.model_dump(mode="json"),
+        "positive_event_types": list(settings.split.positive_event_types),
+        "min_value": settings.split.min_value,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _midnight(time: datetime) -> datetime:
+    return time.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _version(lake: Lake, view: str) -> int:
+    version = lake.version(f"features/{view}")
+    assert version is not None, "a refreshed view has a table"
+    return version
+
+
+def seen_at(settings: Settings, as_of: datetime) -> Frame:
+    """`user_id, seen_item_ids, purchased_item_ids` of every user with an event known at `as_of`, at any moment of a day."""
+    interactions = Lake(settings.lake).scan("interactions", as_of).select(t.INTERACTION_COLUMNS).collect()
+    rows = t.user_seen(interactions, settings.split, settings.features, until=as_of)
+    return rows.unique("user_id", keep="last", maintain_order=True).drop("event_timestamp", "created_timestamp")

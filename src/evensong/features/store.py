@@ -1,0 +1,191 @@
+"""Feast's feature store for our settings: one a process, with the declarations of `feature_repo/` applied."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from evensong.data import storage
+from evensong.errors import ConfigurationError
+from evensong.settings import Settings
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+PROJECT = "evensong"
+RECOMMENDER = "recommender_v1"
+SERVING_FILTERS = "serving_filters_v1"
+OFFLINE_STORE = "evensong.features.offline_store.PolarsOfflineStore"
+
+#: The modules of `feature_repo/`, in the order in which they import each other.
+MODULES = ("entities", "sources", "feature_views", "feature_services")
+#: The tag on a feature service that says which declarations it was applied from.
+DECLARATIONS = "declarations"
+
+_lock = threading.RLock()
+_stores: dict[tuple[str, str, str], FeatureStore] = {}
+
+
+def open_store(settings: Settings) -> FeatureStore:
+    """The feature store for these settings; the first call applies the declarations when the registry has others."""
+    place = (settings.lake, settings.online_store, settings.feast_registry)
+    with _lock:
+        if place not in _stores:
+            _stores[place] = _open(settings)
+        return _stores[place]
+
+
+def repository() -> Path:
+    """The folder `feature_repo/`: beside `src/` in a checkout, or in the working folder, as in a container.
+
+    Raises:
+        ConfigurationError: neither place has it.
+    """
+    places = [Path(__file__).resolve().parents[3] / "feature_repo", Path.cwd() / "feature_repo"]
+    for place in places:
+        if (place / "feature_store.yaml").is_file():
+            return place
+    raise ConfigurationError(
+        f"expected feature_repo/feature_store.yaml in {places[0].parent} or {places[1].parent}, found it in neither; "
+        "run from the project's folder"
+    )
+
+
+def feature_table_uri(settings: Settings, view: str) -> str:
+    """The Delta table of a feature view."""
+    return storage.join(settings.lake, "features", view)
+
+
+def redis_connection(uri: str) -> str:
+    """Feast's connection string for `redis://[user:password@]host[:port][/db]` (`rediss://` with TLS)."""
+    parts = urlsplit(uri)
+    options = {"db": parts.path.strip("/") or "0"}
+    if parts.username:
+        options["username"] = unquote(parts.username)
+    if parts.password:
+        options["password"] = unquote(parts.password)
+    if parts.scheme == "rediss":
+        options["ssl"] = "true"
+    options |= dict(parse_qsl(parts.query))
+    return ",".join([f"{parts.hostname}:{parts.port or 6379}", *(f"{name}={value}" for name, value in options.items())])
+
+
+def is_redis(uri: str) -> bool:
+    """Whether the online store is a Redis; a SQLite file otherwise."""
+    return uri.startswith(("redis://", "rediss://"))
+
+
+def _open(settings: Settings) -> FeatureStore:
+    os.environ.setdefault("FEAST_USAGE", "False")
+    with warnings.catch_warnings():
+        # Feast's modules warn about each other's deprecations when they are imported.
+        warnings.simplefilter("ignore")
+        from feast import FeatureStore
+
+        store = FeatureStore(config=_config(settings))
+        _apply(store, settings)
+    return store
+
+
+def _config(settings: Settings) -> Any:
+    from feast import RepoConfig
+
+    online: dict[str, Any]
+    if is_redis(settings.online_store):
+        online = {"type": "redis", "connection_string": redis_connection(settings.online_store)}
+    else:
+        Path(settings.online_store).parent.mkdir(parents=True, exist_ok=True)
+        online = {"type": "sqlite", "path": str(Path(settings.online_store).resolve())}
+    return RepoConfig(
+        project=PROJECT,
+        provider="local",
+        registry=_registry(settings.feast_registry),
+        offline_store={"type": OFFLINE_STORE},
+        online_store=online,
+        entity_key_serialization_version=3,
+        materialization={"pull_latest_features": True},
+        repo_path=repository(),
+    )
+
+
+def _registry(uri: str) -> dict[str, Any]:
+    scheme = uri.split("://", 1)[0].split("+", 1)[0] if "://" in uri else ""
+    if scheme in {"postgresql", "mysql", "sqlite"}:
+        if uri.startswith("postgresql://"):
+            uri = uri.replace("postgresql://", "postgresql+psycopg://", 1)
+        # A materialization in another process must not make this one refuse to serve.
+        return {"registry_type": "sql", "path": uri, "serve_features_while_materializing": True}
+    if not storage.is_remote(uri):
+        Path(uri).parent.mkdir(parents=True, exist_ok=True)
+    return {"registry_type": "file", "path": uri}
+
+
+def _apply(store: FeatureStore, settings: Settings) -> None:
+    from feast.errors import FeatureServiceNotFoundException
+
+    objects, wanted = _declared(settings)
+    for name in (RECOMMENDER, SERVING_FILTERS):
+        try:
+            if store.get_feature_service(name).tags.get(DECLARATIONS) != wanted:
+                break
+        except FeatureServiceNotFoundException:
+            break
+    else:
+        return
+    store.apply(objects)
+
+
+def _declared(settings: Settings) -> tuple[list[Any], str]:
+    """The declared objects with the feature tables of these settings, and a hash that names them."""
+    import copy
+
+    from feast import Entity, FeatureService, FeatureView
+
+    repo = repository()
+    digest = hashlib.sha256(settings.lake.encode())
+    for module in MODULES:
+        digest.update((repo / f"{module}.py").read_bytes())
+    found = _load(repo)
+    entities = [value for value in found if isinstance(value, Entity)]
+    views = [copy.deepcopy(value) for value in found if isinstance(value, FeatureView)]
+    services = [copy.deepcopy(value) for value in found if isinstance(value, FeatureService)]
+    for view in views:
+        view.batch_source.file_options.uri = feature_table_uri(settings, view.name)
+    for service in services:
+        service.tags = {**service.tags, DECLARATIONS: digest.hexdigest()}
+    return [*entities, *(view.batch_source for view in views), *views, *services], digest.hexdigest()
+
+
+@functools.cache
+def _load(repo: Path) -> list[Any]:
+    """The objects that the modules of the repository declare, each once."""
+    found: dict[int, Any] = {}
+    with _importable(repo):
+        for module in MODULES:
+            for value in vars(importlib.import_module(module)).values():
+                found[id(value)] = value
+    return list(found.values())
+
+
+@contextmanager
+def _importable(repo: Path) -> Iterator[None]:
+    """Lets the repository's modules import each other by their bare names, as Feast's command line does, and no longer."""
+    held = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
+    sys.path.insert(0, str(repo))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(repo))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+        sys.modules.update(held)

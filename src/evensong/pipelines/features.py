@@ -1,0 +1,47 @@
+"""The steps that compute the night's features and put the newest of them in front of the service."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+from evensong.data import storage
+from evensong.settings import Settings
+from evensong.types import Night
+
+log = logging.getLogger(__name__)
+
+#: States the newest `as_of` whose features the online store holds; the service watches it.
+MATERIALIZED = "materialized.json"
+
+
+def build(settings: Settings, night: Night) -> dict[str, int]:
+    """Bring the feature tables up to the night's `as_of`; the Delta version of each."""
+    from evensong.features.refresh import refresh
+
+    return refresh(settings, night.as_of)
+
+
+def materialize(settings: Settings, night: Night) -> dict[str, int]:
+    """Put the newest features known at the night's `as_of` into the online store; the rows written, a view.
+
+    A night older than the newest one materialized writes nothing: its features would replace newer ones.
+    """
+    from evensong.features.materialize import materialize as write
+
+    marker = storage.join(settings.lake, MATERIALIZED)
+    newest = materialized_at(settings)
+    if newest is not None and newest > night.as_of:
+        log.info("materialize: the online store holds %s already, newer than %s; nothing to do", newest, night.as_of)
+        return {}
+    written = write(settings, night.as_of)
+    storage.write_json(marker, {"as_of": night.as_of.isoformat(), "rows": written})
+    return written
+
+
+def materialized_at(settings: Settings) -> datetime | None:
+    """The newest `as_of` whose features the online store holds; None before the first."""
+    marker = storage.join(settings.lake, MATERIALIZED)
+    if not storage.exists(marker):
+        return None
+    return datetime.fromisoformat(storage.read_json(marker)["as_of"]).astimezone(UTC)
