@@ -25,7 +25,8 @@ PARAMS = {
         type=["null", "string"],
         format="date-time",
         title="As of",
-        description="The cutoff (UTC): the run sees what was known at this moment, and nothing later. Empty: the last midnight.",
+        description="The cutoff (UTC): the run sees what was known at this moment, and nothing later. "
+        "Empty: the last midnight.",
     ),
     "source": Param(
         "all",
@@ -34,7 +35,7 @@ PARAMS = {
         title="Source",
         description="Which registered source to ingest from; all takes every one. "
         "Sources are registered by `evensong import` and `evensong simulate`.",
-        examples=["all", "shop"],
+        examples=["all", "simulator"],
     ),
     "train_from": Param(
         "scratch",
@@ -48,7 +49,8 @@ PARAMS = {
         True,
         type="boolean",
         title="Refit on everything",
-        description="After the evaluation, train the same recipe on everything up to as_of; the bundle holds that model.",
+        description="After the evaluation, train the same recipe on everything up to as_of; "
+        "the bundle holds that model.",
     ),
     "seed": Param(7, type="integer", minimum=0, title="Seed", description="Of every random choice in the run."),
 }

@@ -1,4 +1,4 @@
-"""What the DAGs need from Airflow beyond wiring: one night at a time, errors that are not retried in vain, links, alerts.
+"""What the DAGs need from Airflow beyond wiring: one night at a time, no retries in vain, links, alerts.
 
 Light on purpose: Airflow imports this folder in every process.
 """

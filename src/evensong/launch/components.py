@@ -1,4 +1,4 @@
-"""Names every process of the system: its command, its variables, its health address. `docker-compose.yml` agrees with it."""
+"""Names every process of the system, its command, variables and health address; `docker-compose.yml` agrees with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from evensong.errors import ConfigurationError
+from evensong.errors import ConfigurationError, LaunchError
 from evensong.launch import secrets
 from evensong.settings import ENV_PREFIX, OTHER_VARIABLES, Settings
 
@@ -225,6 +225,18 @@ def project_root() -> Path:
         f"expected dags/nightly_retraining.py in {' or '.join(map(str, candidates))}, found none; "
         "run from a checkout of Evensong"
     )
+
+
+def executable(name: str) -> str:
+    """The program of that name in the environment that runs this.
+
+    Raises:
+        LaunchError: the environment has none.
+    """
+    beside = Path(sys.executable).parent / name
+    if not beside.is_file():
+        raise LaunchError(f"expected {beside}, found none; run `make install`")
+    return str(beside)
 
 
 def airflow_version() -> str:

@@ -1,7 +1,7 @@
-"""Outlives the launcher by a moment: when the launcher is gone, however it went, this ends every process it had started.
+"""Outlives the launcher by a moment: when the launcher is gone, however it went, this ends what it had started.
 
-The launcher writes one line a session to this process's standard input: `+ID` when a component starts, `-ID` when it has
-ended. The end of that input means that the launcher is gone. Whole sessions are ended, so that the workers of a
+The launcher writes one line a session to this process's standard input: `+ID` when a component starts, `-ID` when it
+has ended. The end of that input means that the launcher is gone. Whole sessions are ended, so that the workers of a
 component go with it, which a parent-death signal on the component alone would not do.
 """
 

@@ -21,6 +21,7 @@ import httpx
 from evensong.errors import BusyError, LaunchError
 from evensong.launch import components, guardian, secrets
 from evensong.launch.components import Component
+from evensong.launch.prepare import prepare
 from evensong.settings import Settings
 
 Report = Callable[[str], None]
@@ -187,7 +188,7 @@ class Supervisor:
             child.process = subprocess.Popen(
                 child.part.command,
                 env=self._variables | child.part.variables,
-                executable=_executable(child.part.command[0]),
+                executable=components.executable(child.part.command[0]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -197,42 +198,10 @@ class Supervisor:
         self._tell_guardian("+", child.process.pid)
 
     def _tell_guardian(self, sign: str, session: int) -> None:
-        assert self._guardian and self._guardian.stdin
+        assert self._guardian is not None
+        assert self._guardian.stdin is not None
         self._guardian.stdin.write(f"{sign}{session}\n")
         self._guardian.stdin.flush()
-
-
-def prepare(settings: Settings) -> None:
-    """Make the home ready for Airflow: its secrets, its password, its metadata database at this version.
-
-    Raises:
-        LaunchError: the database cannot be migrated.
-    """
-    Path(settings.place("airflow")).mkdir(parents=True, exist_ok=True)
-    secrets.ensure_password(settings)
-    variables = components.common_variables(settings)
-    done = Path(settings.place("airflow", f".migrated-{components.airflow_version()}"))
-    # a file of ours tells about a database of ours only
-    if (
-        settings.airflow.database_url is None
-        and done.exists()
-        and Path(settings.place("airflow", "airflow.db")).exists()
-    ):
-        return
-    command = components.migrate_command()
-    result = subprocess.run(
-        command,
-        executable=_executable(command[0]),
-        env=variables,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    if result.returncode:
-        raise LaunchError(
-            f"{' '.join(command)} ended with {result.returncode}:\n{result.stdout[-2000:]}{result.stderr[-2000:]}"
-        )
-    done.touch()
 
 
 @contextmanager
@@ -318,13 +287,6 @@ def _is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _executable(name: str) -> str:
-    beside = Path(sys.executable).parent / name
-    if not beside.is_file():
-        raise LaunchError(f"expected {beside}, found none; run `make install`")
-    return str(beside)
 
 
 def _describe(code: int) -> str:

@@ -1,0 +1,299 @@
+"""The first thing that a newcomer sees: a simulated shop, three nights through Airflow, a champion, recommendations.
+
+Running it again shows the same and repeats nothing: simulated days are kept, finished nights are recognised, and a demo
+that was stopped goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from evensong.data import storage
+from evensong.launch import components
+from evensong.launch.airflow_api import AirflowApi
+from evensong.launch.prepare import prepare
+from evensong.launch.supervisor import Supervisor, hold_launch, refuse_taken_ports
+from evensong.settings import Settings
+from evensong.types import Night
+
+WARM_UP_DAYS = 21
+NUM_NIGHTS = 3
+NIGHT_TIMEOUT_SECONDS = 1800.0
+#: The steps as the DAG names them; the first only reads the form.
+STEPS = (
+    "plan",
+    "ingest",
+    "validate",
+    "build_features",
+    "materialize",
+    "build_training_set",
+    "train_retriever",
+    "train_ranker",
+    "build_index",
+    "evaluate",
+    "bundle",
+    "register",
+    "gate",
+    "promote",
+)
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Live through the demo, or through what is left of it, and show what came of it.
+
+    Returns:
+        `nights` (decision, metrics and seconds of each), `days` (click rates), `user` (history and recommendations)
+        and `addresses`.
+
+    Raises:
+        BusyError: this home is up.
+        LaunchError: a port is taken, Airflow does not start, or a night fails.
+    """
+    console = Console(stderr=True)
+    with hold_launch(settings), _progress(console) as progress:
+        start = _opening_day(settings)
+        nights = [_night(start, number) for number in range(NUM_NIGHTS)]
+        days = _warm_up(settings, start, progress)
+        if missing := [night for night in nights if not storage.exists(_record_uri(settings, night))]:
+            with _airflow(settings, progress) as api:
+                for night in missing:
+                    days += _day_before(settings, start, night)
+                    _live(settings, api, night, progress)
+        days = days[:WARM_UP_DAYS] + [day for night in nights[1:] for day in _day_before(settings, start, night)]
+        records = [storage.read_json(_record_uri(settings, night)) for night in nights]
+        user = _user(settings)
+    result = {"nights": records, "days": days, "user": user, "addresses": _addresses(settings)}
+    Console().print(_story(result))
+    return result
+
+
+def _opening_day(settings: Settings) -> date:
+    """The shop's first day: chosen once, so that the last night's as_of is today's midnight, then kept."""
+    uri = settings.place("demo", "demo.json")
+    if storage.exists(uri):
+        return date.fromisoformat(storage.read_json(uri)["start"])
+    start = datetime.now(UTC).date() - timedelta(days=WARM_UP_DAYS + NUM_NIGHTS - 1)
+    storage.write_json(uri, {"start": start.isoformat()})
+    return start
+
+
+def _night(start: date, number: int) -> Night:
+    return Night.model_validate({"as_of": (start + timedelta(days=WARM_UP_DAYS + number)).isoformat()})
+
+
+def _warm_up(settings: Settings, start: date, progress: Progress) -> list[dict[str, Any]]:
+    """The shop's days before the first champion, and their click rates."""
+    from evensong.pipelines import simulate
+
+    task = progress.add_task("a shop's first weeks", total=WARM_UP_DAYS)
+    result = simulate.run(
+        settings, days=WARM_UP_DAYS, start=start, policy="warmup", on_day=lambda day: progress.advance(task)
+    )
+    days: list[dict[str, Any]] = result["days"]
+    return days
+
+
+def _day_before(settings: Settings, start: date, night: Night) -> list[dict[str, Any]]:
+    """The day that ends at the night's as_of, its slates filled by the champion; nothing for the first night."""
+    from evensong.pipelines import simulate
+
+    day = night.as_of.date() - timedelta(days=1)
+    if day < start + timedelta(days=WARM_UP_DAYS):
+        return []
+    days: list[dict[str, Any]] = simulate.run(settings, days=1, start=day, policy="champion")["days"]
+    return days
+
+
+@contextmanager
+def _airflow(settings: Settings, progress: Progress) -> Iterator[AirflowApi]:
+    """Airflow alone, for as long as the nights take."""
+    parts = components.airflow_components(settings)
+    refuse_taken_ports(parts)
+    task = progress.add_task("Airflow: database", total=1)
+    prepare(settings)
+    progress.update(task, description="Airflow: starting")
+    with (
+        Supervisor(settings, parts, report=lambda line: progress.console.print(line, highlight=False)) as running,
+        AirflowApi(settings) as api,
+    ):
+        running.wait_ready(timeout=240)
+        api.wait_ready(timeout=120)
+        progress.update(task, description="Airflow: four processes, healthy", completed=1)
+        yield api
+
+
+def _live(settings: Settings, api: AirflowApi, night: Night, progress: Progress) -> None:
+    """One night through Airflow's scheduler; what came of it is written when it is done."""
+    begun = time.monotonic()
+    name = f"night of {night.as_of:%Y-%m-%d}"
+    task = progress.add_task(name, total=len(STEPS))
+    done: set[str] = set()
+
+    def on_task(task_id: str, state: str) -> None:
+        if state == "success":
+            done.add(task_id)
+        busy = task_id if state == "running" else ""
+        progress.update(task, completed=len(done), description=f"{name} {busy}")
+
+    run_id = f"demo__{night.run_id}"
+    api.start(night, run_id)
+    tasks = api.follow(run_id, NIGHT_TIMEOUT_SECONDS, on_task)
+    progress.update(task, completed=len(STEPS), description=name)
+    report = storage.read_json(api.returned(run_id, "evaluate"))
+    models = {"challenger": report["challenger"], "champion": report["champion"]} | report["baselines"]
+    decision = api.returned(run_id, "gate")
+    moved = api.returned(run_id, "promote")
+    record = {
+        "as_of": night.as_of.isoformat(),
+        "dag_run_id": run_id,
+        "version": str(api.returned(run_id, "register")),
+        "promoted": bool(decision["promote"]),
+        "reasons": decision["reasons"],
+        "champion": moved["champion"],
+        "metrics": {name: model["metrics"] for name, model in models.items() if model},
+        "seconds": {step: round(tasks[step]["duration"] or 0.0, 1) for step in STEPS},
+        "wall_seconds": round(time.monotonic() - begun, 1),
+    }
+    storage.write_json(_record_uri(settings, night), record)
+
+
+def _record_uri(settings: Settings, night: Night) -> str:
+    return settings.place("demo", f"{night.run_id}.json")
+
+
+def _user(settings: Settings, count: int = 20) -> dict[str, Any]:
+    """One user who has done enough to be known: the last items they wanted, and what is recommended to them."""
+    from evensong.features.online import OnlineFeatures
+    from evensong.serving import once
+
+    online = OnlineFeatures(settings)
+    user_id = _well_known_user(settings)
+    history = online.users([user_id]).row(0, named=True)
+    newest_first = list(reversed(history["recent_item_ids"]))[:count]
+    kinds = list(reversed(history["recent_event_types"]))[:count]
+    titles = online.items(newest_first)["title"].to_list()
+    answer = once.answer(settings, user_id, count)
+    return {
+        "user_id": user_id,
+        "history": [
+            {"item_id": item, "title": title, "event_type": kind}
+            for item, title, kind in zip(newest_first, titles, kinds, strict=True)
+        ],
+        "recommendations": answer["items"],
+        "model_version": answer["model_version"],
+        "source": answer["source"],
+    }
+
+
+def _well_known_user(settings: Settings, at_least: int = 20) -> str:
+    """The first user by id with that many positive events, or the one with the most."""
+    import polars as pl
+
+    uri = storage.join(settings.lake, "features", "user_history")
+    counts = (
+        pl.scan_delta(uri, storage_options=storage.storage_options(uri))
+        .group_by("user_id")
+        .agg(pl.col("num_interactions").max())
+        .with_columns(pl.col("num_interactions").clip(upper_bound=at_least))
+        .sort("num_interactions", "user_id", descending=[True, False])
+        .head(1)
+        .collect()
+    )
+    return str(counts["user_id"][0])
+
+
+def _addresses(settings: Settings) -> dict[str, str]:
+    return {part.name: part.address for part in components.all_components(settings) if part.address}
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (SpinnerColumn(), TextColumn("{task.description:<46}"), BarColumn(24), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        yield progress
+
+
+def _story(result: dict[str, Any]) -> RenderableType:
+    return Group(
+        _nights_table(result["nights"]),
+        _days_table(result["days"]),
+        _user_table(result["user"]),
+        _seconds_table(result["nights"]),
+        _next_steps(result["addresses"]),
+    )
+
+
+def _nights_table(nights: list[dict[str, Any]]) -> Table:
+    metrics = [name for name in nights[0]["metrics"]["challenger"] if name.startswith(("recall", "ndcg"))]
+    table = Table(title="\nThe nights", title_justify="left")
+    for column in ("as of", "version", "the gate", "why"):
+        table.add_column(column, overflow="fold")
+    for name in metrics:
+        table.add_column(f"{name}\nnew / popular", justify="right")
+    for night in nights:
+        verdict = "[green]promoted[/]" if night["promoted"] else f"[yellow]kept {night['champion']}[/]"
+        figures = [
+            f"{night['metrics']['challenger'][name]:.3f} / {night['metrics']['popularity'][name]:.3f}"
+            for name in metrics
+        ]
+        table.add_row(night["as_of"][:10], night["version"], verdict, "\n".join(night["reasons"]), *figures)
+    return table
+
+
+def _days_table(days: list[dict[str, Any]]) -> Table:
+    table = Table(title="\nWhat the shop's visitors did", title_justify="left")
+    for column in ("day", "slates by", "click rate", "popularity would have got", "gain"):
+        table.add_column(column, justify="left" if column in ("day", "slates by") else "right")
+    for day in days[WARM_UP_DAYS - 3 :]:
+        # compared free of noise: the clicks to expect of these slates, and of popularity's for the same visits
+        gain = day["expected_click_rate"] / day["popularity_click_rate"] - 1
+        table.add_row(
+            str(day["date"]),
+            day["policy"],
+            f"{day['click_rate']:.2%}",
+            f"{day['popularity_click_rate']:.2%}",
+            f"{gain:+.0%}",
+        )
+    return table
+
+
+def _user_table(user: dict[str, Any]) -> Table:
+    title = f"\nUser {user['user_id']}, by version {user['model_version']} ({user['source']})"
+    table = Table(title=title, title_justify="left")
+    for column in ("wanted lately", "", "recommended now"):
+        table.add_column(column, overflow="fold")
+    history, chosen = user["history"], user["recommendations"]
+    for row in range(max(len(history), len(chosen))):
+        wanted = history[row] if row < len(history) else {"title": "", "event_type": ""}
+        item = chosen[row]["title"] if row < len(chosen) else ""
+        table.add_row(str(wanted["title"]), str(wanted["event_type"]), str(item))
+    return table
+
+
+def _seconds_table(nights: list[dict[str, Any]]) -> Table:
+    table = Table(title="\nSeconds a step took, in Airflow", title_justify="left")
+    table.add_column("step")
+    for night in nights:
+        table.add_column(night["as_of"][:10], justify="right")
+    for step in STEPS:
+        table.add_row(step, *[f"{night['seconds'][step]:.1f}" for night in nights])
+    table.add_row("the night, start to end", *[f"{night['wall_seconds']:.1f}" for night in nights])
+    return table
+
+
+def _next_steps(addresses: dict[str, str]) -> str:
+    opened = {
+        "airflow-api-server": "the runs; press Trigger on nightly_retraining",
+        "mlflow": "the registered model: versions, evidence, the champion",
+        "service": "recommendations to look at; /docs for the API",
+    }
+    lines = [f"  {addresses[name]:<24} {meaning}" for name, meaning in opened.items() if name in addresses]
+    return "\n".join(["", "Next: [bold]make up[/], then open", *lines, ""])
