@@ -1,0 +1,68 @@
+"""The command line: JSON on stdout, notes on stderr, and exit codes that a script can trust."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def evensong(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "evensong.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=home,
+        env={"PATH": "/usr/bin:/bin", "EVENSONG_HOME": str(home / "state"), "HOME": str(home)},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["import", "movielens", "nowhere"], "nowhere"),
+        (["nightly", "--as-of", "soon"], "as_of"),
+        (["nightly", "--as-of", "2026-01-01", "--train-from", "nothing"], "train_from"),
+        (["frobnicate"], "frobnicate"),
+        (["registry", "show", "12"], "12"),
+        (["recommend", "somebody"], "evensong nightly"),
+    ],
+)
+def test_wrong_use_exits_with_2_and_says_what_came(tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = evensong(tmp_path, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_error_is_json_too(tmp_path: Path) -> None:
+    done = evensong(tmp_path, "import", "movielens", "nowhere", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["exit_code"] == done.returncode == 2
+    assert "nowhere" in answer["error"]
+
+
+def test_events_are_imported_by_a_mapping_and_only_once(tmp_path: Path) -> None:
+    source = tmp_path / "orders.csv"
+    source.write_text("who,what,moment\nann,tea,2026-01-01T10:00:00\nbob,jam,2026-01-02 11:00\n")
+    mapping = ["--user", "who", "--item", "what", "--time", "moment", "--event-type", "purchase", "--json"]
+    first = json.loads(evensong(tmp_path, "import", "events", str(source), *mapping).stdout)
+    again = json.loads(evensong(tmp_path, "import", "events", str(source), *mapping).stdout)
+    assert first == {"interactions": 2, "items": 2, "users": 2}
+    assert again == {"interactions": 0, "items": 0, "users": 0}
+
+
+def test_doctor_examines_an_empty_home_without_fault(tmp_path: Path) -> None:
+    findings = json.loads(evensong(tmp_path, "doctor", "--json").stdout)
+    assert {finding["piece"] for finding in findings} >= {"python", "home", "lake", "online store", "registry"}
+    assert all(finding["message"] for finding in findings)
+
+
+def test_settings_show_no_password(tmp_path: Path) -> None:
+    (tmp_path / "evensong.yaml").write_text("mlflow_tracking_uri: postgresql://me:secret@db/mlflow\n")
+    done = evensong(tmp_path, "settings", "--json")
+    assert "secret" not in done.stdout
+    assert "postgresql://me:***@db/mlflow" in done.stdout
