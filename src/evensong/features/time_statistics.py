@@ -199,8 +199,8 @@ def moments_of_change(
     """When rows of a feature view are due, `entity, moment`: as events become known, and at midnights after them.
 
     Between events the windows empty and the decayed sums sink, so an entity has a row at every midnight (UTC) up to the
-    first one at which no window holds an event and no event has a hundredth of its weight left. The rows are those after
-    `state.until`, up to `until`.
+    first one at which no window holds an event and no event has a hundredth of its weight left. The rows are those
+    after `state.until`, up to `until`.
     """
     plain = [statistic for statistic in statistics if not statistic.by]
     known = _arriving(batch, state.until, until)
