@@ -1,9 +1,10 @@
 """How the users of a simulated shop react to a slate, and the truth that this is drawn from.
 
 A user looks at the slot at position p with probability (1 + p) ** -position_decay, whatever it holds. An item that is
-looked at is clicked with probability sigmoid(base + taste · item + price + appeal + newness + discount), lowered once the user has clicked
-or bought it. The product is the true click probability; this is the position-based model of Richardson et al., Predicting
-Clicks (WWW 2007, section 3). Tastes are those of the day, satiation that of the hour's start.
+looked at is clicked with probability sigmoid(base + taste · item + price + appeal + newness + discount), lowered once
+the user has clicked or bought it. The product is the true click probability; this is the position-based model of
+Richardson et al., Predicting Clicks (WWW 2007, section 3). Tastes are those of the day, satiation that of the hour's
+start.
 
 Axes: B requests, K slots, N items, E latent dimensions.
 """
@@ -43,7 +44,7 @@ class Behaviour:
 
     def look_probability(self, num_slots: int) -> Floats:
         """(K,): the chance that a slot is looked at; 1 at the first."""
-        return (1.0 + np.arange(num_slots)) ** -self.world.config.position_decay
+        return np.power(1.0 + np.arange(num_slots, dtype=np.float64), -self.world.config.position_decay)
 
     def attraction(self, user_B: Ints, item_BK: Ints, moment: int) -> Floats:
         """(B, K): the click probability of an item that is looked at."""

@@ -34,9 +34,11 @@ class ShopConfig(Value):
     taste_strength: float = Field(default=6.0, ge=0)
     """Logits between an item right at a user's taste and one that means nothing to them."""
     price_strength: float = Field(default=0.35, ge=0)
-    appeal_spread: float = Field(default=0.8, ge=0)
+    appeal_spread: float = Field(default=0.7, ge=0)
     """Standard deviation of the items' own appeal, in logits: what makes popularity long-tailed."""
-    base_logit: float = -4.7
+    shelf_spread: float = Field(default=0.6, ge=0)
+    """Standard deviation of the shelves' log popularity: some tastes are common."""
+    base_logit: float = -4.9
     drift_per_day: float = Field(default=0.01, ge=0, le=1)
     """Chance that one of a user's favourite shelves gives way to another on a day."""
     newness_boost: float = Field(default=0.6, ge=0)
@@ -49,7 +51,7 @@ class ShopConfig(Value):
     purchased_satiation: float = Field(default=0.10, ge=0, le=1)
     late_share: float = Field(default=0.02, ge=0, le=1)
     """Share of clicks, carts, purchases and dwell times that become known one to twelve hours late."""
-    mean_stock: float = Field(default=20.0, gt=0)
+    mean_stock: float = Field(default=10.0, gt=0)
     restock_chance: float = Field(default=0.35, ge=0, le=1)
     """Chance that a sold-out item is back on a morning."""
     discount_chance: float = Field(default=0.01, ge=0, le=1)

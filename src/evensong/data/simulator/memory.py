@@ -1,7 +1,7 @@
 """What a simulated shop has seen so far: its clicks, carts and purchases, and what follows from them at any moment.
 
-All of the shop's state that depends on its policy follows from these events, so it is never saved: a shop that is started
-again reads the days it has written. A question about a moment is answered from the events before that moment.
+All of the shop's state that depends on its policy follows from these events, so it is never saved: a shop that is
+started again reads the days it has written. A question about a moment is answered from the events before that moment.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import numpy as np
 
 from evensong.data.simulator.world import DAY, Ints
 
-CLICK, CART, PURCHASE = 0, 1, 2
+#: What happens in a shop; a kind is a place in it.
+EVENT_TYPES = ("impression", "click", "cart", "purchase", "dwell")
+IMPRESSION, CLICK, CART, PURCHASE, DWELL = range(5)
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,10 @@ class Memory:
         flat = np.bincount(row * num_shelves + shelf_of_item[item], minlength=len(user_B) * num_shelves)
         return flat.reshape(len(user_B), num_shelves)
 
-    def purchases(self, moment: int, num_users: int) -> Ints:
-        """(U,): what each user has bought before a moment."""
+    def count(self, kind: int, moment: int, num_users: int) -> Ints:
+        """(U,): each user's events of a kind before a moment."""
         end = self.num_before(moment)
-        return np.bincount(self.user[:end][self.kind[:end] == PURCHASE], minlength=num_users)[:num_users]
+        return np.bincount(self.user[:end][self.kind[:end] == kind], minlength=num_users)[:num_users]
 
     def seen(self, moment: int) -> Seen:
         """The pairs of users and items with an event before a moment."""

@@ -1,7 +1,7 @@
 """Who fills the slates: logging policies with exactly known propensities.
 
-A propensity is the probability, under the policy and given the user, the moment and what was on offer, that this item stands
-at this position. At each position the propensities of all items on offer sum to 1.
+A propensity is the probability, under the policy and given the user, the moment and what was on offer, that this item
+stands at this position. At each position the propensities of all items on offer sum to 1.
 
 Axes: B requests, N items on offer, K slots, G strata, M items a stratum, L shelves.
 """
@@ -32,8 +32,8 @@ class Slates:
 
 
 Policy = Callable[[Sequence[str], Sequence[str], int, datetime, Generator], Slates]
-"""`(user_ids, available_item_ids, k, at, rng) -> Slates`: one slate of k distinct items for each entry of `user_ids`, which may
-name a user twice. A policy that draws, draws from `rng` alone."""
+"""`(user_ids, available_item_ids, k, at, rng) -> Slates`: one slate of k distinct items for each entry of `user_ids`,
+which may name a user twice. A policy that draws, draws from `rng` alone."""
 
 #: How much of a click on one shelf says about the other shelves of the aisle, and of the department.
 AISLE_SHARE, DEPARTMENT_SHARE = 0.30, 0.08
@@ -51,8 +51,8 @@ def random_policy(
 def popularity_policy(shop: Shop, hide_seen: bool = True) -> Policy:
     """The items with most clicks, carts and purchases in the trailing window up to midnight, ties by id.
 
-    With `hide_seen`, what a user had clicked or bought by midnight is left out, as the service does; it stays only where
-    too little else is on offer.
+    With `hide_seen`, what a user had clicked or bought by midnight is left out, as the service does; it stays only
+    where too little else is on offer.
     """
 
     def policy(
@@ -78,7 +78,8 @@ def popularity_policy(shop: Shop, hide_seen: bool = True) -> Policy:
 
 
 def category_policy(shop: Shop) -> Policy:
-    """A simple taste-aware policy that sees only the log: popular items from the shelves that a user has clicked, unseen ones."""
+    """A simple taste-aware policy that sees only the log: popular items from the shelves that a user has clicked,
+    unseen ones."""
 
     def policy(
         user_ids: Sequence[str], available_item_ids: Sequence[str], k: int, at: datetime, rng: Generator
@@ -93,7 +94,8 @@ def category_policy(shop: Shop) -> Policy:
 
 
 def oracle_policy(shop: Shop) -> Policy:
-    """The items with the highest true click probability: nobody can do better on clicks, and nobody real can do this."""
+    """The items with the highest true click probability: nobody can do better on clicks, and nobody real can do
+    this."""
 
     def policy(
         user_ids: Sequence[str], available_item_ids: Sequence[str], k: int, at: datetime, rng: Generator
@@ -108,12 +110,12 @@ def oracle_policy(shop: Shop) -> Policy:
 def warmup_policy(shop: Shop, popular: float = 0.30, personal: float = 0.45) -> Policy:
     """Wide logging for the days before any champion: popular, personal and uniform items, mixed in every slot.
 
-    The items on offer are dealt into K strata by popularity, so that each holds its part of the popular and of the rare ones;
-    a request's slots take the strata in random order, and each draws one item of its stratum g. With q(i | u) = popular ·
-    popularity share + personal · share of the user's liked shelves + the rest · uniform, all within the stratum, the
-    propensity of item i at any position is exactly q(i | u) / K: strata are disjoint, so no item can stand twice, and the
-    order is uniform. A user without clicks gets popular items in the personal part, and so does a stratum that holds nothing
-    from their shelves.
+    The items on offer are dealt into K strata by popularity, so that each holds its part of the popular and of the
+    rare ones; a request's slots take the strata in random order, and each draws one item of its stratum g. With q(i |
+    u) = popular · popularity share + personal · share of the user's liked shelves + the rest · uniform, all within
+    the stratum, the propensity of item i at any position is exactly q(i | u) / K: strata are disjoint, so no item can
+    stand twice, and the order is uniform. A user without clicks gets popular items in the personal part, and so does
+    a stratum that holds nothing from their shelves.
     """
 
     def policy(
@@ -151,8 +153,9 @@ def explore(policy: Policy, epsilon: float) -> Policy:
     """Replace each slot of a certain policy, independently with probability epsilon, by an item outside its slate.
 
     The replacements are drawn uniformly without repetition from the N - K items that the policy did not choose. So at a
-    position the chosen item has propensity 1 - epsilon, and every item outside the slate has epsilon / (N - K), by symmetry
-    of the draw; these sum to 1. Where fewer than K items are left outside, only the last N - K slots explore.
+    position the chosen item has propensity 1 - epsilon, and every item outside the slate has epsilon / (N - K), by
+    symmetry of the draw; these sum to 1. Where fewer than K items are left outside, only the last N - K slots
+    explore.
 
     Raises:
         ValueError: epsilon is not in [0, 1], or the policy below is itself uncertain (a propensity other than 1).
@@ -195,7 +198,8 @@ def midnight_of(at: datetime) -> int:
 
 
 def liking(counts_BL: Ints) -> Floats:
-    """(B, L): how much a user's clicks on shelves say about every shelf: their own, their aisle's, their department's."""
+    """(B, L): how much a user's clicks on shelves say about every shelf: their own, their aisle's, their
+    department's."""
     return counts_BL @ _RELATED_LL
 
 

@@ -1,7 +1,9 @@
-"""The simulated world itself, before anything is sold in it: items, users, tastes and arrivals as functions of the config.
+"""The simulated world itself, before anything is sold in it: items, users, tastes and arrivals as functions of the
+config.
 
 Nothing here depends on what the shop shows: the same config gives the same world whatever the policy. Every random draw
-comes from a stream named by its purpose and its day, so no draw depends on how often or in what order days are asked for.
+comes from a stream named by its purpose and its day, so no draw depends on how often or in what order days are asked
+for.
 
 Axes: U users, I items, L shelves, D latent dimensions, E = D + 1 (the last one is price), F favourite shelves,
 S sessions, R requests. Times inside are int64 microseconds since the epoch, UTC.
@@ -12,7 +14,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import dataclass, fields
-from datetime import date, datetime, time, timedelta
+from datetime import datetime, time, timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -104,14 +106,16 @@ class World:
         rng = self.stream("tree")
         self._shelf_vectors_LD = _tree_vectors(rng, config.dimension)
         self._brand_vectors_BD = _unit(rng.normal(size=(len(words.BRANDS), config.dimension)))
-        self.shelf_popularity_L = np.exp(rng.normal(0, 0.7, size=len(words.SHELVES)))
+        self.shelf_popularity_L = np.exp(rng.normal(0, config.shelf_spread, size=len(words.SHELVES)))
         self._shelf_price_L = np.exp(rng.normal(3.3, 0.6, size=len(words.SHELVES)))
         self._favourites: list[Ints] = []
         self._tastes: dict[int, NDArray[np.float32]] = {}
         self._discounts: dict[int, NDArray[np.bool_]] = {}
         self.item_ids: Names = _names("i", 0)
         self.user_ids: Names = _names("u", 0)
-        self._last_day = -1
+        self.items, self.users = self._new_items(0), self._new_users(0)
+        self._last_day = 0
+        self._favourites.append(self._drifted(0))
         self.grow(0)
 
     def stream(self, purpose: str, *numbers: int) -> Generator:
@@ -127,8 +131,7 @@ class World:
         while self._last_day < day:
             self._last_day += 1
             items, users = self._new_items(self._last_day), self._new_users(self._last_day)
-            self.items = items if self._last_day == 0 else _joined(self.items, items)
-            self.users = users if self._last_day == 0 else _joined(self.users, users)
+            self.items, self.users = _joined(self.items, items), _joined(self.users, users)
             self._favourites.append(self._drifted(self._last_day))
         if len(self.item_ids) != len(self.items):
             self.item_ids = _names("i", len(self.items))
@@ -146,8 +149,8 @@ class World:
     def tastes(self, day: int) -> NDArray[np.float32]:
         """(U, E): what each user likes on a day; the last column is their budget, against the items' price ranks.
 
-        A taste is a unit vector: the user's favourite shelves, weighted, and a part that turns once in 90 days. Favourites
-        give way to other shelves by chance, `drift_per_day`.
+        A taste is a unit vector: the user's favourite shelves, weighted, and a part that turns once in 90 days.
+        Favourites give way to other shelves by chance, `drift_per_day`.
         """
         if day not in self._tastes:
             if len(self._tastes) > 8:

@@ -1,0 +1,235 @@
+"""Days of the simulated shop, written as a source: before a champion with a wide logging policy, then with the
+champion's slates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from evensong.data import sources, storage
+from evensong.data.simulator import (
+    Policy,
+    Shop,
+    ShopConfig,
+    Slates,
+    explore,
+    popularity_policy,
+    warmup_policy,
+)
+from evensong.data.simulator.world import Generator
+from evensong.errors import ConfigurationError
+from evensong.settings import Settings
+from evensong.types import TABLES, Value
+
+SOURCE = "simulator"
+PolicyName = Literal["warmup", "popularity", "champion"]
+POLICIES: tuple[PolicyName, ...] = ("warmup", "popularity", "champion")
+
+
+class DayRecord(Value):
+    """Beside a day's tables: that they are complete, who filled the slates, and the day's figures."""
+
+    date: date
+    asked: PolicyName
+    """The policy that the run asked for."""
+    used: PolicyName
+    """The policy that filled the slates: `warmup` where a champion was asked for and there was none."""
+    champion: str | None = None
+    """The model version, when one filled the slates."""
+    exploration: float
+    summary: dict[str, Any]
+
+
+def run(
+    settings: Settings,
+    *,
+    days: int = 1,
+    start: date | None = None,
+    seed: int | None = None,
+    policy: PolicyName = "champion",
+    config: ShopConfig | None = None,
+    exploration: float = 0.1,
+    on_day: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Simulate days of the shop into `simulator/{interactions,items,users}/DATE.parquet` and register it as a source.
+
+    One home holds one shop: the first run decides its config, and `start` its opening day; later runs go on where it
+    stands, or give the same days again. A day that was simulated before is written again with identical content; one
+    that a champion filled is history and stays as it is, for the features of that night are gone.
+
+    Args:
+        days: how many.
+        start: the first of them; without it the day after the last one, or the shop's opening day.
+        seed: the shop's; shorthand for a config that differs in nothing else.
+        policy: who fills the slates. `warmup` mixes popular, personal and random items; `popularity` and `champion`
+        explore a
+            share `exploration` of their slots. The champion of a day is the newest one of a night up to its midnight;
+            until there is one the warm-up policy stands in, and the day's `policy` says so.
+        on_day: called with each day's summary as it is done.
+
+    Returns:
+        `location`, `source`, `start`, `days` (one summary each: counts, `click_rate`, and free of noise, from the
+        truth, `expected_click_rate` of the slates shown and `popularity_click_rate` of what popularity would have
+        shown the same users at the same moments), and totals.
+
+    Raises:
+        ConfigurationError: another shop lives here, or the days do not join on to those that were simulated.
+    """
+    if days < 1:
+        raise ConfigurationError(f"days: expected 1 or more, got {days}")
+    if policy not in POLICIES:
+        raise ConfigurationError(f"policy: expected one of {', '.join(POLICIES)}, got {policy!r}")
+    if not 0 <= exploration <= 1:
+        raise ConfigurationError(f"exploration: expected a share from 0 to 1, got {exploration}")
+    location = settings.place("simulator")
+    shop = Shop(_config(location, config, seed, start))
+    first = start or _next_day(location, shop.config)
+    _replay(location, shop, first)
+    lived = []
+    for number in range(days):
+        record = _day(settings, location, shop, first + timedelta(days=number), policy, exploration)
+        lived.append(record.summary)
+        if on_day:
+            on_day(record.summary)
+    sources.register(settings.lake, "contract", location, name=SOURCE)
+    totals = {name: sum(day[name] for day in lived) for name in ("events", "impressions", "clicks", "purchases")}
+    return {"location": location, "source": SOURCE, "start": first.isoformat(), "days": lived, **totals}
+
+
+def _day(settings: Settings, location: str, shop: Shop, day: date, policy: PolicyName, exploration: float) -> DayRecord:
+    known = _record(location, day)
+    if known and (known.asked, known.exploration) != (policy, exploration):
+        raise ConfigurationError(
+            f"{day}: was simulated with policy {known.asked} and exploration {known.exploration}, asked for {policy} "
+            f"and {exploration}; ask for the same, simulate later days, or remove {location} for another shop"
+        )
+    if known and known.used == "champion":
+        shop.replay(day, storage.read_frame(_table(location, "interactions", day)))
+        return known
+    version, slates = None, None
+    if policy == "champion" and not known:
+        version, slates = _champion(settings, shop, day)
+    used: PolicyName = "warmup" if policy == "champion" and slates is None else policy
+    if used == "warmup":
+        filled = warmup_policy(shop)
+    else:
+        filled = explore(slates or popularity_policy(shop), exploration)
+    log = shop.day(day, filled)
+    for name, frame in (("interactions", log.interactions), ("items", log.items), ("users", log.users)):
+        storage.write_frame(_table(location, name, day), frame)
+    summary = log.summary | {"policy": _described(policy, used, version)}
+    record = DayRecord(date=day, asked=policy, used=used, champion=version, exploration=exploration, summary=summary)
+    storage.write_json(storage.join(location, "days", f"{day}.json"), record.model_dump(mode="json"))
+    return record
+
+
+def _described(asked: PolicyName, used: PolicyName, version: str | None) -> str:
+    if used == "champion":
+        return f"champion version {version}"
+    return "warmup, for there is no champion yet" if asked == "champion" else used
+
+
+def _champion(settings: Settings, shop: Shop, day: date) -> tuple[str | None, Policy | None]:
+    """The version and the slates of the champion as it stood at the day's midnight."""
+    from evensong.registry import aliases, bundle
+
+    midnight = datetime.combine(day, time(), UTC)
+    champion = aliases.champion_before(settings, midnight + timedelta(microseconds=1))
+    if champion is None:
+        return None, None
+    return champion.version, champion_policy(settings, shop, bundle.fetch(settings, champion.version))
+
+
+def champion_policy(settings: Settings, shop: Shop, bundle: Path) -> Policy:
+    """The bundle's recommendations, through the recommend function that serves, from the online store as it stands.
+
+    What the service hides from a user is hidden here too, and so is what the shop does not offer at the moment. Where
+    that leaves too few items, popular ones fill the slate.
+    """
+    from evensong.features.online import OnlineFeatures
+    from evensong.recommender.funnel import Recommender
+
+    recommender, online = Recommender.load(bundle), OnlineFeatures(settings)
+    known = list(recommender.item_ids)
+    items = recommender.prepare_items(online.items(known))
+    popular = popularity_policy(shop, hide_seen=False)
+    rule = settings.serving.filter
+
+    def policy(
+        user_ids: Sequence[str], available_item_ids: Sequence[str], k: int, at: datetime, rng: Generator
+    ) -> Slates:
+        offered = set(available_item_ids)
+        gone = [item_id for item_id in known if item_id not in offered]
+        asked = list(dict.fromkeys(user_ids))
+        hidden: dict[str, list[str]] = {user_id: [] for user_id in asked}
+        if rule != "none":
+            seen = online.seen(asked)
+            hidden = {
+                user_id: items or []
+                for user_id, items in zip(seen["user_id"], seen[f"{rule}_item_ids"].to_list(), strict=True)
+            }
+        chosen = recommender.recommend(
+            online.users(asked), items, now=at, k=k, exclude={user: [*gone, *hidden[user]] for user in asked}
+        ).sort("user_id", "rank")
+        ranked: dict[str, list[str]] = dict(chosen.group_by("user_id", maintain_order=True).agg("item_id").iter_rows())
+        fill = popular(asked[:1], available_item_ids, len(available_item_ids), at, rng).item_ids_BK[0].tolist()
+        slate = {user: list(dict.fromkeys([*ranked.get(user, []), *fill[: 2 * k]]))[:k] for user in asked}
+        item_ids_BK = np.array([slate[user] for user in user_ids], dtype=object)
+        return Slates(item_ids_BK, np.ones(item_ids_BK.shape))
+
+    return policy
+
+
+def _config(location: str, config: ShopConfig | None, seed: int | None, start: date | None) -> ShopConfig:
+    """The config of the shop that lives here, or of the one that now moves in."""
+    uri = storage.join(location, "shop.json")
+    if not storage.exists(uri):
+        new = config or ShopConfig()
+        new = new.model_copy(update={"seed": new.seed if seed is None else seed, "start": start or new.start})
+        storage.write_json(uri, new.model_dump(mode="json"))
+        return new
+    known = ShopConfig.model_validate(storage.read_json(uri))
+    wanted = config.model_copy(update={"start": known.start}) if config else known
+    if seed is not None:
+        wanted = wanted.model_copy(update={"seed": seed})
+    if wanted != known:
+        differing = sorted(name for name in ShopConfig.model_fields if getattr(wanted, name) != getattr(known, name))
+        raise ConfigurationError(
+            f"{uri}: another shop lives here; it differs in {', '.join(differing)}; "
+            "simulate it in another EVENSONG_HOME, or remove the folder"
+        )
+    return known
+
+
+def _next_day(location: str, config: ShopConfig) -> date:
+    day = config.start
+    while _record(location, day):
+        day += timedelta(days=1)
+    return day
+
+
+def _replay(location: str, shop: Shop, until: date) -> None:
+    """Bring the shop to the morning of a day from what it has written."""
+    if until < shop.config.start:
+        raise ConfigurationError(
+            f"start: the shop opened on {shop.config.start}, got {until}; choose a day from then on"
+        )
+    while shop.today < until:
+        day = shop.today
+        if _record(location, day) is None:
+            raise ConfigurationError(f"start: {day} was not simulated yet, got {until}; simulate from {day} on")
+        shop.replay(day, storage.read_frame(_table(location, "interactions", day)))
+
+
+def _record(location: str, day: date) -> DayRecord | None:
+    uri = storage.join(location, "days", f"{day}.json")
+    return DayRecord.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
+
+
+def _table(location: str, name: str, day: date) -> str:
+    assert name in TABLES
+    return storage.join(location, name, f"{day}.parquet")
