@@ -17,12 +17,14 @@ class FeatureReader:
         """The entity rows with the features known at each row's moment.
 
         Args:
-            entities: `event_timestamp` and the join keys of the service's views (`user_id`, `item_id`); all other columns
+            entities: `event_timestamp` and the join keys of the service's views (`user_id`, `item_id`); all other
+            columns
                 are kept.
             service: the feature service's name.
 
         Returns:
-            The same rows in the same order, with the service's features under their bare names; null where none was known.
+            The same rows in the same order, with the service's features under their bare names; null where none was
+            known.
 
         Raises:
             ValueError: a join key is missing, or a column has a feature's name.

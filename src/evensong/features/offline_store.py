@@ -1,12 +1,12 @@
 """The offline store: Feast's `OfflineStore` on polars, over Parquet and Delta, local and S3; exact, and fast.
 
-What a historical retrieval means, to the row, stands in `evensong.features.point_in_time`: for each row of the entity frame
-the newest feature row with `event_timestamp` at or before the row's moment, known by then (with
-`filter_by_created_timestamp`), no older than the view's TTL, ties to the larger `created_timestamp`; rows in = rows out, in
-the same order; nulls where nothing matches.
+What a historical retrieval means, to the row, stands in `evensong.features.point_in_time`: for each row of the entity
+frame the newest feature row with `event_timestamp` at or before the row's moment, known by then (with
+`filter_by_created_timestamp`), no older than the view's TTL, ties to the larger `created_timestamp`; rows in = rows
+out, in the same order; nulls where nothing matches.
 
-A join reads twice: first just the keys and the timestamps of a view, which say which of its rows are needed, and then, in a
-stream, the features of those rows. So memory holds the keys and the answer, and never a whole feature table.
+A join reads twice: first just the keys and the timestamps of a view, which say which of its rows are needed, and then,
+in a stream, the features of those rows. So memory holds the keys and the answer, and never a whole feature table.
 
 Feast finds this class by the path in `feature_store.yaml`: `type: evensong.features.offline_store.PolarsOfflineStore`.
 """
@@ -169,8 +169,8 @@ class PolarsOfflineStore(OfflineStore):
             metadata=RetrievalMetadata(
                 features=feature_refs,
                 keys=[name for name in entities.columns if name != moment],
-                min_event_timestamp=moments.min(),  # type: ignore[arg-type]
-                max_event_timestamp=moments.max(),  # type: ignore[arg-type]
+                min_event_timestamp=moments.min(),
+                max_event_timestamp=moments.max(),
             ),
             repo_path=config.repo_path,
         )
@@ -272,7 +272,7 @@ class PolarsOfflineStore(OfflineStore):
             raise ValueError(
                 f"{feature_view.name}: expected the columns {list(expected)} in this order, got {frame.columns}"
             )
-        _append(frame.cast(dict(expected)), source, config.repo_path)
+        _append(frame.cast(expected), source, config.repo_path)
         if progress:
             progress(len(frame))
 
@@ -346,7 +346,7 @@ class _Plan:
         moments = to_moments(entities[moment])
         first, last = earliest, moments.max()
         if self.ttl and (oldest := moments.min()) is not None:
-            first = max(filter(None, [earliest, oldest - self.ttl]))  # type: ignore[operator, type-var]
+            first = max(filter(None, [earliest, oldest - self.ttl]))  # type: ignore[operator]
         kept = _within(rows.with_row_index(_ROW), self.event, first, last)  # type: ignore[arg-type]
         return kept.select(_ROW, *dict.fromkeys([*self.keys.values(), *stamps])).collect(engine="streaming")
 

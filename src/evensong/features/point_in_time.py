@@ -8,9 +8,10 @@ For each row of the entity frame, with its moment `t`, the matching feature row 
 4. is the newest of those: largest `event_timestamp`, then largest `created_timestamp`, then last in the feature frame,
 5. and is no older than the time to live: `event_timestamp >= t - ttl`.
 
-Rule 3 makes a plain as-of join wrong: the row with the largest `event_timestamp` may not be known yet while an older one
-is. A row counts from `known = max(event_timestamp, created_timestamp)` on, so among the rows in the order of `known` the
-answer is the running maximum of their rank by (event, created, position), and the as-of join runs on `known`.
+Rule 3 makes a plain as-of join wrong: the row with the largest `event_timestamp` may not be known yet while an older
+one is. A row counts from `known = max(event_timestamp, created_timestamp)` on, so among the rows in the order of
+`known` the answer is the running maximum of their rank by (event, created, position), and the as-of join runs on
+`known`.
 """
 
 from __future__ import annotations

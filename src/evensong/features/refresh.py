@@ -1,10 +1,11 @@
 """Keeps the feature tables equal to what the lake says, computing only what is new or has changed.
 
 The tables are a function of the lake and of one moment, the horizon: the latest `as_of` ever built. Beside them,
-`features/state.json` holds a fingerprint (rows, hash) of what became known on each day. A refresh compares the fingerprints,
-finds the first day that differs, and computes the rows stamped after that day's beginning again, for the entities that can
-have any; a Delta commit puts them in the place of the old ones. So a rerun, a skipped night, an older night after a newer
-one and a historical import all end in the same tables, and a refresh that is killed is repeated by the next one.
+`features/state.json` holds a fingerprint (rows, hash) of what became known on each day. A refresh compares the
+fingerprints, finds the first day that differs, and computes the rows stamped after that day's beginning again, for the
+entities that can have any; a Delta commit puts them in the place of the old ones. So a rerun, a skipped night, an
+older night after a newer one and a historical import all end in the same tables, and a refresh that is killed is
+repeated by the next one.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, TypedDict
 
 import polars as pl
 
@@ -66,13 +67,18 @@ def refresh(settings: Settings, as_of: datetime) -> dict[str, int]:
     return {view: _version(lake, view) for view in SCHEMAS}
 
 
+class _Window(TypedDict):
+    since: datetime | None
+    until: datetime
+
+
 def _computed(
     interactions: Frame, items: Frame, settings: Settings, since: datetime | None, until: datetime
 ) -> dict[str, Iterator[Frame]]:
     """The rows of each view stamped after `since`, one partition of entities at a time."""
     split, features = settings.split, settings.features
+    window = _Window(since=since, until=until)
     positives = t.positive_events(interactions, split)
-    window = {"since": since, "until": until}
     return {
         "user_history": _partitioned(
             positives, "user_id", since, lambda part: t.user_history(part, items, features, **window)
@@ -129,7 +135,7 @@ def _replace(settings: Settings, view: str, frames: Iterator[Frame], since: date
 
 
 def _changed_since(state: dict[str, Any], wanted: dict[str, Any]) -> datetime | None:
-    """The midnight after which the tables may no longer be right; None when they must be computed from the beginning."""
+    """The midnight after which the tables may be wrong; None when they must be computed from the beginning."""
     if not state or state["definition"] != wanted["definition"]:
         return None
     ends = [_midnight(datetime.fromisoformat(state["horizon"]))]
@@ -176,7 +182,7 @@ def _version(lake: Lake, view: str) -> int:
 
 
 def seen_at(settings: Settings, as_of: datetime) -> Frame:
-    """`user_id, seen_item_ids, purchased_item_ids` of every user with an event known at `as_of`, at any moment of a day."""
+    """`user_id, seen_item_ids, purchased_item_ids` of every user with an event known at `as_of`, midnight or not."""
     interactions = Lake(settings.lake).scan("interactions", as_of).select(t.INTERACTION_COLUMNS).collect()
     rows = t.user_seen(interactions, settings.split, settings.features, until=as_of)
     return rows.unique("user_id", keep="last", maintain_order=True).drop("event_timestamp", "created_timestamp")

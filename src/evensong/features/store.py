@@ -179,7 +179,7 @@ def _load(repo: Path) -> list[Any]:
 
 @contextmanager
 def _importable(repo: Path) -> Iterator[None]:
-    """Lets the repository's modules import each other by their bare names, as Feast's command line does, and no longer."""
+    """Lets the repository's modules import each other by bare names, as Feast's command line does, and no longer."""
     held = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
     sys.path.insert(0, str(repo))
     try:

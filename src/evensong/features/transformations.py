@@ -1,12 +1,12 @@
 """What the features are: plain functions from frames of interactions and items to the rows of the feature views.
 
 Every row is stamped with the moment at which the state it describes became known (`event_timestamp` and
-`created_timestamp` are that moment). An interaction counts from `known = max(event_timestamp, created_timestamp)` on, so
-one that arrives late changes the features of later moments and never of earlier ones.
+`created_timestamp` are that moment). An interaction counts from `known = max(event_timestamp, created_timestamp)` on,
+so one that arrives late changes the features of later moments and never of earlier ones.
 
-The functions take the interactions of one partition of entities and know nothing of the others; a partition of the users
-(for the user views) or of the items (for the item views) in, the same partition's rows out. `since` leaves out the rows
-stamped at or before it, `until` is the moment at which the view ends.
+The functions take the interactions of one partition of entities and know nothing of the others; a partition of the
+users (for the user views) or of the items (for the item views) in, the same partition's rows out. `since` leaves out
+the rows stamped at or before it, `until` is the moment at which the view ends.
 
 Days end at midnight UTC; the midnight itself belongs to the day that it ends.
 """
@@ -98,10 +98,11 @@ def user_history(
 ) -> Frame:
     """What each user wanted: one row a moment at which that changed (USER_HISTORY).
 
-    `recent_item_ids` are the last `history_length` positive events in the order in which they became known, oldest first
-    (equal moments by event time, then item, then type). `num_interactions` counts all of them, `last_interaction_seconds`
-    is the latest event's own time. `top_categories` are the level-one categories of all of them, as the items table named
-    them when the event became known, largest share first, ties by name; shares are of the events with a category.
+    `recent_item_ids` are the last `history_length` positive events in the order in which they became known, oldest
+    first (equal moments by event time, then item, then type). `num_interactions` counts all of them,
+    `last_interaction_seconds` is the latest event's own time. `top_categories` are the level-one categories of all of
+    them, as the items table named them when the event became known, largest share first, ties by name; shares are of
+    the events with a category.
     """
     events = _in_known_order(positives, items, until)
     if events.is_empty():
@@ -124,7 +125,7 @@ def user_history(
         _seconds(pl.col("last")).alias("last_interaction_seconds"),
         *_tastes(events, ends - 1, settings.num_top_categories),
         *_stamped("known"),
-    ).cast(USER_HISTORY)  # type: ignore[arg-type]
+    ).cast(pl.Schema(USER_HISTORY))
 
 
 def user_activity(positives: Frame, *, since: datetime | None = None, until: datetime) -> Frame:
@@ -138,12 +139,12 @@ def user_activity(positives: Frame, *, since: datetime | None = None, until: dat
     return (
         counts.filter(_after(since))
         .select("user_id", *(pl.col(f"n_{name}").alias(f"num_events_{name}") for name in WINDOWS), *_stamped("moment"))
-        .cast(USER_ACTIVITY)
-    )  # type: ignore[arg-type]
+        .cast(pl.Schema(USER_ACTIVITY))
+    )
 
 
 def item_popularity(positives: Frame, *, since: datetime | None = None, until: datetime) -> Frame:
-    """How many positive events each item had, and of how many users (ITEM_POPULARITY), at each midnight at which it changed."""
+    """How many positive events each item had, of how many users (ITEM_POPULARITY), at each midnight that changed it."""
     counts = _windowed_counts(positives, "item_id", until).filter("is_midnight")
     counts = counts.join(
         _distinct_users(positives, counts), on=["item_id", "moment"], how="left", maintain_order="left"
@@ -159,8 +160,8 @@ def item_popularity(positives: Frame, *, since: datetime | None = None, until: d
             pl.col("n_users").fill_null(0).alias("item_users_30d"),
             *_stamped("moment"),
         )
-        .cast(ITEM_POPULARITY)
-    )  # type: ignore[arg-type]
+        .cast(pl.Schema(ITEM_POPULARITY))
+    )
 
 
 def item_content(items: Frame, *, since: datetime | None = None, until: datetime) -> Frame:
@@ -175,8 +176,10 @@ def item_content(items: Frame, *, since: datetime | None = None, until: datetime
     )
     rows = _changed(rows.rename({"known": "moment"}), ["item_id"], [*fields, "arrival_seconds"])
     return (
-        rows.filter(_after(since)).select("item_id", *fields, "arrival_seconds", *_stamped("moment")).cast(ITEM_CONTENT)
-    )  # type: ignore[arg-type]
+        rows.filter(_after(since))
+        .select("item_id", *fields, "arrival_seconds", *_stamped("moment"))
+        .cast(pl.Schema(ITEM_CONTENT))
+    )
 
 
 def user_seen(
@@ -189,8 +192,9 @@ def user_seen(
 ) -> Frame:
     """Which items each user has met, and bought (USER_SEEN): one row a user and day end at which either list grew.
 
-    Seen are the items of every event of a positive type, whatever its value: who gave one star has seen the film. Each list
-    holds the last `seen_length` items in the order of their first event. The day that `until` cuts ends at `until`.
+    Seen are the items of every event of a positive type, whatever its value: who gave one star has seen the film. Each
+    list holds the last `seen_length` items in the order of their first event. The day that `until` cuts ends at
+    `until`.
     """
     met = with_known(interactions.filter(pl.col("event_type").is_in([*split.positive_event_types, PURCHASE]))).filter(
         pl.col("known") <= until
@@ -205,11 +209,11 @@ def user_seen(
         _known_items(moments, seen, settings.seen_length).alias("seen_item_ids"),
         _known_items(moments, bought, settings.seen_length).alias("purchased_item_ids"),
         *_stamped("moment"),
-    ).cast(USER_SEEN)  # type: ignore[arg-type]
+    ).cast(pl.Schema(USER_SEEN))
 
 
 def _in_known_order(positives: Frame, items: Frame, until: datetime) -> Frame:
-    """The events by user in the order in which they became known, each with its item's level-one category at that moment."""
+    """The events by user in the order in which they became known, each with its item's category of that moment."""
     events = with_known(positives).filter(pl.col("known") <= until)
     categories = (
         _newest_known(items, until)
@@ -228,7 +232,7 @@ def _in_known_order(positives: Frame, items: Frame, until: datetime) -> Frame:
 
 
 def _newest_known(items: Frame, until: datetime) -> Frame:
-    """For each item and moment at which a row of it became known: the newest row known by then, and the item's arrival."""
+    """For each item and moment at which a row of it became known: the newest row known, and the arrival."""
     rows = (
         with_known(items)
         .filter(pl.col("known") <= until)
@@ -249,8 +253,8 @@ def _newest_known(items: Frame, until: datetime) -> Frame:
 def _windowed_counts(positives: Frame, entity: str, until: datetime) -> Frame:
     """The counts of each window at every moment that may be a row's: event moments and the day ends after each change.
 
-    An event adds one when it becomes known and takes it away when it leaves the window; the running sum of these steps is
-    the count. Returns entity, moment, n_1d, n_7d, n_30d, n_total, is_event, is_midnight.
+    An event adds one when it becomes known and takes it away when it leaves the window; the running sum of these steps
+    is the count. Returns entity, moment, n_1d, n_7d, n_30d, n_total, is_event, is_midnight.
     """
     events = with_known(positives.select(entity, "event_timestamp", "created_timestamp")).filter(
         pl.col("known") <= until
@@ -288,7 +292,7 @@ def _windowed_counts(positives: Frame, entity: str, until: datetime) -> Frame:
 
 
 def _steps(leaving: str) -> list[pl.Expr]:
-    """The change of each count at one step: all up by one when an event becomes known, one down when it leaves a window."""
+    """The change of each count: all up by one when an event becomes known, one down when it leaves a window."""
     names = [*WINDOWS, "total"]
     if not leaving:
         return [pl.lit(1, pl.Int32).alias(f"n_{name}") for name in names]
@@ -326,8 +330,9 @@ def _distinct_users(positives: Frame, moments: Frame) -> Frame:
 def _merge_stays(stays: Frame) -> Frame:
     """Joins a user's overlapping stays with an item into one; the stays come sorted by item, user, known.
 
-    A stay that begins after all earlier ones of its pair have ended is a new one. Pairs are many and small, so the running
-    maximum of the ends is taken over all of them at once: pair and end make one number that grows from pair to pair.
+    A stay that begins after all earlier ones of its pair have ended is a new one. Pairs are many and small, so the
+    running maximum of the ends is taken over all of them at once: pair and end make one number that grows from pair to
+    pair.
     """
     pair = stays.select("item_id", "user_id").to_struct().rle_id().cast(pl.Int64)
     moments = pl.concat([stays["known"], stays["leaves"]]).rank("dense").cast(pl.Int64)
@@ -424,7 +429,7 @@ def _tastes(events: Frame, positions: np.ndarray, length: int) -> tuple[pl.Serie
 
 
 def _blocks(users: np.ndarray, positions: np.ndarray, width: int) -> list[tuple[int, int, int, int]]:
-    """Cuts the events at borders of users into blocks of bounded size: (begin, end) of events, (first, last) of positions."""
+    """Cuts the events at borders of users into bounded blocks: (begin, end) of events, (first, last) of positions."""
     borders = np.append(np.flatnonzero(np.diff(users, prepend=-1)), len(users))
     blocks, begin = [], 0
     most = max(1, _MAX_CELLS // width)
