@@ -1,0 +1,234 @@
+"""The feature tables end in the same state whatever way led there."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from evensong.data.lake import Lake
+from evensong.features import refresh as refresh_module
+from evensong.features.refresh import SCHEMAS, refresh, seen_at
+from evensong.settings import Settings
+from evensong.types import Frame
+
+DAY0 = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(days: float) -> datetime:
+    return DAY0 + timedelta(days=days)
+
+
+def interactions(*rows: tuple[str, str, float] | tuple[str, str, float, float]) -> Frame:
+    return pl.DataFrame(
+        {
+            "user_id": [row[0] for row in rows],
+            "item_id": [row[1] for row in rows],
+            "event_type": ["purchase" if row[1] == "c" else "click" for row in rows],
+            "event_timestamp": [at(row[2]) for row in rows],
+            "created_timestamp": [at(row[-1]) for row in rows],
+        }
+    )
+
+
+def catalogue(*rows: tuple[str, str, float]) -> Frame:
+    return pl.DataFrame(
+        {
+            "item_id": [row[0] for row in rows],
+            "title": [f"The {row[0]}" for row in rows],
+            "category_path": [row[1] for row in rows],
+            "event_timestamp": [at(row[2]) for row in rows],
+            "created_timestamp": [at(row[2]) for row in rows],
+        }
+    )
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Settings:
+    return make_shop(tmp_path / "home")
+
+
+def make_shop(home: Path) -> Settings:
+    settings = Settings(home=home)
+    Lake(settings.lake).append_new("items", catalogue(("a", "Food", 0), ("b", "Toys", 0), ("c", "Food", 0)))
+    return settings
+
+
+def add(settings: Settings, *rows: tuple[str, str, float] | tuple[str, str, float, float]) -> None:
+    Lake(settings.lake).append_new("interactions", interactions(*rows))
+
+
+def tables(settings: Settings) -> dict[str, list[tuple[object, ...]]]:
+    lake = Lake(settings.lake)
+    found = {}
+    for view in SCHEMAS:
+        rows = lake.scan(f"features/{view}").collect()
+        assert dict(rows.schema) == SCHEMAS[view]
+        keys = [rows.columns[0], "event_timestamp"]
+        assert rows.select(keys).is_duplicated().sum() == 0, f"{view}: two rows for one key and moment"
+        found[view] = rows.sort(keys).rows()
+    return found
+
+
+def from_scratch(settings: Settings, as_of: datetime, home: Path) -> dict[str, list[tuple[object, ...]]]:
+    other = Settings(home=home)
+    for table in ("interactions", "items"):
+        Lake(other.lake).append_new(table, Lake(settings.lake).read(table))
+    refresh(other, as_of)
+    return tables(other)
+
+
+FIRST = [("u", "a", 0.5), ("v", "b", 0.7), ("u", "b", 1.2)]
+SECOND = [("u", "c", 2.3), ("v", "a", 2.4)]
+
+
+def test_two_nights_make_what_one_night_makes(shop: Settings, tmp_path: Path) -> None:
+    add(shop, *FIRST)
+    refresh(shop, at(2))
+    add(shop, *SECOND)
+    refresh(shop, at(3))
+    assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
+
+
+def test_a_second_run_of_a_night_commits_nothing(shop: Settings) -> None:
+    add(shop, *FIRST)
+    assert refresh(shop, at(2)) == refresh(shop, at(2)) == {view: 0 for view in SCHEMAS}
+
+
+def test_skipped_nights_are_filled_with_the_midnights_between(shop: Settings, tmp_path: Path) -> None:
+    add(shop, *FIRST)
+    refresh(shop, at(2))
+    refresh(shop, at(40))
+    assert tables(shop) == from_scratch(shop, at(40), tmp_path / "other")
+    activity = Lake(shop.lake).scan("features/user_activity").filter(pl.col("user_id") == "u").collect()
+    assert activity.sort("event_timestamp")["num_events_30d"].to_list()[-1] == 0
+
+
+def test_an_older_night_after_a_newer_one_loses_nothing(shop: Settings, tmp_path: Path) -> None:
+    add(shop, *FIRST, *SECOND)
+    refresh(shop, at(3))
+    before = tables(shop)
+    refresh(shop, at(2))
+    assert tables(shop) == before == from_scratch(shop, at(3), tmp_path / "other")
+
+
+def test_an_import_of_older_events_is_found(shop: Settings, tmp_path: Path) -> None:
+    add(shop, *FIRST, *SECOND)
+    refresh(shop, at(3))
+    add(shop, ("w", "a", 0.1), ("u", "a", 1.9))
+    refresh(shop, at(3))
+    assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
+
+
+def test_an_older_night_after_an_import_brings_all_tables_up_to_the_newest(shop: Settings, tmp_path: Path) -> None:
+    add(shop, *FIRST, *SECOND)
+    refresh(shop, at(3))
+    add(shop, ("w", "a", 0.1))
+    refresh(shop, at(1))
+    assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
+
+
+def test_a_new_category_of_an_item_changes_the_tastes_after_it(shop: Settings, tmp_path: Path) -> None:
+    add(shop, *FIRST, *SECOND)
+    refresh(shop, at(3))
+    Lake(shop.lake).append_new("items", catalogue(("a", "Garden", 2)))
+    refresh(shop, at(3))
+    assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
+
+
+def test_a_night_in_the_middle_of_a_day_is_completed_by_the_next(shop: Settings, tmp_path: Path) -> None:
+    add(shop, *FIRST, *SECOND)
+    refresh(shop, at(2.35))
+    refresh(shop, at(3))
+    assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
+
+
+def test_a_refresh_that_was_killed_between_two_tables_is_repaired(
+    shop: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(shop, *FIRST)
+    refresh(shop, at(2))
+    add(shop, *SECOND, ("w", "a", 0.1))
+    whole = refresh_module._replace
+
+    def killed(settings: Settings, view: str, *rest: object) -> None:
+        if view == "item_popularity":
+            raise KeyboardInterrupt
+        whole(settings, view, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(refresh_module, "_replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        refresh(shop, at(3))
+    monkeypatch.undo()
+    refresh(shop, at(3))
+    assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
+
+
+def test_other_settings_compute_everything_again(shop: Settings) -> None:
+    add(shop, *FIRST)
+    refresh(shop, at(2))
+    shorter = shop.model_copy(update={"features": shop.features.model_copy(update={"history_length": 1})})
+    refresh(shorter, at(2))
+    lists = Lake(shop.lake).scan("features/user_history").collect()["recent_item_ids"].list.len()
+    assert lists.to_list() == [1, 1, 1]
+
+
+def test_partitions_of_entities_do_not_change_the_result(
+    shop: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(shop, *FIRST, *SECOND)
+    refresh(shop, at(3))
+    monkeypatch.setattr(refresh_module, "PARTITION_EVENTS", 1)
+    assert from_scratch(shop, at(3), tmp_path / "other") == tables(shop)
+
+
+def test_what_was_seen_at_midnight_is_what_the_table_says(shop: Settings) -> None:
+    add(shop, *FIRST, *SECOND)
+    refresh(shop, at(3))
+    table = Lake(shop.lake).scan("features/user_seen").filter(pl.col("event_timestamp") <= at(2)).collect()
+    newest = table.sort("event_timestamp").unique("user_id", keep="last", maintain_order=True).sort("user_id")
+    assert seen_at(shop, at(2)).equals(newest.drop("event_timestamp", "created_timestamp"))
+
+
+def test_an_empty_lake_makes_empty_tables(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    refresh(settings, at(1))
+    assert all(not rows for rows in tables(settings).values())
+
+
+nights = st.lists(
+    st.tuples(
+        st.lists(
+            st.tuples(
+                st.sampled_from("uvw"),
+                st.sampled_from("abc"),
+                st.integers(0, 14).map(lambda n: n / 2),
+                st.integers(0, 4),
+            ),
+            max_size=4,
+        ),
+        st.integers(2, 16).map(lambda n: n / 2),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@hypothesis_settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(nights)
+def test_any_order_of_imports_and_nights_ends_in_the_same_tables(
+    tmp_path_factory: pytest.TempPathFactory, nights: list[tuple[list[tuple[str, str, float, int]], float]]
+) -> None:
+    home = tmp_path_factory.mktemp("shop")
+    settings = make_shop(home / "a")
+    for rows, as_of in nights:
+        if rows:
+            add(settings, *[(user, item, day, day + late / 2) for user, item, day, late in rows])
+        refresh(settings, at(as_of))
+    newest = max(as_of for _, as_of in nights)
+    assert tables(settings) == from_scratch(settings, at(newest), home / "b")
