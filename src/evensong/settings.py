@@ -42,9 +42,14 @@ class ValidationSettings(Section):
 
     max_quarantined_share: float = Field(0.30, ge=0, le=1, description="Past this share of bad rows the night stops.")
     max_staleness_days: float = Field(3.0, gt=0, description="The newest event may be this much older than as_of.")
-    min_volume_ratio: float = Field(0.10, ge=0, description="The last day's rows against the trailing days' median.")
-    max_volume_ratio: float = Field(20.0, gt=0, description="The same, from above.")
+    min_volume_ratio: float = Field(0.10, ge=0, description="The last day's rows against the smallest trailing day.")
+    max_volume_ratio: float = Field(20.0, gt=0, description="The last day's rows against the largest trailing day.")
     trailing_days: int = Field(14, ge=1, description="Days that the volume is compared with.")
+    event_types: tuple[str, ...] = Field(
+        ("impression", "view", "click", "cart", "purchase", "rating", "return", "dwell"),
+        description="Event types that may occur; the positive ones may in any case.",
+    )
+    max_clock_skew_seconds: float = Field(300.0, ge=0, description="An event may be dated this much after its arrival.")
     max_value: float = Field(100_000.0, gt=0, description="No event's value may exceed it.")
     max_price: float = Field(10_000.0, gt=0, description="No item's price may exceed it.")
 
@@ -95,6 +100,23 @@ class RankerSettings(Section):
     learning_rate: float = Field(2e-3, gt=0, description="Of the optimizer.")
     num_negatives: int = Field(30, ge=1, description="Candidates beside each positive.")
     max_slates: int = Field(20_000, ge=10, description="Slates at most; the newest are kept.")
+
+
+class TrainingSettings(Section):
+    """How PyTorch runs; part of what makes the same night give the same weights."""
+
+    num_threads: int = Field(2, ge=1, description="Threads of PyTorch; another number rounds sums differently.")
+
+
+class IndexSettings(Section):
+    """The item index."""
+
+    kind: Literal["auto", "flat", "ivf", "hnsw"] = Field("auto", description="auto: exact for a small catalogue.")
+    exact_up_to: int = Field(200_000, ge=1, description="With auto, the largest catalogue that is searched exactly.")
+    approximate: Literal["ivf", "hnsw"] = Field("hnsw", description="With auto, the kind beyond that.")
+    ivf_probe_share: float = Field(0.1, gt=0, le=1, description="Share of the lists that a search looks into.")
+    hnsw_links: int = Field(32, ge=4, description="Links of an item in the graph.")
+    hnsw_search: int = Field(256, ge=16, description="Candidates that a search of the graph keeps.")
 
 
 class EvaluationSettings(Section):
@@ -172,6 +194,8 @@ class Settings(BaseSettings):
     features: FeatureSettings = FeatureSettings()
     retriever: RetrieverSettings = RetrieverSettings()
     ranker: RankerSettings = RankerSettings()
+    training: TrainingSettings = TrainingSettings()
+    index: IndexSettings = IndexSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     serving: ServingSettings = ServingSettings()
     registry: RegistrySettings = RegistrySettings()
