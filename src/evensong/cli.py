@@ -214,7 +214,7 @@ def simulate(
     days: Annotated[int, typer.Option(min=1, help="How many days to simulate.")] = 1,
     start: Annotated[str | None, typer.Option(help="The first day; without it, the day after the last one.")] = None,
     seed: Annotated[int, typer.Option(help="The shop's seed; one folder holds one shop.")] = 7,
-    policy: Annotated[str, typer.Option(help="Who fills the slates: warmup or champion.")] = "champion",
+    policy: Annotated[str, typer.Option(help="Who fills the slates: warmup, popularity or champion.")] = "champion",
     as_json: AsJson = False,
 ) -> None:
     """Simulate days of a shop whose truth is known."""
@@ -224,6 +224,81 @@ def simulate(
         load_settings(), days=days, start=date.fromisoformat(start) if start else None, seed=seed, policy=policy
     )
     _answer(result, as_json)
+
+
+# ---------------------------------------------------------------- registry
+
+Version = Annotated[str, typer.Argument(help="A version's number, or `champion`.")]
+Reason = Annotated[str, typer.Option(help="Why, for the ledger.")]
+
+
+@registry.command("list")
+def registry_list(as_json: AsJson = False) -> None:
+    """Every version, newest first: its cutoff, what the gate said, which one is the champion."""
+    from evensong.registry import commands
+
+    columns = ["version", "as_of", "champion", "gate", "review", "blocked", "digest"]
+    found = commands.list_versions(load_settings())
+    _answer(found, as_json, lambda rows: _rows("versions", rows, columns))
+
+
+@registry.command("show")
+def registry_show(version: Version, as_json: AsJson = False) -> None:
+    """Everything about one version: metrics, lineage, decision, moves."""
+    from evensong.registry import commands
+
+    _answer(commands.show(load_settings(), version), as_json)
+
+
+@registry.command("promote")
+def registry_promote(version: Version, reason: Reason, as_json: AsJson = False) -> None:
+    """Make the version champion by your word, whatever the gate said."""
+    from evensong.registry import commands
+
+    _answer(commands.promote(load_settings(), version, reason=reason), as_json, _show_move)
+
+
+@registry.command("reject")
+def registry_reject(version: Version, reason: Reason, as_json: AsJson = False) -> None:
+    """Keep the version from being promoted by any rule."""
+    from evensong.registry import commands
+
+    _answer(commands.reject(load_settings(), version, reason=reason), as_json)
+
+
+@registry.command("rollback")
+def registry_rollback(
+    reason: Reason,
+    to: Annotated[str | None, typer.Option(help="The version to return to; else the champion before.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Return to the previous champion; the version left behind waits for a person's word."""
+    from evensong.registry import commands
+
+    _answer(commands.rollback(load_settings(), reason=reason, to=to), as_json, _show_move)
+
+
+@registry.command("ledger")
+def registry_ledger(
+    verify: Annotated[bool, typer.Option("--verify", help="Find edits, and moves by another hand.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Every move of the champion: who, when, from, to, why."""
+    from evensong.registry import commands
+
+    if verify:
+        state = commands.verify(load_settings())
+        _answer(state, as_json)
+        if not state["sound"]:
+            raise typer.Exit(1)
+        return
+    columns = ["number", "at", "kind", "actor", "from_version", "to_version", "reason"]
+    _answer(commands.read_ledger(load_settings()), as_json, lambda rows: _rows("ledger", rows, columns))
+
+
+def _show_move(answer: dict[str, Any]) -> None:
+    word = "is now" if answer["moved"] else "was already"
+    screen.print(f"version {answer['champion']} {word} the champion ({answer['registry']})", markup=False)
 
 
 # ---------------------------------------------------------------- serving

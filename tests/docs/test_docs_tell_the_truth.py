@@ -49,6 +49,10 @@ def test_every_make_target_named_exists(page: Path) -> None:
 
 def test_settings_guide_is_current() -> None:
     written = subprocess.run(
-        [sys.executable, "-m", "evensong.cli", "settings", "--markdown"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-m", "evensong.cli", "settings", "--markdown"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
     ).stdout
     assert (ROOT / "docs/guides/settings.md").read_text() == written, "run `make docs`"
