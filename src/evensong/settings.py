@@ -75,6 +75,22 @@ class FeatureSettings(Section):
     history_length: int = Field(50, ge=1, le=1000, description="Interactions of a user that the user tower reads.")
     num_top_categories: int = Field(5, ge=1, description="Categories in a user's taste.")
     seen_length: int = Field(5000, ge=1, description="Items that the seen filter remembers for a user.")
+    columns_path: Path | None = Field(None, description="Your own columns: a YAML file, see docs/guides/columns.md.")
+    text_encoder: str = Field("none", description="Sentence encoder of titles: none, minilm, a folder or a model id.")
+    text_device: str = Field("cpu", description="Where the encoders run: cpu, cuda, cuda:1.")
+    image_encoder: str = Field("none", description="Encoder of pictures: none, a folder or microsoft/resnet-50.")
+    half_life_days: float = Field(7.0, gt=0, description="Half-life of the decayed counts, tastes and hours.")
+    prior_strength: float = Field(
+        0.0, ge=0, description="Views that the prior of a conversion rate is worth; 0: estimated from the data."
+    )
+
+
+class PrivacySettings(Section):
+    """Differentially private release of aggregated statistics; off until an epsilon is set."""
+
+    epsilon: float | None = Field(None, gt=0, description="Privacy loss of one release; none: nothing is released.")
+    budget: float = Field(1.0, gt=0, description="Privacy loss that all releases together may add up to.")
+    max_contributions: int = Field(20, ge=1, description="Rows of one user that a release reads at most.")
 
 
 class RetrieverSettings(Section):
@@ -192,6 +208,7 @@ class Settings(BaseSettings):
     validation: ValidationSettings = ValidationSettings()
     split: SplitSettings = SplitSettings()
     features: FeatureSettings = FeatureSettings()
+    privacy: PrivacySettings = PrivacySettings()
     retriever: RetrieverSettings = RetrieverSettings()
     ranker: RankerSettings = RankerSettings()
     training: TrainingSettings = TrainingSettings()

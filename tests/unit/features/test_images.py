@@ -1,0 +1,71 @@
+"""Pictures become vectors through a real ResNet, here a small one with random weights."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evensong.features.images import ImageEncoder, open_image_encoder
+
+Image = pytest.importorskip("PIL.Image")
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def resnet(tmp_path: Path) -> Path:
+    import torch
+
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="bottleneck")
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "resnet")
+    return tmp_path / "resnet"
+
+
+def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (60, 40)) -> str:
+    Image.new("RGB", size, colour).save(path)
+    return str(path)
+
+
+def test_each_picture_has_one_vector_and_the_same_picture_the_same(resnet: Path, tmp_path: Path) -> None:
+    red, blue = picture(tmp_path / "a.png", (255, 0, 0)), picture(tmp_path / "b.png", (0, 0, 255))
+    copy = picture(tmp_path / "c.png", (255, 0, 0))
+    vectors = ImageEncoder(resnet).encode([red, blue, copy, None])
+    assert vectors.shape == (4, 16)
+    assert np.array_equal(vectors[0], vectors[2])
+    assert not np.allclose(vectors[0], vectors[1])
+    assert not vectors[3].any()
+
+
+def test_what_is_no_picture_is_zeros_and_counted(
+    resnet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"not a picture")
+    with caplog.at_level(logging.WARNING):
+        vectors = ImageEncoder(resnet).encode([str(broken), str(tmp_path / "gone.png"), "http://example.test/a.png"])
+    assert not vectors.any()
+    assert "3 of 3 pictures cannot be read" in caplog.text
+
+
+def test_a_picture_is_seen_once(resnet: Path, tmp_path: Path) -> None:
+    uri = picture(tmp_path / "a.png", (9, 99, 199))
+    first = ImageEncoder(resnet, cache=str(tmp_path / "cache")).encode([uri])
+    again = ImageEncoder(resnet, cache=str(tmp_path / "cache"))
+    assert again.encode([uri]).tobytes() == first.tobytes()
+    assert again._model is None
+
+
+def test_absent_weights_turn_the_feature_off_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert open_image_encoder(str(tmp_path)) is None
+    assert len(caplog.records) == 1
+    assert "image features are off" in caplog.text
+
+
+def test_a_real_resnet_50_has_2048_numbers(tmp_path: Path) -> None:
+    model = transformers.AutoModel.from_config(transformers.ResNetConfig())
+    model.save_pretrained(tmp_path / "resnet-50")
+    assert ImageEncoder(tmp_path / "resnet-50").encode([picture(tmp_path / "a.png", (1, 2, 3))]).shape == (1, 2048)
