@@ -113,6 +113,15 @@ def create_bytes(uri: str, content: bytes) -> str:
     return uri
 
 
+def remove(uri: str) -> None:
+    """Remove one file; nothing happens when there is none."""
+    if is_remote(uri):
+        bucket, key = _split(uri)
+        _client().delete_object(Bucket=bucket, Key=key)
+    else:
+        Path(uri).unlink(missing_ok=True)
+
+
 def read_json(uri: str) -> Any:
     """The content of a JSON file."""
     return json.loads(read_bytes(uri))
