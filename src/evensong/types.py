@@ -140,6 +140,8 @@ class Check(Value):
     figure: float | None = None
     bound: float | None = None
     message: str = ""
+    doubtful: bool = False
+    """Passed, but on thin evidence, or failed in a way that only a person can judge: a reason to ask one."""
 
 
 class PromotionDecision(Value):

@@ -60,8 +60,8 @@ def move(
     """Point `champion` at the version and write the ledger's line; None when it already is the champion.
 
     `actor` is `person:NAME` or `rule:NAME`. A rule moves neither onto a version that was rolled back or rejected nor
-    over an alias that another hand moved; a person's word does both. `expected_current` is the champion that the mover saw
-    (None: there was none): if another promotion won meanwhile, this one is refused.
+    over an alias that another hand moved; a person's word does both. `expected_current` is the champion that the mover
+    saw (None: there was none): if another promotion won meanwhile, this one is refused.
 
     Raises:
         PromotionRefusedError: the champion is not the expected one, or a rule may not make this move.

@@ -95,7 +95,7 @@ def verify(directory: Path, expected_digest: str | None = None) -> dict[str, Any
     """Compare every file with the manifest and return the manifest.
 
     Raises:
-        BundleError: a file is missing, extra, a link, a pickle or of another hash, or the digest is not the expected one.
+        BundleError: a file is missing, extra, a link, a pickle or of another hash, or the digest is another.
     """
     manifest = read_manifest(directory)
     if expected_digest is not None and (found := digest(directory)) != expected_digest:

@@ -134,12 +134,12 @@ def log_metrics(settings: Settings, night: Night, metrics: Mapping[str, float], 
         from mlflow.entities import Metric
 
         mlflow_client = client(settings)
-        known = mlflow_client.get_run(run_id).data.metrics
-        now = int(time.time() * 1000)
+        run = mlflow_client.get_run(run_id)
+        known, now = run.data.metrics, int(time.time() * 1000)
         new = [
-            Metric(_metric_name(prefix + name), float(value), now, 0)
-            for name, value in sorted(metrics.items())
-            if known.get(_metric_name(prefix + name)) != float(value)
+            Metric(name, value, now if name in known else run.info.start_time, 0)
+            for name, value in ((_metric_name(prefix + key), float(value)) for key, value in sorted(metrics.items()))
+            if known.get(name) != value
         ]
         for start in range(0, len(new), 500):
             mlflow_client.log_batch(run_id, metrics=new[start : start + 500])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -249,13 +249,17 @@ def _upload(
         source = Path(folder, Path(bundle.ARTIFACT_PATH).name)
         source.symlink_to(directory.resolve())
         model = Path(folder, "model")
-        inputs, outputs = input_example.to_pandas(), output_example.to_pandas()
+        inputs = input_example.to_pandas()
+        with warnings.catch_warnings():
+            # MLflow warns that integers cannot be missing; ours never are.
+            warnings.filterwarnings("ignore", "Hint: Inferred schema contains integer column")
+            signature = infer_signature(inputs, output_example.to_pandas())
         mlflow.pyfunc.save_model(
             str(model),
             loader_module=loader_module,
             data_path=str(source),
             mlflow_model=Model(run_id=run_id, model_id=logged.model_id),
-            signature=infer_signature(inputs, outputs),
+            signature=signature,
             input_example=inputs,
             pip_requirements=[f"{name}=={number}" for name, number in bundle.library_versions().items()],
         )
@@ -269,9 +273,10 @@ def _log_model_metrics(client: MlflowClient, run_id: str, model_id: str, metrics
     from mlflow.entities import Metric
 
     known = {metric.key for metric in client.get_logged_model(model_id).metrics or []}
-    now = int(time.time() * 1000)
+    # The run's own first points carry its start, so MLflow sees these as the same points and not as second ones.
+    start_time = client.get_run(run_id).info.start_time
     rows = [
-        Metric(key, float(value), now, 0, model_id=model_id, run_id=run_id)
+        Metric(key, float(value), start_time, 0, model_id=model_id, run_id=run_id)
         for key, value in sorted(metrics.items())
         if key not in known
     ]

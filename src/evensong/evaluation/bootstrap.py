@@ -1,0 +1,118 @@
+"""The paired bootstrap over users: the interval of a mean difference, and the smallest gain it could have shown."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from evensong.types import Value
+
+Floats = npt.NDArray[np.float64]
+
+#: Resamples held in memory at once, times users.
+_CELLS = 4_000_000
+
+
+class Interval(Value):
+    """A mean with its two one-sided bounds, in the metric's own unit."""
+
+    mean: float
+    lower: float
+    upper: float
+    standard_error: float
+    num_users: int
+    confidence: float
+    """Of the two-sided interval: at 0.99 each bound alone errs in 0.5 % of samples."""
+    critical_lower: float
+    """Standard errors between the mean and the lower bound."""
+    critical_upper: float
+
+    def smallest_detectable(self, margin: float = 0.0, power: float = 0.8) -> float:
+        """The true gain at which the lower bound exceeds `margin` with this power, for users such as these."""
+        return margin + (self.critical_lower + float(stats.norm.ppf(power))) * self.standard_error
+
+
+def paired_interval(
+    differences: Floats, *, confidence: float, resamples: int, generator: np.random.Generator
+) -> Interval:
+    """The interval of the mean of one difference a user (challenger minus champion), users drawn with replacement.
+
+    Bootstrap-t (Efron and Tibshirani 1993, section 12.5): the resampled statistic is studentized, so skewed and heavy
+    tails move each bound by itself. Neither bound comes closer to the mean than Student's t puts it: with few users, or
+    with few that differ at all, the bootstrap alone is too sure.
+
+    Raises:
+        ValueError: fewer than two users, or a difference that is not finite.
+    """
+    differences = np.asarray(differences, dtype=np.float64)
+    num_users = len(differences)
+    if num_users < 2:
+        raise ValueError(f"expected at least 2 users, got {num_users}; hold out more days")
+    if not np.isfinite(differences).all():
+        raise ValueError("expected finite differences, got NaN or infinity; see the per-user figures")
+    mean = float(differences.mean())
+    standard_error = float(differences.std(ddof=1)) / math.sqrt(num_users)
+    tail = (1 - confidence) / 2
+    floor = float(stats.t.ppf(1 - tail, num_users - 1))
+    lower_critical = upper_critical = floor
+    if standard_error > 0:
+        studentized = _studentized(differences - mean, resamples, generator)
+        low = float(np.quantile(studentized, tail, method="lower"))
+        high = float(np.quantile(studentized, 1 - tail, method="higher"))
+        # A resample of equal users has no spread and an infinite statistic; the farthest user bounds it instead.
+        reach = (float(np.abs(differences - mean).max()) / standard_error) + floor
+        lower_critical, upper_critical = min(max(floor, high), reach), min(max(floor, -low), reach)
+    return Interval(
+        mean=mean,
+        lower=mean - lower_critical * standard_error,
+        upper=mean + upper_critical * standard_error,
+        standard_error=standard_error,
+        num_users=num_users,
+        confidence=confidence,
+        critical_lower=lower_critical,
+        critical_upper=upper_critical,
+    )
+
+
+def adjust(differences: Floats, covariates: Floats, population_means: Floats) -> Floats:
+    """Differences freed of what the users' past explains, their mean moved to the whole population's past.
+
+    The regression estimator for a sample whose covariates are known for everyone (Cochran 1977, chapter 7; CUPED is its
+    two-sample form). Honest only for covariates fixed before the window; `covariates` has one row a user, one column a
+    covariate, and `population_means` is their mean over all users from whom the sample was drawn.
+    """
+    centred = covariates - covariates.mean(axis=0)
+    usable = centred.std(axis=0) > 1e-12
+    if not usable.any() or len(differences) <= 2 + int(usable.sum()):
+        return differences
+    centred = centred[:, usable]
+    slope, *_ = np.linalg.lstsq(centred, differences - differences.mean(), rcond=None)
+    shift = float((population_means - covariates.mean(axis=0))[usable] @ slope)
+    return differences - centred @ slope + shift
+
+
+def _studentized(centred: Floats, resamples: int, generator: np.random.Generator) -> Floats:
+    """(mean* - mean) / se* of each resample; where all drawn are equal, an infinity of its sign."""
+    num_users = len(centred)
+    # Only users who differ from the most common value need to be drawn one by one: the rest is a count.
+    values, counts = np.unique(centred, return_counts=True)
+    statistic = np.empty(resamples)
+    step = max(1, _CELLS // min(num_users, len(values)))
+    squares = values**2
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        if len(values) * 2 < num_users:
+            drawn = generator.multinomial(num_users, counts / num_users, size=size)
+            mean, square = drawn @ values / num_users, drawn @ squares / num_users
+        else:
+            sample = centred[generator.integers(0, num_users, size=(size, num_users))]
+            mean, square = sample.mean(axis=1), (sample**2).mean(axis=1)
+        variance = np.maximum(square - mean**2, 0.0) * num_users / (num_users - 1)
+        error = np.sqrt(variance / num_users)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(error > 1e-15, mean / error, np.sign(mean) * np.inf)
+        statistic[start : start + size] = np.nan_to_num(ratio, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    return statistic

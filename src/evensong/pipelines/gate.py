@@ -1,0 +1,89 @@
+"""The step that decides by the policy whether the version may become champion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from evensong.data import storage
+from evensong.errors import ConfigurationError
+from evensong.evaluation.gate import GateInputs, decide
+from evensong.evaluation.policy import PromotionPolicy, load_policy
+from evensong.registry import aliases, decisions, versions
+from evensong.settings import Settings
+from evensong.types import EvaluationReport, Frame, Night
+
+
+def run(settings: Settings, night: Night, version: str, evaluation_uri: str) -> dict[str, Any]:
+    """Judge the version, store the decision on it and in `decision.json`, and return it.
+
+    The same evidence is judged once: a rerun returns the stored decision.
+
+    Raises:
+        ConfigurationError: the policy is missing or wrong.
+        RegistryError: there is no such version.
+    """
+    policy = read_policy(settings)
+    report = EvaluationReport.model_validate(storage.read_json(evaluation_uri))
+    challenger = versions.get(settings, version)
+    inputs = _inputs(settings, night)
+    evidence = _evidence(report, policy, inputs)
+    place = settings.run_uri(night.run_id, "decision.json")
+    if challenger.tags.get("evidence_hash") == evidence:
+        decision = decisions.read(settings, challenger)
+    else:
+        decision = decide(report, policy, _per_user(report), inputs)
+        decisions.store(settings, challenger, decision, evidence=evidence, compared_with=inputs.champion_version)
+    value = decision.model_dump(mode="json")
+    storage.write_json(place, value)
+    return value
+
+
+def read_policy(settings: Settings) -> PromotionPolicy:
+    """The policy that the settings name; a relative path counts from the working folder, then from the repository.
+
+    Raises:
+        ConfigurationError: there is none, or it is wrong.
+    """
+    named = settings.registry.policy_path
+    repository = Path(__file__).resolve().parents[3]
+    for path in (named, repository / named):
+        if path.is_file():
+            return load_policy(path.read_text(), str(named))
+    raise ConfigurationError(f"{named}: expected the promotion policy, found no file; set registry.policy_path")
+
+
+def _inputs(settings: Settings, night: Night) -> GateInputs:
+    before = aliases.champion_before(settings, night.as_of)
+    now = aliases.champion(settings)
+    passed, messages = {}, {}
+    validation = settings.run_uri(night.run_id, "validation.json")
+    if storage.exists(validation):
+        said = storage.read_json(validation)
+        passed["validation"] = bool(said.get("success", said.get("passed", False)))
+        messages["validation"] = "passed" if passed["validation"] else "this night's validation did not pass"
+    return GateInputs(
+        passed=passed,
+        messages=messages,
+        champion_version=before.version if before else None,
+        newest_champion_as_of=now.as_of if now else None,
+    )
+
+
+def _per_user(report: EvaluationReport) -> Frame | None:
+    if report.per_user_uri is None or not storage.exists(report.per_user_uri):
+        return None
+    return storage.read_frame(report.per_user_uri)
+
+
+def _evidence(report: EvaluationReport, policy: PromotionPolicy, inputs: GateInputs) -> str:
+    """What was judged, without what changes by itself: where the champion has moved since, and measured times."""
+    judged = {
+        "report": report.model_dump(mode="json"),
+        "policy": policy.digest,
+        "passed": inputs.passed,
+        "champion": inputs.champion_version,
+    }
+    return hashlib.sha256(json.dumps(judged, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,117 @@
+"""What a person does with the registry, from the command line or a page: each answer can be printed as JSON."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Any
+
+from evensong.errors import PromotionRefusedError
+from evensong.registry import aliases, ledger, tracking, versions
+from evensong.registry.versions import ModelVersion
+from evensong.settings import Settings
+
+
+def person() -> str:
+    """The actor `person:NAME` of whoever runs this process."""
+    try:
+        return f"person:{getpass.getuser()}"
+    except (OSError, KeyError):
+        return "person:unknown"
+
+
+def list_versions(settings: Settings) -> list[dict[str, Any]]:
+    """Every version, newest first: number, as_of, gate's outcome, whether it is the champion."""
+    return [
+        {
+            "version": version.version,
+            "as_of": version.as_of.isoformat(),
+            "champion": versions.CHAMPION in version.aliases,
+            "gate": version.tags.get("gate"),
+            "review": version.tags.get("review"),
+            "blocked": version.tags.get(aliases.BLOCKED),
+            "digest": version.digest,
+            "created_at": version.created_at.isoformat(),
+        }
+        for version in versions.listed(settings)
+    ]
+
+
+def show(settings: Settings, version: str) -> dict[str, Any]:
+    """Everything about one version, its moves included; `champion` names the present one."""
+    found = _named(settings, version)
+    moves = [
+        line.model_dump(mode="json")
+        for line in ledger.read(settings)
+        if found.version in (line.to_version, line.from_version)
+    ]
+    return found.model_dump(mode="json") | {"moves": moves}
+
+
+def promote(settings: Settings, version: str, *, reason: str, actor: str | None = None) -> dict[str, Any]:
+    """Make the version champion by a person's word, whatever the gate said.
+
+    Raises:
+        PromotionRefusedError: another promotion came first.
+        RegistryError: there is no such version, or no reason was given.
+    """
+    before = aliases.champion(settings)
+    line = aliases.move(
+        settings,
+        version,
+        actor=actor or person(),
+        reason=reason,
+        expected_current=before.version if before else None,
+    )
+    return _moved(settings, line)
+
+
+def reject(settings: Settings, version: str, *, reason: str, actor: str | None = None) -> dict[str, Any]:
+    """Keep the version from being promoted by a rule.
+
+    Raises:
+        PromotionRefusedError: it is the champion; roll back instead.
+    """
+    found = versions.get(settings, version)
+    if versions.CHAMPION in found.aliases:
+        raise PromotionRefusedError(f"version {version} is the champion; use `evensong registry rollback` instead")
+    who = actor or person()
+    aliases.block(settings, found.version, f"rejected by {who}: {reason}")
+    return {"version": found.version, "rejected": True, "by": who, "reason": reason}
+
+
+def rollback(settings: Settings, *, reason: str, actor: str | None = None, to: str | None = None) -> dict[str, Any]:
+    """Return to the previous champion, or to the version `to`.
+
+    Raises:
+        PromotionRefusedError: there is none to return to.
+    """
+    return _moved(settings, aliases.rollback(settings, actor=actor or person(), reason=reason, to=to))
+
+
+def read_ledger(settings: Settings) -> list[dict[str, Any]]:
+    """Every move of the champion, oldest first."""
+    return [line.model_dump(mode="json") for line in ledger.read(settings)]
+
+
+def verify(settings: Settings) -> dict[str, Any]:
+    """Whether the ledger and the alias are as the registry left them; `sound` is false when not."""
+    return aliases.ledger_verify(settings).model_dump(mode="json")
+
+
+def _named(settings: Settings, version: str) -> ModelVersion:
+    if version == versions.CHAMPION:
+        now = aliases.champion(settings)
+        if now is None:
+            raise PromotionRefusedError("expected a champion, found none; promote a version first")
+        return now
+    return versions.get(settings, version)
+
+
+def _moved(settings: Settings, line: ledger.Line | None) -> dict[str, Any]:
+    now = aliases.champion(settings)
+    return {
+        "champion": now.version if now else None,
+        "moved": line is not None,
+        "line": line.model_dump(mode="json") if line else None,
+        "registry": tracking.place_of(settings),
+    }

@@ -1,0 +1,337 @@
+"""The gate: what promotes, what keeps the champion, and that it never promotes on a figure it does not have."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+from tests.unit.evaluation.gate_world import AS_OF, FIRST, SOUND, figures, report_of
+
+from evensong.errors import ConfigurationError
+from evensong.evaluation.gate import GateInputs, OffPolicyEstimate, decide
+from evensong.evaluation.policy import PromotionPolicy, load_policy
+from evensong.types import EvaluationReport, PromotionDecision
+
+POLICY = load_policy(Path("mlflow/promotion_policy.yaml").read_text())
+
+
+def failed(decision: PromotionDecision) -> list[str]:
+    return [check.name for check in decision.checks if not check.passed]
+
+
+def with_policy(**changes: object) -> PromotionPolicy:
+    return PromotionPolicy.model_validate(POLICY.model_dump() | changes)
+
+
+def test_clearly_better_challenger_is_promoted_and_says_by_how_much() -> None:
+    per_user = figures(gain=0.1)
+    decision = decide(report_of(per_user), POLICY, per_user, SOUND)
+    assert (decision.promote, decision.needs_review, failed(decision)) == (True, False, [])
+    assert any("better than champion v1 on recall_at_20: gain +0." in reason for reason in decision.reasons)
+    assert any("could show a gain of" in reason for reason in decision.reasons)
+
+
+def test_practical_tie_keeps_the_champion() -> None:
+    per_user = figures(gain=0.0)
+    decision = decide(report_of(per_user), POLICY, per_user, SOUND)
+    assert failed(decision) == ["better_than_champion.recall_at_20"]
+    assert "not shown to be better than champion v1" in decision.reasons[0]
+
+
+def test_real_but_tiny_gain_within_the_margin_keeps_the_champion() -> None:
+    per_user = figures(num_users=4000, gain=0.004)
+    policy = with_policy(primary=POLICY.primary.model_dump() | {"margin": 0.005})
+    assert failed(decide(report_of(per_user), policy, per_user, SOUND)) == ["better_than_champion.recall_at_20"]
+    assert decide(report_of(per_user), POLICY, per_user, SOUND).promote
+
+
+def test_without_a_champion_better_than_popularity_suffices() -> None:
+    per_user = figures(num_users=30)
+    decision = decide(report_of(per_user, with_champion=False), POLICY, None, FIRST)
+    assert decision.promote
+    assert "recall_at_20 0." in decision.reasons[0]
+    assert "above popularity's 0.0500" in decision.reasons[0]
+
+
+@pytest.mark.parametrize("with_champion", [True, False])
+def test_challenger_below_popularity_is_kept_out(with_champion: bool) -> None:
+    per_user = figures()
+    report = report_of(per_user, with_champion=with_champion, popularity=0.9)
+    inputs = SOUND if with_champion else FIRST
+    assert failed(decide(report, POLICY, per_user, inputs)) == [
+        "above_popularity.recall_at_20",
+        "above_popularity.ndcg_at_10",
+    ]
+
+
+def test_equal_to_popularity_is_not_above_it() -> None:
+    per_user = figures()
+    level = float(per_user.filter(pl.col("model") == "challenger")["recall_at_20"].mean())  # type: ignore[arg-type]
+    assert not decide(report_of(per_user, popularity=level), POLICY, per_user, SOUND).promote
+
+
+def test_too_few_users_conclude_nothing() -> None:
+    per_user = figures(num_users=19)
+    assert "enough_users" in failed(decide(report_of(per_user), POLICY, per_user, SOUND))
+    assert "enough_users" in failed(decide(report_of(per_user, with_champion=False), POLICY, per_user, FIRST))
+
+
+def test_backfill_of_an_older_night_is_not_promoted() -> None:
+    per_user = figures()
+    inputs = SOUND.model_copy(update={"newest_champion_as_of": AS_OF + timedelta(days=1)})
+    decision = decide(report_of(per_user), POLICY, per_user, inputs)
+    assert failed(decision) == ["not_older_than_champion"]
+    assert "older than the champion's" in decision.reasons[0]
+
+
+def test_report_against_another_champion_is_not_trusted() -> None:
+    per_user = figures()
+    inputs = SOUND.model_copy(update={"champion_version": "2"})
+    assert failed(decide(report_of(per_user), POLICY, per_user, inputs)) == ["same_champion"]
+
+
+def test_lower_ndcg_with_higher_recall_keeps_the_champion() -> None:
+    per_user = figures().with_columns(
+        pl.when(pl.col("model") == "challenger")
+        .then(pl.col("ndcg_at_10") - 0.2)
+        .otherwise(pl.col("ndcg_at_10"))
+        .alias("ndcg_at_10")
+    )
+    assert failed(decide(report_of(per_user), POLICY, per_user, SOUND)) == ["not_worse.ndcg_at_10"]
+
+
+def test_good_on_average_but_ruined_for_new_users_is_stopped_for_that() -> None:
+    per_user = figures().with_columns(
+        pl.when((pl.col("model") == "challenger") & (pl.int_range(pl.len()) % 10 == 0))
+        .then(0.0)
+        .otherwise(pl.col("recall_at_20"))
+        .alias("recall_at_20"),
+        slice_new_users=pl.int_range(pl.len()) % 10 == 0,
+    )
+    decision = decide(report_of(per_user), POLICY, per_user, SOUND)
+    assert failed(decision) == ["slice.new_users"]
+    assert "recall_at_20 of new_users: worse" in decision.reasons[0]
+
+
+def test_slice_without_users_tonight_has_nobody_to_lose() -> None:
+    per_user = figures().with_columns(slice_new_users=pl.lit(False))
+    assert decide(report_of(per_user), POLICY, per_user, SOUND).promote
+
+
+def test_slice_that_cannot_tell_is_a_doubt_that_the_policy_judges() -> None:
+    per_user = figures().with_columns(slice_new_users=pl.int_range(pl.len()) % 100 == 0)
+    decision = decide(report_of(per_user), POLICY, per_user, SOUND)
+    assert decision.promote
+    assert [check.name for check in decision.checks if check.doubtful] == ["slice.new_users"]
+    doubtful = decide(report_of(per_user), with_policy(mode="review_when_doubtful"), per_user, SOUND)
+    assert (doubtful.promote, doubtful.needs_review) == (True, True)
+    strict = with_policy(slices=POLICY.slices.model_dump() | {"when_inconclusive": "fail"})
+    assert "slice.new_users" in failed(decide(report_of(per_user), strict, per_user, SOUND))
+
+
+def test_gate_keeps_champion_when_coverage_drops() -> None:
+    per_user = figures()
+    report = report_of(per_user)
+    poor = report.challenger.model_copy(update={"metrics": report.challenger.metrics | {"coverage": 0.1}})
+    decision = decide(report.model_copy(update={"challenger": poor}), POLICY, per_user, SOUND)
+    assert failed(decision) == ["guardrail.coverage"]
+    assert decision.reasons == ["coverage 0.1 is below 0.2"]
+
+
+def test_low_index_recall_keeps_the_champion() -> None:
+    per_user = figures()
+    decision = decide(report_of(per_user, guardrails={"index_recall": 0.9}), POLICY, per_user, SOUND)
+    assert failed(decision) == ["guardrail.index_recall"]
+
+
+@pytest.mark.parametrize(("with_champion", "gain"), [(True, 0.7), (False, 0.8)])
+def test_too_good_to_be_true_asks_for_a_person(with_champion: bool, gain: float) -> None:
+    per_user = figures(gain=gain)
+    report = report_of(per_user, with_champion=with_champion)
+    decision = decide(report, POLICY, per_user, SOUND if with_champion else FIRST)
+    assert failed(decision) == ["plausible.recall_at_20"]
+    assert (decision.promote, decision.needs_review) == (False, True)
+    assert "too good to believe" in decision.reasons[0]
+
+
+def test_implausible_and_broken_is_not_worth_a_persons_time() -> None:
+    per_user = figures(gain=0.8)
+    decision = decide(report_of(per_user, guardrails={"index_recall": 0.1}), POLICY, per_user, SOUND)
+    assert not decision.needs_review
+
+
+@pytest.mark.parametrize(
+    ("mode", "promote", "asks"), [("auto", True, False), ("review", True, True), ("review_when_doubtful", True, False)]
+)
+def test_mode_decides_whether_a_person_is_asked(mode: str, promote: bool, asks: bool) -> None:
+    per_user = figures()
+    decision = decide(report_of(per_user), with_policy(mode=mode), per_user, SOUND)
+    assert (decision.promote, decision.needs_review) == (promote, asks)
+
+
+def test_nobody_is_asked_about_a_challenger_that_failed() -> None:
+    per_user = figures(gain=0.0)
+    decision = decide(report_of(per_user), with_policy(mode="review"), per_user, SOUND)
+    assert (decision.promote, decision.needs_review) == (False, False)
+
+
+def drop(report: EvaluationReport, part: str, name: str) -> EvaluationReport:
+    value = report.model_dump()
+    if part == "report":
+        del value[name]
+    elif part == "popularity":
+        del value["baselines"]["popularity"]["metrics"][name]
+    else:
+        place = value[part]["metrics"] if part in ("challenger", "champion") else value[part]
+        del place[name]
+    return EvaluationReport.model_validate(value)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "check"),
+    [
+        ("report", "baselines", "above_popularity.recall_at_20"),
+        ("popularity", "ndcg_at_10", "above_popularity.ndcg_at_10"),
+        ("challenger", "recall_at_20", "above_popularity.recall_at_20"),
+        ("champion", "recall_at_20", "better_than_champion.recall_at_20"),
+        ("champion", "coverage", "guardrail.coverage"),
+        ("guardrails", "index_recall", "guardrail.index_recall"),
+    ],
+)
+def test_missing_figure_fails_closed_and_is_named(part: str, name: str, check: str) -> None:
+    per_user = figures()
+    decision = decide(drop(report_of(per_user), part, name), POLICY, per_user, SOUND)
+    assert not decision.promote
+    assert check in failed(decision)
+    assert any(reason.startswith(f"{check} cannot be computed: it needs") for reason in decision.reasons)
+
+
+def test_figure_that_is_no_number_is_missing() -> None:
+    per_user = figures()
+    decision = decide(report_of(per_user, guardrails={"index_recall": float("nan")}), POLICY, per_user, SOUND)
+    assert failed(decision) == ["guardrail.index_recall"]
+
+
+SPOILED = {
+    "no frame at all": lambda frame: None,
+    "a metric's column": lambda frame: frame.drop("recall_at_20"),
+    "a user of one model": lambda frame: frame.slice(1),
+    "a user twice": lambda frame: pl.concat([frame, frame.slice(0, 1)]),
+    "a null": lambda frame: frame.with_columns(
+        recall_at_20=pl.when(pl.int_range(pl.len()) == 3).then(None).otherwise(pl.col("recall_at_20"))
+    ),
+    "a NaN": lambda frame: frame.with_columns(
+        recall_at_20=pl.when(pl.int_range(pl.len()) == 3).then(float("nan")).otherwise(pl.col("recall_at_20"))
+    ),
+    "a whole model": lambda frame: frame.filter(pl.col("model") == "challenger"),
+    "figures of another night": lambda frame: frame.with_columns(recall_at_20=pl.col("recall_at_20") + 0.01),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED, ids=str)
+def test_spoiled_per_user_figures_fail_closed(spoil: str) -> None:
+    per_user = figures()
+    decision = decide(report_of(per_user), POLICY, SPOILED[spoil](per_user), SOUND)
+    assert failed(decision) == ["better_than_champion.recall_at_20"]
+    assert "cannot be computed: it needs" in decision.reasons[0]
+
+
+def test_missing_slice_column_fails_closed() -> None:
+    per_user = figures().drop("slice_long_tail")
+    assert failed(decide(report_of(per_user), POLICY, per_user, SOUND)) == ["slice.long_tail"]
+
+
+def test_inputs_nobody_reported_fail_closed() -> None:
+    per_user = figures()
+    assert failed(decide(report_of(per_user), POLICY, per_user, None)) == ["input.validation"]
+
+
+def test_failed_input_keeps_the_champion_even_when_nobody_required_it() -> None:
+    per_user = figures()
+    inputs = SOUND.model_copy(update={"passed": {"validation": True, "leak_canary": False}})
+    assert failed(decide(report_of(per_user), POLICY, per_user, inputs)) == ["input.leak_canary"]
+
+
+def test_skew_is_judged_when_the_policy_asks() -> None:
+    per_user = figures()
+    policy = with_policy(inputs={"required": ["validation"], "max_skew": 1e-6})
+    assert failed(decide(report_of(per_user), policy, per_user, SOUND)) == ["input.skew"]
+    skewed = SOUND.model_copy(update={"figures": {"max_skew": 0.1}})
+    assert failed(decide(report_of(per_user), policy, per_user, skewed)) == ["input.skew"]
+    same = SOUND.model_copy(update={"figures": {"max_skew": 0.0}})
+    assert decide(report_of(per_user), policy, per_user, same).promote
+
+
+def test_slow_bundle_is_kept_out_by_its_latency_against_the_champions() -> None:
+    per_user = figures()
+    guardrails = POLICY.model_dump()["guardrails"] | {
+        "latency_p99_seconds": {"max_ratio_to_champion": 1.5, "with_champion_only": True}
+    }
+    policy = with_policy(guardrails=guardrails)
+    slow = SOUND.model_copy(
+        update={"figures": {"latency_p99_seconds": 0.2}, "champion_figures": {"latency_p99_seconds": 0.1}}
+    )
+    assert failed(decide(report_of(per_user), policy, per_user, slow)) == ["guardrail.latency_p99_seconds"]
+    assert failed(decide(report_of(per_user), policy, per_user, SOUND)) == ["guardrail.latency_p99_seconds"]
+    assert decide(report_of(per_user, with_champion=False), policy, per_user, FIRST).promote
+
+
+def estimate(**changes: float) -> GateInputs:
+    values: dict[str, object] = {
+        "method": "snips",
+        "value": 0.10,
+        "lower": 0.08,
+        "upper": 0.12,
+        "logged_value": 0.10,
+        "effective_sample_size": 5000.0,
+        "num_rows": 20_000,
+    }
+    return SOUND.model_copy(update={"off_policy": (OffPolicyEstimate.model_validate(values | changes),)})
+
+
+def test_off_policy_loss_keeps_the_champion_and_a_small_sample_does_not_conclude() -> None:
+    per_user = figures()
+    report = report_of(per_user)
+    assert decide(report, POLICY, per_user, estimate()).promote
+    assert failed(decide(report, POLICY, per_user, estimate(upper=0.07))) == ["off_policy.snips"]
+    small = decide(report, POLICY, per_user, estimate(upper=0.07, effective_sample_size=20.0))
+    assert small.promote
+    assert [check.name for check in small.checks if check.doubtful] == ["off_policy.snips"]
+    required = with_policy(off_policy={"required": True})
+    assert failed(decide(report, required, per_user, estimate(effective_sample_size=20.0))) == ["off_policy.snips"]
+    assert failed(decide(report, required, per_user, SOUND)) == ["off_policy"]
+
+
+def test_same_evidence_gives_the_same_decision() -> None:
+    per_user = figures(gain=0.01)
+    first = decide(report_of(per_user), POLICY, per_user, SOUND)
+    assert decide(report_of(per_user), POLICY, per_user.sample(fraction=1, shuffle=True, seed=1), SOUND) == first
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("primry: {}", "primry: Extra inputs are not permitted"),
+        ("primary: {marge: 1}", r"primary\.marge"),
+        ("mode: sometimes", "mode: Input should be 'auto'"),
+        ("primary: {confidence: 2}", r"primary\.confidence.*less than 1"),
+        ("a: [", "expected YAML"),
+        ("- 1", "expected keys and values, got list"),
+    ],
+)
+def test_wrong_policy_is_refused_by_name(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load_policy(text)
+
+
+def test_empty_policy_is_the_default_one() -> None:
+    assert load_policy("# nothing\n") == PromotionPolicy()
+
+
+def test_comments_and_order_do_not_change_the_policys_digest() -> None:
+    assert (
+        load_policy("mode: review\nprimary: {margin: 0.1}").digest
+        == load_policy("# why\nprimary: {margin: 0.1}\nmode: review").digest
+    )

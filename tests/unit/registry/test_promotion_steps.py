@@ -1,0 +1,228 @@
+"""Register, gate and promote: the last steps of a night, and the same end after a rerun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from tests.unit.evaluation.gate_world import figures, report_of
+from tests.unit.registry.conftest import make_bundle, night
+
+from evensong.data import storage
+from evensong.errors import ConfigurationError, PromotionRefusedError, RegistryError
+from evensong.pipelines import gate, promote, register
+from evensong.registry import aliases, commands, decisions, ledger, tracking, versions
+from evensong.settings import Settings
+
+Run = Callable[..., dict[str, Any]]
+
+
+def evaluate(settings: Settings, day: int, gain: float) -> str:
+    """What the evaluation of the night would have written, against the champion before it."""
+    before = aliases.champion_before(settings, night(day).as_of)
+    per_user = figures(gain=gain, seed=day)
+    values: dict[str, object] = {"as_of": night(day).as_of}
+    if before is not None:
+        name = f"champion v{before.version}"
+        per_user = per_user.with_columns(pl.col("model").replace("champion v1", name))
+        values["champion_version"] = before.version
+    report = report_of(per_user.with_columns(pl.col("model").replace(name, "champion v1")) if before else per_user)
+    champion = report.champion.model_copy(update={"model": name}) if before and report.champion else None
+    place = settings.run_uri(night(day).run_id, "per_user.parquet")
+    storage.write_frame(place, per_user)
+    storage.write_json(settings.run_uri(night(day).run_id, "validation.json"), {"success": True})
+    report = report.model_copy(
+        update={
+            **values,
+            "champion": champion,
+            "champion_version": before.version if before else None,
+            "per_user_uri": place,
+        }
+    )
+    return storage.write_json(settings.run_uri(night(day).run_id, "evaluation.json"), report.model_dump(mode="json"))
+
+
+@pytest.fixture
+def run(settings: Settings, tmp_path: Path) -> Run:
+    """The last three steps of a night whose challenger gains so much."""
+
+    def call(day: int, gain: float = 0.1, content: str | None = None) -> dict[str, Any]:
+        folder = tmp_path / "made" / f"{day}-{content}"
+        if not folder.exists():
+            make_bundle(folder, day, content or f"night {day}")
+        evaluation = evaluate(settings, day, gain)
+        version = register.run(settings, night(day), str(folder), evaluation)
+        decision = gate.run(settings, night(day), version, evaluation)
+        return {"version": version, "decision": decision, **promote.run(settings, night(day), version)}
+
+    return call
+
+
+def test_first_night_above_popularity_makes_a_champion(settings: Settings, run: Run) -> None:
+    ended = run(1)
+    assert (ended["version"], ended["champion"], ended["moved"]) == ("1", "1", True)
+    line = ledger.read(settings)[-1]
+    assert (line.actor, line.decision) == ("rule:gate", versions.get(settings, "1").tags["decision_hash"])
+
+
+def test_better_night_replaces_the_champion_and_a_tie_does_not(settings: Settings, run: Run) -> None:
+    run(1)
+    assert run(2, gain=0.1)["champion"] == "2"
+    tie = run(3, gain=0.0)
+    assert (tie["champion"], tie["moved"]) == ("2", False)
+    assert "not shown to be better than champion v2" in tie["reason"]
+    assert [line.to_version for line in ledger.read(settings)] == ["1", "2"]
+
+
+def test_rerun_of_any_night_ends_in_the_same_state(settings: Settings, run: Run) -> None:
+    first = [run(1), run(2, gain=0.1), run(3, gain=0.0)]
+    lines = ledger.read(settings)
+    listed = commands.list_versions(settings)
+    again = [run(1), run(2, gain=0.1), run(3, gain=0.0)]
+    assert [ended["decision"] for ended in again] == [ended["decision"] for ended in first]
+    assert [ended["version"] for ended in again] == ["1", "2", "3"]
+    assert not any(ended["moved"] for ended in again)
+    assert (ledger.read(settings), commands.list_versions(settings)) == (lines, listed)
+
+
+def test_backfill_of_an_older_night_is_judged_and_never_moves_the_alias(settings: Settings, run: Run) -> None:
+    run(1)
+    run(3, gain=0.1)
+    late = run(2, gain=0.1)
+    assert (late["champion"], late["moved"]) == ("2", False)
+    assert late["decision"]["promote"] is False
+    assert "older than the champion's" in late["decision"]["reasons"][0]
+
+
+def test_second_attempt_of_a_night_with_other_code_replaces_the_first(settings: Settings, run: Run) -> None:
+    run(1)
+    run(2, gain=0.1)
+    assert run(2, gain=0.1, content="other code")["champion"] == "3"
+    assert ledger.read(settings)[-1].from_version == "2"
+
+
+def test_rolled_back_version_needs_a_persons_word(settings: Settings, run: Run) -> None:
+    run(1)
+    run(2, gain=0.1)
+    commands.rollback(settings, reason="clicks fell", actor="person:ada")
+    again = run(2, gain=0.1)
+    assert (again["champion"], again["moved"]) == ("1", False)
+    assert "only a person can promote it again" in again["reason"]
+    assert commands.promote(settings, "2", reason="the cause is fixed", actor="person:ada")["champion"] == "2"
+    assert versions.champion(settings).version == "2"  # type: ignore[union-attr]
+
+
+def test_champion_moved_between_gate_and_promote_is_refused(settings: Settings, run: Run, tmp_path: Path) -> None:
+    run(1)
+    run(2, gain=0.1)
+    evaluation = evaluate(settings, 3, 0.1)
+    version = register.run(settings, night(3), str(make_bundle(tmp_path / "late", 3, "x")), evaluation)
+    gate.run(settings, night(3), version, evaluation)
+    commands.rollback(settings, reason="clicks fell", actor="person:ada")
+    with pytest.raises(PromotionRefusedError, match="compared it with version 2, the champion is version 1 now"):
+        promote.run(settings, night(3), version)
+
+
+def test_decision_on_the_version_is_the_one_in_the_runs_folder(settings: Settings, run: Run) -> None:
+    ended = run(1)
+    stored = decisions.read(settings, versions.get(settings, "1"))
+    assert stored.model_dump(mode="json") == ended["decision"]
+    assert storage.read_json(settings.run_uri(night(1).run_id, "decision.json")) == ended["decision"]
+    tags = versions.get(settings, "1").tags
+    assert tags["gate"] == "promote"
+    assert "above popularity" in tags["gate_reasons"]
+
+
+def test_edited_decision_is_not_obeyed(settings: Settings, run: Run) -> None:
+    run(1)
+    ended = run(2, gain=0.0)
+    for place in Path(settings.model_artifacts).rglob("decision.json"):
+        place.write_text(place.read_text().replace('"promote": false', '"promote": true'))
+    with pytest.raises(RegistryError, match="its decision should hash to"):
+        promote.run(settings, night(2), ended["version"])
+
+
+def test_promote_without_a_gate_says_so(settings: Settings, tmp_path: Path) -> None:
+    version = register.run(settings, night(1), str(make_bundle(tmp_path / "b", 1)), evaluate(settings, 1, 0.1))
+    with pytest.raises(RegistryError, match="expected a gate's decision, found none; run the gate first"):
+        promote.run(settings, night(1), version)
+
+
+def test_missing_validation_fails_the_gate_closed(settings: Settings, tmp_path: Path) -> None:
+    evaluation = evaluate(settings, 1, 0.1)
+    Path(settings.run_uri(night(1).run_id, "validation.json")).unlink()
+    version = register.run(settings, night(1), str(make_bundle(tmp_path / "b", 1)), evaluation)
+    decision = gate.run(settings, night(1), version, evaluation)
+    assert decision["reasons"] == ["input.validation cannot be computed: it needs the outcome of validation"]
+
+
+def test_missing_policy_names_the_setting(settings: Settings) -> None:
+    lost = settings.model_copy(
+        update={"registry": settings.registry.model_copy(update={"policy_path": Path("no.yaml")})}
+    )
+    with pytest.raises(ConfigurationError, match=r"no\.yaml: expected the promotion policy.*registry\.policy_path"):
+        gate.read_policy(lost)
+
+
+def test_night_has_one_run_with_parameters_and_prefixed_metrics(settings: Settings, run: Run) -> None:
+    run(1)
+    run(1)
+    tracking.log_timings(settings, night(1), {"train_retriever": 12.5})
+    client = tracking.client(settings)
+    runs = client.search_runs([tracking.experiment_id(settings)])
+    assert len(runs) == 1
+    metrics = runs[0].data.metrics
+    assert {
+        "challenger.recall_at_20",
+        "popularity.ndcg_at_10",
+        "index_recall",
+        "seconds.train_retriever",
+    } <= metrics.keys()
+    assert runs[0].data.params["night.seed"] == "7"
+    assert len(client.get_metric_history(runs[0].info.run_id, "index_recall")) == 1
+
+
+def test_rerun_with_other_parameters_gets_a_run_of_its_own(settings: Settings, run: Run) -> None:
+    run(1)
+    tracking.log_params(settings, night(1), {"retriever.dimension": 8})
+    client = tracking.client(settings)
+    runs = client.search_runs([tracking.experiment_id(settings)], order_by=["start_time ASC"])
+    assert ["evensong.superseded" in one.data.tags for one in runs] == [True, False]
+    assert tracking.night_run(settings, night(1)) == runs[1].info.run_id
+
+
+def test_description_tells_a_reviewer_the_figures_and_where_they_come_from(settings: Settings, run: Run) -> None:
+    run(1)
+    run(2, gain=0.1)
+    text = versions.get(settings, "2").description
+    assert "Night of 2026-03-02 00:00 UTC" in text
+    assert "| metric | challenger | champion v1 | popularity |" in text
+    assert "| recall_at_20 | 0." in text
+    assert "lake versions: `{" in text
+
+
+def test_person_can_reject_a_version_and_not_the_champion(settings: Settings, run: Run) -> None:
+    run(1)
+    run(2, gain=0.0)
+    commands.reject(settings, "2", reason="odd titles", actor="person:ada")
+    assert commands.show(settings, "2")["tags"]["blocked"] == "rejected by person:ada: odd titles"
+    with pytest.raises(PromotionRefusedError, match="is the champion; use `evensong registry rollback`"):
+        commands.reject(settings, "1", reason="odd titles", actor="person:ada")
+
+
+def test_commands_answer_what_can_be_printed_as_json(settings: Settings, run: Run) -> None:
+    import json
+
+    run(1)
+    for answer in (
+        commands.list_versions(settings),
+        commands.show(settings, "champion"),
+        commands.read_ledger(settings),
+        commands.verify(settings),
+    ):
+        json.dumps(answer)
+    assert commands.verify(settings)["sound"]
+    assert commands.show(settings, "1")["moves"][0]["to_version"] == "1"
