@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Callable
 from datetime import date
-from typing import Annotated, Any, NoReturn, get_origin
+from typing import Annotated, Any, Literal, NoReturn, get_origin
 
 import typer
 from pydantic import ValidationError
@@ -180,7 +180,9 @@ importing.command("events")(_with_mapping_options(_import_events))
 def nightly(
     as_of: Annotated[str, typer.Option(help="The cutoff, such as 2026-01-15 or 2026-01-15T02:00:00Z.")],
     source: Annotated[str, typer.Option(help="Which registered source to ingest from.")] = "all",
-    train_from: Annotated[str, typer.Option(help="scratch or champion.")] = "scratch",
+    train_from: Annotated[
+        Literal["scratch", "champion"], typer.Option(help="Random weights, or the champion's.")
+    ] = "scratch",
     refit: Annotated[bool, typer.Option(help="Train on everything up to as_of after the evaluation.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 7,
     as_json: AsJson = False,
@@ -213,8 +215,11 @@ def _show_night(result: dict[str, Any]) -> None:
 def simulate(
     days: Annotated[int, typer.Option(min=1, help="How many days to simulate.")] = 1,
     start: Annotated[str | None, typer.Option(help="The first day; without it, the day after the last one.")] = None,
-    seed: Annotated[int, typer.Option(help="The shop's seed; one folder holds one shop.")] = 7,
-    policy: Annotated[str, typer.Option(help="Who fills the slates: warmup, popularity or champion.")] = "champion",
+    seed: Annotated[int | None, typer.Option(help="The shop's seed; one folder holds one shop.")] = None,
+    policy: Annotated[
+        Literal["warmup", "popularity", "champion"],
+        typer.Option(help="Who fills the slates: warmup, popularity or champion."),
+    ] = "champion",
     as_json: AsJson = False,
 ) -> None:
     """Simulate days of a shop whose truth is known."""

@@ -24,7 +24,7 @@ def evensong(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (["import", "movielens", "nowhere"], "nowhere"),
         (["nightly", "--as-of", "soon"], "as_of"),
-        (["nightly", "--as-of", "2026-01-01", "--train-from", "nothing"], "train_from"),
+        (["nightly", "--as-of", "2026-01-01", "--train-from", "nothing"], "train-from"),
         (["frobnicate"], "frobnicate"),
         (["registry", "show", "12"], "12"),
         (["recommend", "somebody"], "evensong nightly"),
