@@ -1,0 +1,96 @@
+"""Simulated days as a source: written whole, the same again, and only where they belong."""
+
+from datetime import date
+
+import polars as pl
+import pytest
+
+from evensong.data import sources
+from evensong.data.simulator import ShopConfig
+from evensong.errors import ConfigurationError
+from evensong.pipelines import simulate
+from evensong.settings import Settings
+from evensong.types import TABLES
+
+SMALL = ShopConfig(seed=5, num_users=150, num_items=120, new_users_per_day=2, new_items_per_day=2)
+START = date(2026, 3, 2)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(home=tmp_path)
+
+
+def contents(home):
+    return {str(p.relative_to(home)): p.read_bytes() for p in sorted((home / "simulator").rglob("*")) if p.is_file()}
+
+
+def test_days_are_written_as_a_registered_source(settings):
+    told = []
+    result = simulate.run(settings, days=2, start=START, config=SMALL, policy="warmup", on_day=told.append)
+    assert result["days"] == told
+    assert [day["date"] for day in told] == ["2026-03-02", "2026-03-03"]
+    source = sources.registered(settings.lake)["simulator"]
+    assert (source.kind, source.location) == ("contract", result["location"])
+    batch = sources.read(source)
+    assert batch.interactions.height == result["events"]
+    assert batch.items["item_id"].n_unique() == 120 + 2 * 2
+    assert batch.users["user_id"].n_unique() == 150 + 2 * 2
+    for name, schema in TABLES.items():
+        frame = pl.read_parquet(f"{result['location']}/{name}/2026-03-03.parquet")
+        assert frame.schema == pl.Schema(schema)
+
+
+def test_same_days_again_have_the_same_bytes(settings):
+    simulate.run(settings, days=3, start=START, config=SMALL, policy="warmup")
+    before = contents(settings.home)
+    simulate.run(settings, days=1, start=date(2026, 3, 3), policy="warmup")
+    simulate.run(settings, days=3, start=START, config=SMALL, policy="warmup")
+    assert contents(settings.home) == before
+
+
+def test_days_in_one_go_equal_days_one_by_one(settings, tmp_path):
+    simulate.run(settings, days=3, start=START, config=SMALL, policy="popularity")
+    other = Settings(home=tmp_path / "other")
+    for _ in range(3):
+        simulate.run(
+            other, start=START if not (tmp_path / "other").exists() else None, config=SMALL, policy="popularity"
+        )
+    assert contents(other.home) == contents(settings.home)
+
+
+def test_half_written_day_is_written_again(settings):
+    simulate.run(settings, days=2, start=START, config=SMALL, policy="warmup")
+    before = contents(settings.home)
+    folder = settings.home / "simulator"
+    (folder / "days" / "2026-03-03.json").unlink()
+    (folder / "items" / "2026-03-03.parquet").unlink()
+    result = simulate.run(settings, policy="warmup")
+    assert result["start"] == "2026-03-03"
+    assert contents(settings.home) == before
+
+
+def test_without_a_champion_the_warmup_policy_stands_in_and_says_so(settings):
+    result = simulate.run(settings, start=START, config=SMALL, policy="champion")
+    assert result["days"][0]["policy"] == "warmup, for there is no champion yet"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": 6}, "another shop lives here; it differs in seed"),
+        ({"config": SMALL.model_copy(update={"num_items": 99})}, "differs in num_items"),
+        ({"start": date(2026, 3, 9)}, "2026-03-03 was not simulated yet"),
+        ({"start": date(2026, 2, 1)}, "the shop opened on 2026-03-02"),
+        ({"start": START, "policy": "popularity"}, "was simulated with policy warmup"),
+        ({"days": 0}, "expected 1 or more, got 0"),
+        ({"policy": "best"}, "expected one of warmup, popularity, champion"),
+        ({"exploration": 2.0}, "expected a share from 0 to 1"),
+    ],
+)
+def test_what_does_not_fit_the_shop_is_refused(settings, arguments, message):
+    simulate.run(settings, start=START, config=SMALL, policy="warmup")
+    before = contents(settings.home)
+    with pytest.raises(ConfigurationError, match=message):
+        simulate.run(settings, **({"policy": "warmup"} | arguments))
+    assert contents(settings.home) == before
