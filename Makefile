@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-slow lint browser bench lock clean
+.PHONY: help install demo up test test-slow lint browser bench docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ browser:
 
 bench: $(INSTALLED) ## every benchmark, or one: make bench NAME=nightly
 	@for name in $(or $(NAME),$$($(BIN)/python -c 'import benchmarks, pkgutil; print(*sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_")))')); do $(BIN)/python -m benchmarks $$name || exit 1; done
+
+docs: $(INSTALLED) ## write the settings guide anew
+	$(BIN)/python -m evensong.cli settings --markdown > docs/guides/settings.md
 
 lock: ## resolve pyproject.toml anew into requirements.lock
 	UV_FIND_LINKS="$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)" $(BIN)/uv pip compile --quiet --upgrade --extra dev --no-annotate --no-header pyproject.toml --output-file requirements.lock.new

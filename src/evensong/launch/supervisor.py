@@ -105,20 +105,16 @@ class Supervisor:
         if self._watcher.is_alive():
             self._watcher.join()
         with self._lock:
-            sessions = {child.process.pid for child in self._children if child.process}
-            for child in self._children:
-                if child.process and child.process.poll() is None:
-                    child.process.terminate()
+            running = [child.process for child in self._children if child.process]
+            for process in running:
+                process.terminate()
             deadline = time.monotonic() + STOP_GRACE_SECONDS
-            while guardian.members(sessions) and time.monotonic() < deadline:
-                for child in self._children:
-                    if child.process:
-                        child.process.poll()
+            while any(process.poll() is None for process in running) and time.monotonic() < deadline:
                 time.sleep(0.1)
-            guardian.end_sessions(sessions, grace_seconds=2)
-            for child in self._children:
-                if child.process:
-                    child.process.wait()
+            # what a component leaves behind, and those that did not listen
+            guardian.end_sessions({process.pid for process in running}, grace_seconds=2)
+            for process in running:
+                process.wait()
         if self._guardian and self._guardian.stdin:
             self._guardian.stdin.close()
             self._guardian.wait()

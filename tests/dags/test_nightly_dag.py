@@ -1,0 +1,162 @@
+"""The DAG is a table of contents: light to parse, typed to trigger, in the order of the contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Imports the DAG in a process of its own, and prints what the tests ask about.
+PROBE = """
+import importlib.util, json, sys, time
+import airflow.sdk
+sys.path.insert(0, "plugins")
+before, start = set(sys.modules), time.perf_counter()
+spec = importlib.util.spec_from_file_location("nightly", "dags/nightly_retraining.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+seconds = time.perf_counter() - start
+new = sorted({name.split(".")[0] for name in set(sys.modules) - before})
+dag = module.nightly_retraining()
+print(json.dumps({
+    "seconds": seconds,
+    "new_modules": new,
+    "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
+    "params": {name: dict(dag.params.get_param(name).schema, description=dag.params.get_param(name).description,
+                          default=dag.params.get_param(name).value) for name in dag.params},
+    "documented": [task.task_id for task in dag.tasks if (task.doc_md or task.python_callable.__doc__)],
+    "retries": {task.task_id: task.retries for task in dag.tasks},
+    "max_active_runs": dag.max_active_runs,
+    "catchup": dag.catchup,
+    "start_date": str(dag.start_date),
+    "doc_md": dag.doc_md,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("airflow")
+
+
+@pytest.fixture(scope="module")
+def dag(airflow_home: Path) -> dict[str, Any]:
+    environment = os.environ | {"AIRFLOW_HOME": str(airflow_home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    words = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert words.returncode == 0, words.stderr
+    probed: dict[str, Any] = json.loads(words.stdout.splitlines()[-1])
+    return probed
+
+
+def test_parsing_imports_nothing_heavy(dag: dict[str, Any]) -> None:
+    heavy = {
+        "torch",
+        "feast",
+        "mlflow",
+        "great_expectations",
+        "faiss",
+        "polars",
+        "pandas",
+        "deltalake",
+        "boto3",
+        "duckdb",
+    }
+    assert heavy.isdisjoint(dag["new_modules"])
+    assert dag["seconds"] < 3
+
+
+def test_steps_stand_in_the_order_of_the_contract(dag: dict[str, Any]) -> None:
+    needs = {task: set(upstream) - {"plan"} for task, upstream in dag["upstream"].items()}
+    assert needs.pop("plan") == set()
+    assert needs == {
+        "ingest": set(),
+        "validate": {"ingest"},
+        "build_features": {"validate"},
+        "materialize": {"build_features"},
+        "build_training_set": {"build_features"},
+        "train_retriever": {"build_training_set"},
+        "train_ranker": {"build_training_set", "train_retriever"},
+        "build_index": {"build_training_set", "train_retriever"},
+        "evaluate": {"build_training_set", "train_retriever", "train_ranker", "build_index"},
+        "bundle": {"build_training_set", "train_retriever", "train_ranker", "build_index", "evaluate"},
+        "register": {"bundle", "evaluate"},
+        "gate": {"register", "evaluate"},
+        # nothing serves a new champion before the online store has its features
+        "promote": {"gate", "register", "materialize"},
+    }
+
+
+def test_form_is_typed_and_described(dag: dict[str, Any]) -> None:
+    params = dag["params"]
+    assert params.keys() == {"as_of", "source", "train_from", "refit", "seed"}
+    assert all(len(param["description"]) > 20 for param in params.values())
+    assert params["as_of"]["format"] == "date-time"
+    assert params["train_from"]["enum"] == ["scratch", "champion"]
+    assert {name: param["type"] for name, param in params.items()} == {
+        "as_of": ["null", "string"],
+        "source": "string",
+        "train_from": "string",
+        "refit": "boolean",
+        "seed": "integer",
+    }
+
+
+def test_form_offers_the_defaults_of_a_night(dag: dict[str, Any]) -> None:
+    from evensong.types import Night
+
+    night = Night(as_of=datetime(2026, 1, 15, tzinfo=UTC))
+    offered = {name: param["default"] for name, param in dag["params"].items()}
+    assert offered.pop("as_of") is None
+    assert offered == night.model_dump(exclude={"as_of"})
+
+
+def test_every_step_says_what_it_does(dag: dict[str, Any]) -> None:
+    assert set(dag["documented"]) == set(dag["upstream"])
+    assert "as_of" in dag["doc_md"]
+
+
+def test_one_scheduled_night_at_a_time_and_none_is_made_up_for(dag: dict[str, Any]) -> None:
+    assert dag["max_active_runs"] == 1
+    assert dag["catchup"] is False
+    # a start date would make Airflow run a past night as soon as it sees the DAG
+    assert dag["start_date"] == "None"
+    assert set(dag["retries"].values()) == {3}
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch, airflow_home: Path) -> Any:
+    monkeypatch.setenv("AIRFLOW_HOME", str(airflow_home))
+    monkeypatch.syspath_prepend(str(ROOT / "plugins"))
+    import evensong_airflow
+
+    return evensong_airflow
+
+
+def test_the_first_to_ask_has_its_turn_and_the_rest_wait(plugin: Any) -> None:
+    running = {"a", "b", "c"}
+    turns: dict[str, Any] = {}
+    for run, as_of in (("b", "2026-01-02"), ("c", "2026-01-03"), ("a", "2026-01-01"), ("b", "2026-01-02")):
+        turns = plugin.next_turn(turns, run, as_of, running.__contains__)
+        assert turns["holder"] == "b"
+    assert turns["waiting"] == {"a": "2026-01-01", "c": "2026-01-03"}
+
+
+def test_the_oldest_night_that_waits_is_next(plugin: Any) -> None:
+    turns = {"holder": "b", "waiting": {"a": "2026-01-01", "c": "2026-01-03"}}
+    # b has ended, failed or was deleted; c asks before a
+    running = {"a", "c"}
+    turns = plugin.next_turn(turns, "c", "2026-01-03", running.__contains__)
+    assert turns == {"holder": "a", "waiting": {"c": "2026-01-03"}}
+
+
+def test_a_run_that_ended_while_it_waited_is_forgotten(plugin: Any) -> None:
+    turns = {"holder": "b", "waiting": {"a": "2026-01-01", "c": "2026-01-03"}}
+    assert plugin.next_turn(turns, "c", "2026-01-03", {"c"}.__contains__) == {"holder": "c", "waiting": {}}

@@ -1,0 +1,133 @@
+"""docker-compose.yml and `make up` describe the same system."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evensong.launch import components
+from evensong.settings import Settings, load_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docker-compose.yml").read_text()
+COMPOSE = yaml.safe_load(TEXT)
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+#: What both name, and a server must say otherwise: places, and who may come.
+DIFFERENT = {
+    "AIRFLOW_HOME",
+    "AIRFLOW__API__BASE_URL",
+    "AIRFLOW__CORE__DAGS_FOLDER",
+    "AIRFLOW__CORE__PLUGINS_FOLDER",
+    "AIRFLOW__CORE__EXECUTION_API_SERVER_URL",
+    "AIRFLOW__LOGGING__BASE_LOG_FOLDER",
+}
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings as the service's container reads them."""
+    for name, value in SERVICES["service"]["environment"].items():
+        if name.startswith("EVENSONG_"):
+            monkeypatch.setenv(name, re.sub(r"\$\{[^}]*\}", "secret", value))
+    return load_settings()
+
+
+def test_every_component_runs_the_command_of_make_up(settings: Settings) -> None:
+    assert {part.name: list(part.command) for part in components.all_components(settings)} == {
+        name: service["command"]
+        for name, service in SERVICES.items()
+        if service.get("image", "").startswith("evensong:") and name != "prepare"
+    }
+
+
+def test_every_component_has_the_variables_of_make_up(settings: Settings) -> None:
+    common = components.PRIVACY | components.airflow_variables(settings)
+    for part in components.all_components(settings):
+        given = SERVICES[part.name]["environment"]
+        wanted = common | part.variables
+        assert wanted.keys() <= given.keys()
+        for name in wanted.keys() - DIFFERENT:
+            assert re.sub(r"\$\{[^}]*\}", "secret", given[name]) == wanted[name], name
+    secrets = {"AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__API__SECRET_KEY", "AIRFLOW__API_AUTH__JWT_SECRET"}
+    assert secrets <= SERVICES["airflow-scheduler"]["environment"].keys()
+
+
+def test_components_wait_until_the_place_is_prepared(settings: Settings) -> None:
+    for part in components.all_components(settings):
+        assert SERVICES[part.name]["depends_on"] == {"prepare": {"condition": "service_completed_successfully"}}
+    assert set(SERVICES["prepare"]["depends_on"]) == {"postgres", "redis", "s3"}
+
+
+def test_every_piece_of_state_is_moved_off_the_machine(settings: Settings) -> None:
+    assert settings.lake.startswith("s3://")
+    assert settings.artifacts.startswith("s3://")
+    assert settings.model_artifacts.startswith("s3://")
+    assert settings.online_store.startswith("redis://")
+    for url in (settings.tracking, settings.feast_registry, settings.airflow.database_url):
+        assert url
+        assert url.startswith("postgresql")
+    # three schemas with migrations of their own
+    assert len({settings.tracking, settings.feast_registry, settings.airflow.database_url}) == 3
+
+
+def test_every_service_has_a_health_check() -> None:
+    without = [name for name, service in SERVICES.items() if "healthcheck" not in service]
+    assert without == []
+
+
+def test_nothing_is_published_beyond_loopback_unless_asked() -> None:
+    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert len(published) == 3
+    assert all(port.startswith("${PUBLISH_ADDRESS:-127.0.0.1}:") for port in published)
+
+
+def test_secrets_come_from_the_environment_and_have_no_default() -> None:
+    example = (ROOT / ".env.example").read_text()
+    asked = re.findall(r"\$\{([A-Z0-9_]+)", TEXT)
+    required = set(re.findall(r"\$\{([A-Z0-9_]+):\?", TEXT))
+    for name in set(asked):
+        if re.search("PASSWORD|SECRET|KEY", name):
+            assert name in required
+            assert re.search(rf"(?m)^{name}=$", example), f".env.example names {name}, without a value"
+            assert not re.search(rf"\$\{{{name}(?!:\?)", TEXT)
+
+
+def test_the_image_runs_as_nobody_special_and_holds_no_secret() -> None:
+    lines = (ROOT / "Dockerfile").read_text()
+    assert re.search(r"(?m)^USER evensong$", lines)
+    assert re.search(r"(?m)^HEALTHCHECK ", lines)
+    assert not re.search(r"(?m)^(?:ENV|ARG) .*(PASSWORD|SECRET|KEY|TOKEN)", lines)
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".git", ".venv", ".env", "var"} <= set(ignored)
+
+
+def _docker_compose(folder: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = shutil.which("docker-compose")
+    if command is None:
+        pytest.skip("no docker-compose on this machine: install the package docker-compose to run this test")
+    # alone in its folder, so that no .env answers
+    shutil.copy(ROOT / "docker-compose.yml", folder)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder)} | variables
+    return subprocess.run([command, "config"], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_compose_accepts_the_file(tmp_path: Path) -> None:
+    names = set(re.findall(r"\$\{([A-Z0-9_]+):\?", TEXT))
+    answer = _docker_compose(tmp_path, dict.fromkeys(names, "given"))
+    assert answer.returncode == 0, answer.stderr
+    services = yaml.safe_load(answer.stdout)["services"]
+    assert services.keys() == SERVICES.keys()
+    assert "given@postgres" in services["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
+
+
+def test_compose_refuses_to_start_without_a_secret(tmp_path: Path) -> None:
+    answer = _docker_compose(tmp_path, {})
+    assert answer.returncode != 0
+    assert "set it in .env, see .env.example" in answer.stderr
