@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -57,8 +56,7 @@ class Lake:
         with just one time column is cut by that one. `version` reads the table as an earlier commit left it. A table
         that nobody wrote yet is empty.
         """
-        frame = self.scan(table, as_of, version=version).collect()
-        return frame.sort(_order(table, frame), maintain_order=True) if frame.height else frame
+        return in_order(table, self.scan(table, as_of, version=version).collect())
 
     def scan(self, table: str, as_of: datetime | None = None, *, version: int | None = None) -> pl.LazyFrame:
         """The same rows as `read`, lazily and in no particular order.
@@ -106,7 +104,7 @@ class Lake:
             new = rows if found is None else rows.join(self._keys(found, rows, keys), keys, "anti", nulls_equal=True)
             if new.is_empty():
                 return 0
-            if self._commit(table, new.sort(_order(table, new), maintain_order=True), found, mode="append"):
+            if self._commit(table, in_order(table, new), found, mode="append"):
                 return new.height
             _wait(attempt)
         raise BusyError(
@@ -119,7 +117,7 @@ class Lake:
         The rows of `frame` must match the predicate too; `moment` writes a time in it. Returns the number of rows.
         """
         rows = conform(table, frame) if table in SCHEMAS else frame
-        rows = rows.sort(_order(table, rows), maintain_order=True)
+        rows = in_order(table, rows)
         for attempt in range(ATTEMPTS):
             found = self._open(table)
             options: dict[str, Any] = {"mode": "overwrite"}
@@ -203,6 +201,13 @@ def moment(time: datetime) -> str:
     return f"arrow_cast('{_utc(time):%Y-%m-%dT%H:%M:%S.%f}Z', 'Timestamp(Microsecond, Some(\"UTC\"))')"
 
 
+def in_order(table: str, frame: Frame) -> Frame:
+    """The rows by time, then by key, then by everything else that can be compared: no two orders are possible."""
+    first = [name for name in ("event_timestamp", *KEYS.get(table, ())) if name in frame.columns]
+    rest = [name for name in frame.columns if not frame.schema[name].is_nested()]
+    return frame.sort(list(dict.fromkeys([*first, *rest])), maintain_order=True)
+
+
 def empty(table: str) -> Frame:
     """No rows, in the table's columns."""
     return pl.DataFrame(schema=SCHEMAS[table])
@@ -241,13 +246,6 @@ def _schema(table: str, where: str) -> dict[str, pl.DataType]:
             f"{where}: no table {table}; expected one of {', '.join(sorted(SCHEMAS))}, or one written before"
         )
     return SCHEMAS[table]
-
-
-def _order(table: str, frame: Frame) -> Sequence[str]:
-    """Time first, then the key, then everything else that can be compared: no two orders are possible."""
-    first = [name for name in ("event_timestamp", *KEYS.get(table, ())) if name in frame.columns]
-    rest = [name for name in frame.columns if not frame.schema[name].is_nested()]
-    return list(dict.fromkeys([*first, *rest]))
 
 
 def _utc(time: datetime) -> datetime:

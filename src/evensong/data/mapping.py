@@ -30,6 +30,7 @@ class EventMapping(Value):
     time_format: str | None = Field(None, description="How times are written, such as %d.%m.%Y %H:%M, if not ISO.")
     separator: str | None = Field(None, description="What separates the columns of a text file, if it is not plain.")
     table: str | None = Field(None, description="The table, for an SQL source.")
+    guests: bool = Field(False, description="Rows without a user are usual: quarantined, not held against the source.")
     keep_order: bool = Field(False, description="A user's events of one moment happened in the file's order.")
 
     title: str | None = Field(None, description="Column of the item's title.")

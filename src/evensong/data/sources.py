@@ -32,6 +32,11 @@ class Source(Value):
     """A path, `s3://…`, an SQLAlchemy URL without its password, or `env:NAME` for a URL that NAME holds."""
     mapping: EventMapping | None = None
 
+    @property
+    def has_guests(self) -> bool:
+        """Whether rows without a user are usual here, and so no sign that the source broke."""
+        return self.kind == "online-retail" or (self.mapping is not None and self.mapping.guests)
+
 
 def register(
     lake_uri: str, kind: Kind, location: str, mapping: EventMapping | None = None, name: str | None = None

@@ -1,0 +1,230 @@
+"""The second step of a night: GX judges what is new; good rows go to the clean tables, bad ones to the quarantine.
+
+The order of the writes makes a kill at any moment harmless. A night that fails writes its quarantine and leaves the
+good rows unjudged, so a rerun judges the same rows and fails the same. A night that passes writes its quarantine, then
+its verdict (`validations/` in the lake), then the clean tables; a rerun that finds the verdict on the same raw rows
+only finishes the move. A row is judged once: one that is in quarantine stays there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, cast
+
+import polars as pl
+
+from evensong.data import expectations, quarantine, sources, storage
+from evensong.data.expectations import NO_USER, Judge, Judgement, Rule
+from evensong.data.lake import KEYS, RAW, REPEAT, Lake, in_order
+from evensong.errors import NothingToLearnError, ValidationFailedError
+from evensong.settings import Settings
+from evensong.types import Frame, Night
+
+#: Items and users first: an event is judged by whether they exist.
+TABLES = ("items", "users", "interactions")
+SAMPLE_ROWS = 3
+#: Fewer days of history than this say nothing about what a usual day is: a week has days of its own.
+MIN_TRAILING_DAYS = 7
+
+
+def run(settings: Settings, night: Night) -> str:
+    """Judge the rows known at `as_of` that no night judged yet; returns the URI of the report `validation.json`.
+
+    Raises:
+        NothingToLearnError: no event had happened by `as_of`.
+        ValidationFailedError: too many rows are bad, the data is stale, or the last day's volume is out of proportion.
+    """
+    lake = Lake(settings.lake)
+    _refuse_too_early(lake, night)
+    report_uri = settings.run_uri(night.run_id, "validation.json")
+    verdict_uri = storage.join(settings.lake, "validations", f"{night.run_id}.json")
+    verdict: dict[str, Any] = storage.read_json(verdict_uri) if storage.exists(verdict_uri) else {}
+    held = lake.read(quarantine.TABLE)
+    own = held.filter(pl.col("as_of") == night.as_of)
+    others = held.filter(pl.col("as_of") != night.as_of)
+    rules, versions = _rules(settings), {RAW + table: lake.version(RAW + table) for table in TABLES}
+    pending = {table: _pending(lake, table, night, others, settings) for table in TABLES}
+    nothing_new = all(_without(table, rows, own).is_empty() for table, rows in pending.items())
+    if nothing_new and verdict.get("rules") == rules:
+        return storage.write_json(report_uri, verdict["report"])
+    judge = Judge(settings.place("gx", "data_docs", night.run_id))
+    judged = _judge(lake, judge, pending, night, settings)
+    if verdict.get("rules") != rules or verdict.get("versions") != versions:
+        accepted = {table: found["accepted"] for table, found in verdict.get("report", {}).get("tables", {}).items()}
+        report = _report(lake, judge, judged, accepted, night, settings)
+        bad = pl.concat([quarantine.rows_of(table, judged[table].bad, night.as_of) for table in TABLES])
+        quarantine.replace(lake, bad, night.as_of)
+        if report["failed"]:
+            storage.write_json(report_uri, report)
+            raise ValidationFailedError(_failure(report, judged, night, report_uri))
+        verdict = {"rules": rules, "versions": versions, "report": report}
+        storage.write_json(verdict_uri, verdict)
+    for table in TABLES:
+        if judged[table].good.height:
+            lake.append_new(table, judged[table].good.drop(REPEAT))
+    return storage.write_json(report_uri, verdict["report"])
+
+
+def _refuse_too_early(lake: Lake, night: Night) -> None:
+    times = lake.scan(RAW + "interactions").select(pl.col("event_timestamp").min()).collect()
+    first = times["event_timestamp"][0]
+    if first is None:
+        raise NothingToLearnError(
+            f"as_of {night.as_of:%Y-%m-%d %H:%M} UTC: expected events, there are none; run `evensong import` or "
+            "`evensong simulate` first"
+        )
+    if first > night.as_of:
+        raise NothingToLearnError(
+            f"as_of {night.as_of:%Y-%m-%d %H:%M} UTC: expected events at or before it, the first is of "
+            f"{first:%Y-%m-%d %H:%M} UTC; choose a later --as-of"
+        )
+
+
+def _rules(settings: Settings) -> dict[str, Any]:
+    """The settings that a verdict rests on."""
+    return {**settings.validation.model_dump(mode="json"), "positive": list(settings.split.positive_event_types)}
+
+
+def _pending(lake: Lake, table: str, night: Night, others: Frame, settings: Settings) -> Frame:
+    """The raw rows known at `as_of` that are neither clean nor in another night's quarantine, in a fixed order.
+
+    An event dated after `as_of` is looked at only when it is dated after its own arrival too, beyond what clocks may
+    differ: then no later night will find it sound.
+    """
+    created, event = pl.col("created_timestamp"), pl.col("event_timestamp")
+    moment = pl.lit(night.as_of)
+    happened = event.is_null() | (event <= moment)
+    if table == "interactions":
+        happened |= event > created + timedelta(seconds=settings.validation.max_clock_skew_seconds)
+    rows = lake.scan(RAW + table).filter((created.is_null() | (created <= moment)) & happened).collect()
+    keys = list(KEYS[RAW + table])
+    clean = lake.scan(table).select(*keys[:-1], pl.lit(0, pl.Int32).alias(REPEAT)).collect()
+    rows = rows.join(clean, keys, "anti", nulls_equal=True) if clean.height else rows
+    return in_order(RAW + table, _without(table, rows, others))
+
+
+def _without(table: str, rows: Frame, quarantined: Frame) -> Frame:
+    if rows.is_empty() or quarantined.is_empty():
+        return rows
+    keys = quarantine.keys(table, quarantined)
+    return rows.join(keys, keys.columns, "anti", nulls_equal=True, maintain_order="left")
+
+
+def _judge(
+    lake: Lake, judge: Judge, pending: Mapping[str, Frame], night: Night, settings: Settings
+) -> dict[str, Judgement]:
+    judged: dict[str, Judgement] = {}
+    known: dict[str, pl.Series] = {}
+    for table in TABLES:
+        judged[table] = judge.rows(table, pending[table], known, settings)
+        if table != "interactions":
+            key = KEYS[table][0]
+            clean = lake.scan(table, night.as_of).select(key).unique().collect()
+            known[key] = pl.concat([clean[key], judged[table].good[key]]).unique()
+    return judged
+
+
+def _report(
+    lake: Lake,
+    judge: Judge,
+    judged: Mapping[str, Judgement],
+    accepted: Mapping[str, int],
+    night: Night,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Everything that was found about rows, and about whole tables, which is asked here.
+
+    `accepted` is what this night let through when it ran before, on fewer raw rows.
+    """
+    guests = any(source.has_guests for source in sources.registered(settings.lake).values())
+    volume = _volume(lake, judged["interactions"].good, night, settings.validation.trailing_days)
+    of_rows, of_tables = [], []
+    tables: dict[str, dict[str, Any]] = {}
+    for table in TABLES:
+        tables[table] = _counts(judged[table], accepted.get(table, 0), guests)
+        figures = {"quarantined_share": tables[table]["share"]}
+        asked = [expectations.share_rule(settings.validation)]
+        if table == "interactions":
+            figures |= {name: value for name, value in volume.items() if isinstance(value, (int, float))}
+            asked += _rules_in_time(volume, settings)
+        of_rows += judged[table].outcomes
+        of_tables += judge.schema(RAW + table, lake.scan(RAW + table).limit(0).collect())
+        of_tables += judge.figures(table, figures, asked)
+    return {
+        "as_of": night.as_of.isoformat(),
+        "success": all(outcome.success for outcome in of_tables),
+        "failed": [outcome.model_dump() for outcome in of_tables if not outcome.success],
+        "tables": tables,
+        "volume": volume,
+        "expectations": [outcome.model_dump() for outcome in of_tables + of_rows],
+        "data_docs": judge.build_docs(),
+    }
+
+
+def _counts(judgement: Judgement, accepted: int, guests: bool) -> dict[str, Any]:
+    """How many rows were judged and what became of them; where guests are usual, their rows count on neither side."""
+    bad = judgement.bad
+    reasons = bad.group_by("reason").len().sort("len", "reason", descending=[True, False])
+    judged = bad.height + judgement.good.height + accepted
+    no_user = bad.filter(pl.col("reason").str.contains(NO_USER, literal=True)).height if guests else 0
+    return {
+        "judged": judged,
+        "accepted": judged - bad.height,
+        "quarantined": bad.height,
+        "guests": no_user,
+        "share": (bad.height - no_user) / max(1, judged - no_user),
+        "reasons": dict(reasons.iter_rows()),
+    }
+
+
+def _volume(lake: Lake, good: Frame, night: Night, trailing_days: int) -> dict[str, Any]:
+    """How events lie in the 24-hour days before `as_of`: those in the clean table and those that join it now."""
+    clean = lake.scan("interactions", night.as_of).select("event_timestamp").collect()
+    times = pl.concat([clean, good.filter(pl.col("event_timestamp") <= night.as_of).select("event_timestamp")])
+    if times.is_empty():
+        return {"days_since_newest_event": None, "last_day_rows": 0, "trailing_days": []}
+    age = (pl.lit(night.as_of) - pl.col("event_timestamp")).dt.total_microseconds() / timedelta(days=1).total_seconds()
+    days = times.select((age / 1e6).alias("age"))["age"]
+    complete = min(trailing_days, int(cast(float, days.max())) - 1)
+    counted: dict[int, int] = dict(days.floor().cast(pl.Int64).value_counts().iter_rows())
+    return {
+        "days_since_newest_event": days.min(),
+        "last_day_rows": counted.get(0, 0),
+        "trailing_days": [counted.get(day, 0) for day in range(1, complete + 1)],
+    }
+
+
+def _rules_in_time(volume: Mapping[str, Any], settings: Settings) -> list[Rule]:
+    """Freshness where there is any event; volume where the history is long enough to know a usual day."""
+    asked = []
+    if volume["days_since_newest_event"] is not None:
+        asked.append(expectations.freshness_rule(settings.validation))
+    if len(volume["trailing_days"]) >= min(MIN_TRAILING_DAYS, settings.validation.trailing_days):
+        asked.append(expectations.volume_rule(settings.validation, volume["trailing_days"]))
+    return asked
+
+
+def _failure(report: Mapping[str, Any], judged: Mapping[str, Judgement], night: Night, report_uri: str) -> str:
+    """What stopped the night, which expectations name it, and rows to look at."""
+    lines = [f"the data as of {night.as_of:%Y-%m-%d %H:%M} UTC is not fit to learn from:"]
+    for failed in report["failed"]:
+        table = failed["table"].removeprefix(RAW)
+        lines.append(f"{table}: {failed['expectation']}({failed['column']}): {failed['message']}")
+        if failed["column"] == "quarantined_share":
+            rules = [o for o in report["expectations"] if o["table"] == table and o["unexpected"]]
+            for rule in sorted(rules, key=lambda o: (-o["unexpected"], o["message"])):
+                lines.append(
+                    f"  {rule['unexpected']} rows fail {rule['expectation']}({rule['column']}): {rule['message']}"
+                )
+        rows = judged[table].bad if failed["column"] == "quarantined_share" else judged[table].good
+        lines += [f"  row {row}" for row in _sample(table, rows, night)]
+    lines.append(f"report: {report_uri}; Data Docs: {report['data_docs']}")
+    lines.append("correct the source, choose another --as-of, or change the bound under `validation` in the settings")
+    return "\n".join(lines)
+
+
+def _sample(table: str, rows: Frame, night: Night) -> list[str]:
+    """The newest few rows as JSON."""
+    shown = rows if "reason" in rows.columns else rows.with_columns(reason=pl.lit(""))
+    return quarantine.rows_of(table, shown.tail(SAMPLE_ROWS), night.as_of)["row"].to_list()
