@@ -116,6 +116,7 @@ def problems(settings: Settings, anchor: str | None = None) -> list[str]:
 
     `anchor` is the head that the registry remembers.
     """
+    _synchronize(settings)
     found = []
     texts = _texts(settings)
     previous = GENESIS
