@@ -56,6 +56,8 @@ def client(settings: Settings) -> MlflowClient:
     with registry_errors(settings, "opening the store"):
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        elif not uri.startswith("http"):
+            _knock(uri)
         # Two processes that migrate a new database at once would trip over each other.
         with locked(settings, "mlflow-init", wait_seconds=120):
             made = MlflowClient(uri, uri)
@@ -247,6 +249,14 @@ def registry_errors(settings: Settings, what: str) -> Iterator[None]:
 def place_of(settings: Settings) -> str:
     """The tracking URI without a password."""
     return _without_password(settings.tracking)
+
+
+def _knock(uri: str) -> None:
+    """Connect once: MLflow itself would try for minutes before it says that a database is away."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
+    engine.connect().close()
 
 
 def _quiet() -> None:
