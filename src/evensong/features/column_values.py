@@ -1,0 +1,154 @@
+"""What a declared column reads from a frame: text, numbers or lists, from a column or from inside a JSON one."""
+
+from __future__ import annotations
+
+import json
+
+import polars as pl
+
+from evensong.errors import SourceError
+from evensong.features.columns import (
+    CategoricalColumn,
+    ImageColumn,
+    NumericColumn,
+    SequenceColumn,
+    TextColumn,
+    bucketed,
+    nearest,
+)
+from evensong.types import Frame
+
+#: Rows in which the keys of a JSON column are looked for, to say which ones there are.
+_LOOKED_AT = 1000
+
+
+def categories(frame: Frame, column: CategoricalColumn, *, fitting: bool = False) -> pl.Series:
+    """The values as text, null where there is none; an empty text is none.
+
+    Raises:
+        SourceError: the frame lacks the column, or it holds fractions, lists or times.
+    """
+    if column.bins is not None:
+        return bucketed(_numbers(frame, column.name, column.place, fitting), column.bins)
+    values, from_json = _find(frame, column.name, column.place, fitting)
+    kind = values.dtype
+    if kind.is_float():
+        raise _wrong(
+            column.name, column.place, "texts, whole numbers or true/false", kind, "give `bins`, or `kind: numeric`"
+        )
+    if not (kind in (pl.String, pl.Boolean, pl.Null, pl.Categorical) or isinstance(kind, pl.Enum) or kind.is_integer()):
+        hint = "use `kind: sequence`" if kind.is_nested() else "turn it into text first"
+        raise _wrong(column.name, column.place, "texts, whole numbers or true/false", kind, hint)
+    texts = values.cast(pl.String)
+    if from_json:  # 3 and 3.0 are one number in JSON
+        texts = texts.str.replace(r"^(-?\d+)\.0+$", "$1")
+    return texts.replace("", None)
+
+
+def numbers(frame: Frame, column: NumericColumn, *, fitting: bool = False) -> pl.Series:
+    """The values as 64-bit floats, null where there is none or it is not finite.
+
+    Raises:
+        SourceError: the frame lacks the column, or a value is no number.
+    """
+    return _numbers(frame, column.name, column.place, fitting)
+
+
+def lists(frame: Frame, column: SequenceColumn, *, fitting: bool = False) -> pl.Series:
+    """The values as lists of texts without nulls; no list is an empty one.
+
+    Raises:
+        SourceError: the frame lacks the column, or it holds neither lists nor text with a `separator`.
+    """
+    values, from_json = _find(frame, column.name, column.place, fitting)
+    kind = values.dtype
+    if kind == pl.String and column.separator is not None:
+        values = values.replace("", None).str.split(column.separator)
+    elif kind == pl.String and from_json:
+        try:
+            values = values.str.json_decode(pl.List(pl.String))
+        except pl.exceptions.PolarsError as error:
+            raise _wrong(column.name, column.place, "JSON arrays", kind, "or give a `separator`") from error
+    elif kind == pl.Null:
+        values = values.cast(pl.List(pl.String))
+    elif not isinstance(kind, pl.List | pl.Array) or kind.inner.is_float() or kind.inner.is_nested():
+        raise _wrong(column.name, column.place, "lists of texts or whole numbers", kind, "for text, give a `separator`")
+    return values.cast(pl.List(pl.String)).fill_null([]).list.eval(pl.element().drop_nulls())
+
+
+def texts(frame: Frame, column: TextColumn | ImageColumn, *, fitting: bool = False) -> list[str | None]:
+    """The values as they stand.
+
+    Raises:
+        SourceError: the frame lacks the column, or it does not hold text.
+    """
+    values, _ = _find(frame, column.name, column.place, fitting)
+    if values.dtype not in (pl.String, pl.Null, pl.Categorical):
+        raise _wrong(column.name, column.place, "text", values.dtype, "choose another `kind`")
+    return values.cast(pl.String).to_list()
+
+
+def _numbers(frame: Frame, name: str, place: str, fitting: bool) -> pl.Series:
+    values, _ = _find(frame, name, place, fitting)
+    kind = values.dtype
+    if kind == pl.String:
+        parsed = values.str.strip_chars().replace("", None).cast(pl.Float64, strict=False)
+        bad = values.filter(parsed.is_null() & values.is_not_null() & (values.str.strip_chars() != ""))
+        if len(bad):
+            raise SourceError(
+                f"column {name}: expected numbers in {place}, found {bad[0]!r} in {len(bad)} of {len(values)} rows; "
+                "correct them, or declare it `kind: categorical` or `kind: text`"
+            )
+        values = parsed
+    elif not (kind.is_numeric() or kind in (pl.Boolean, pl.Null)):
+        hint = "take a part of it, such as its age in days" if kind.is_temporal() else "choose another `kind`"
+        raise _wrong(name, place, "numbers", kind, hint)
+    values = values.cast(pl.Float64)
+    return values.set(~values.is_finite().fill_null(True), None)
+
+
+def _find(frame: Frame, name: str, place: str, fitting: bool) -> tuple[pl.Series, bool]:
+    """The values at a place, and whether they come out of a JSON text."""
+    if place in frame.columns:
+        return frame[place], False
+    head, *path = place.split(".")
+    if not path or head not in frame.columns:
+        hint = nearest(head if path else place, frame.columns)
+        raise SourceError(f"column {name}: expected {place} in the data, which has no such column{hint}")
+    values = frame[head]
+    if isinstance(values.dtype, pl.Struct):
+        return _inside_struct(values, name, place, path), False
+    if values.dtype not in (pl.String, pl.Null):
+        raise _wrong(name, head, f"JSON texts that hold {'.'.join(path)}", values.dtype, "correct `source`")
+    keys = "".join("['" + key.replace("\\", "\\\\").replace("'", "\\'") + "']" for key in path)
+    try:
+        found = values.cast(pl.String).str.json_path_match(f"${keys}")
+    except pl.exceptions.PolarsError as error:
+        raise SourceError(f"column {name}: {place} is no place inside JSON: {error}") from error
+    if fitting and len(values) and found.null_count() == len(values) and path[0] not in (seen := _keys(values)):
+        raise SourceError(f"column {name}: no row of {head} has {'.'.join(path)}{nearest(path[0], seen)}")
+    return found, True
+
+
+def _inside_struct(values: pl.Series, name: str, place: str, path: list[str]) -> pl.Series:
+    for key in path:
+        if not isinstance(values.dtype, pl.Struct) or key not in (known := [f.name for f in values.dtype.fields]):
+            there = known if isinstance(values.dtype, pl.Struct) else []
+            raise SourceError(f"column {name}: expected {place}, found no {key} in it{nearest(key, there)}")
+        values = values.struct.field(key)
+    return values
+
+
+def _keys(values: pl.Series) -> set[str]:
+    seen: set[str] = set()
+    for text in values.drop_nulls().head(_LOOKED_AT):
+        try:
+            content = json.loads(text)
+        except ValueError:
+            continue
+        seen |= set(content) if isinstance(content, dict) else set()
+    return seen
+
+
+def _wrong(name: str, place: str, expected: str, found: pl.DataType, hint: str) -> SourceError:
+    return SourceError(f"column {name}: expected {expected} in {place}, found {found}; {hint}")

@@ -1,0 +1,222 @@
+"""The column language: which columns of people's own data become features, declared in one typed YAML file.
+
+    users:
+      - {kind: categorical, name: gender, source: attributes.gender}
+      - {kind: categorical, name: age_bucket, source: attributes.age, bins: [18, 25, 35, 50]}
+      - {kind: cross, name: gender_x_age, columns: [gender, age_bucket], num_buckets: 100}
+    items:
+      - {kind: numeric, name: price, normalise: log}
+      - {kind: text, name: title, dimension: 32}
+
+`load_columns(path).users.fit(frame)` learns vocabularies, scales and vectors from a frame and gives a `FittedColumns`
+(see fitted_columns), which turns frames into arrays, and travels in a bundle as JSON and safetensors.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import polars as pl
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, field_validator, model_validator
+
+from evensong.errors import ConfigurationError
+from evensong.types import Frame, Value
+
+if TYPE_CHECKING:
+    from evensong.features.fitted_columns import FittedColumns
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class _Column(Value):
+    name: str = Field(pattern=r"^\w[\w-]*$")
+    """What the feature is called; the arrays carry it."""
+
+
+class _SourceColumn(_Column):
+    source: str | None = Field(None, min_length=1)
+    """Where the values stand: a column, or a place inside a JSON or struct column (`attributes.city`); none: `name`."""
+
+    @property
+    def place(self) -> str:
+        """The source, or the name where none is given."""
+        return self.source or self.name
+
+
+class _Vocabulary(_SourceColumn):
+    min_count: int = Field(1, ge=1)
+    """A value that occurs less often is treated as unknown."""
+    max_size: int | None = Field(None, ge=1)
+    """So many values are kept, the most frequent ones."""
+    num_oov: int = Field(1, ge=1)
+    """Unknown values share so many rows, by hash."""
+
+
+class CategoricalColumn(_Vocabulary):
+    """One of several values: an index into an embedding table. With `bins`, a number cut at them."""
+
+    kind: Literal["categorical"] = "categorical"
+    bins: tuple[float, ...] | None = None
+    """Increasing borders; a number equal to a border belongs to the bucket that begins there."""
+
+    @field_validator("bins")
+    @classmethod
+    def _increase(cls, bins: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if bins is not None and (not bins or any(not low < high for low, high in pairwise(bins))):
+            raise ValueError("bins must be increasing numbers, at least one")
+        return bins
+
+
+class NumericColumn(_SourceColumn):
+    """A number, brought to a common scale."""
+
+    kind: Literal["numeric"] = "numeric"
+    normalise: Literal["standard", "log", "quantile", "none"] = "standard"
+    """`standard`: mean 0, deviation 1; `log`: the same after `sign(x) * ln(1 + |x|)`; `quantile`: its rank, 0 to 1."""
+    missing: Literal["mean", "median"] | float = "mean"
+    """What stands for a missing value, before it is normalised."""
+    indicator: bool = True
+    """Also give `<name>_missing`, 1 where the value was missing."""
+    num_quantiles: int = Field(100, ge=2, le=10_000)
+
+
+class SequenceColumn(_Vocabulary):
+    """Several values in an order: indices, cut and padded with 0 to one length, and `<name>_length`."""
+
+    kind: Literal["sequence"] = "sequence"
+    length: int = Field(ge=1, le=10_000)
+    keep: Literal["last", "first"] = "last"
+    """Which end of a longer sequence is kept."""
+    separator: str | None = Field(None, min_length=1)
+    """For a column of text: what stands between the values."""
+
+
+class TextColumn(_SourceColumn):
+    """A text as a vector: TF-IDF compressed to `dimension` numbers, or a pretrained encoder's answer."""
+
+    kind: Literal["text"] = "text"
+    encoder: str = "tfidf"
+    """`tfidf`, `minilm`, a folder, or a model id of the Hugging Face hub (all but the first need the extra `text`)."""
+    dimension: int = Field(32, ge=1, le=4096)
+    """Numbers a text, for `tfidf`; an encoder has its own."""
+    min_count: int = Field(2, ge=1)
+
+
+class ImageColumn(_SourceColumn):
+    """A picture's URI as the last layer of a ResNet; left out, and said so, where its weights are absent."""
+
+    kind: Literal["image"] = "image"
+    encoder: str = "microsoft/resnet-50"
+    """A folder, or a model id of the Hugging Face hub."""
+
+
+class CrossColumn(_Column):
+    """The product of two or three categorical columns declared beside it, hashed into buckets."""
+
+    kind: Literal["cross"] = "cross"
+    columns: tuple[str, ...] = Field(min_length=2, max_length=3)
+    num_buckets: int = Field(ge=1)
+
+
+Column = Annotated[
+    CategoricalColumn | NumericColumn | SequenceColumn | TextColumn | ImageColumn | CrossColumn,
+    Field(discriminator="kind"),
+]
+
+
+class ColumnSet(RootModel[tuple[Column, ...]]):
+    """The columns of one table, in order."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ColumnSet:
+        names = [column.name for column in self.root]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"each column needs a name of its own, found twice: {', '.join(twice)}")
+        crossable = [column.name for column in self.root if isinstance(column, CategoricalColumn)]
+        for column in self.root:
+            if not isinstance(column, CrossColumn):
+                continue
+            if len(set(column.columns)) != len(column.columns):
+                raise ValueError(f"{column.name}: a cross takes different columns, got {', '.join(column.columns)}")
+            for name in column.columns:
+                if name not in crossable:
+                    raise ValueError(f"{column.name}: {name} is no categorical column here{nearest(name, crossable)}")
+        return self
+
+    def fit(self, frame: Frame, *, cache: str | None = None, device: str = "cpu") -> FittedColumns:
+        """Learn from a frame; see `fitted_columns.fit`."""
+        from evensong.features.fitted_columns import fit
+
+        return fit(self, frame, cache=cache, device=device)
+
+
+class ColumnsFile(Value):
+    """The columns of each table; a table that is not named gives none."""
+
+    users: ColumnSet = ColumnSet(())
+    items: ColumnSet = ColumnSet(())
+    interactions: ColumnSet = ColumnSet(())
+
+
+def load_columns(path: Path) -> ColumnsFile:
+    """Read the file.
+
+    Raises:
+        ConfigurationError: no such file, no YAML, an unknown kind or key, or columns that contradict each other.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(
+            f"{path}: expected a YAML file of columns: {error}; see docs/guides/columns.md"
+        ) from error
+    return parse(ColumnsFile, content if content is not None else {}, str(path))
+
+
+def parse(model: type[ModelT], content: Any, where: str) -> ModelT:
+    """A declaration from what YAML or JSON gave, with errors that name the place."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = [_problem(found) for found in error.errors()]
+        raise ConfigurationError(f"{where}: {'; '.join(lines)}; see docs/guides/columns.md") from error
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """What to add to an error about a name that is not there: the nearest ones, or all when they are few."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; there are {', '.join(names[:20])}" if names else "; there are none"
+
+
+def bucket_names(bins: tuple[float, ...]) -> list[str]:
+    """How the buckets between borders are called: `under 18`, `18 to 25`, `25 and over`."""
+    marks = [f"{border:g}" for border in bins]
+    return [f"under {marks[0]}", *(f"{low} to {high}" for low, high in pairwise(marks)), f"{marks[-1]} and over"]
+
+
+def bucketed(values: pl.Series, bins: tuple[float, ...]) -> pl.Series:
+    """The name of each number's bucket; a number on a border belongs to the bucket that begins there, null to none."""
+    numbers = values.cast(pl.Float64)
+    numbers = numbers.set(numbers.is_nan(), None)
+    places = np.searchsorted(np.array(bins), numbers.fill_null(0.0).to_numpy(), side="right")
+    names = pl.Series(values.name, bucket_names(bins))[places]
+    return names.set(numbers.is_null(), None)
+
+
+def _problem(found: Any) -> str:
+    place = ".".join(str(part) for part in found["loc"])
+    message = str(found["msg"]).removeprefix("Value error, ")
+    if found["type"] == "extra_forbidden":
+        message = "unknown key"
+    return f"{place}: {message}" if place else message

