@@ -291,7 +291,7 @@ def test_users_tire_of_what_they_clicked_and_bought():
     ("users", "items", "at", "message"),
     [
         (["u000001"], ["i999999"], datetime(2026, 1, 6, tzinfo=UTC), "i999999: no such id"),
-        (["nobody"], ["i000001"], datetime(2026, 1, 6, tzinfo=UTC), "expected ids such as u000042"),
+        (["nobody"], ["i000001"], datetime(2026, 1, 6, tzinfo=UTC), "nobody: no such id; this shop has"),
         (["u000001"], [], datetime(2026, 1, 6, tzinfo=UTC), "got 1 users and 0 items"),
         (["u000001"], ["i000001"], datetime(2025, 1, 6, tzinfo=UTC), "from 2026-01-05 on"),
     ],

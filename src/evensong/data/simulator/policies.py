@@ -129,11 +129,12 @@ def warmup_policy(shop: Shop, popular: float = 0.30, personal: float = 0.45) -> 
         popular_GM = popularity_GM / popularity_GM.sum(axis=1, keepdims=True)
         uniform_GM = is_there_GM / is_there_GM.sum(axis=1, keepdims=True)
 
-        liking_BL = shop.shelf_liking(user_B, at)
-        liked_BGM = liking_BL[:, shop.shelves[item_GM]] * is_there_GM
+        liked_BGM = shop.shelf_liking(user_B, at)[:, shop.shelves[item_GM]] * is_there_GM
         total_BG1 = liked_BGM.sum(axis=2, keepdims=True)
-        liked_BGM = np.where(total_BG1 > 0, liked_BGM / np.where(total_BG1 > 0, total_BG1, 1), popular_GM)
-        chance_BGM = popular * popular_GM + personal * liked_BGM + (1 - popular - personal) * uniform_GM
+        liked_BGM /= np.where(total_BG1 > 0, total_BG1, 1)
+        row, stratum = np.nonzero(total_BG1[:, :, 0] == 0)
+        liked_BGM[row, stratum] = popular_GM[stratum]
+        chance_BGM = personal * liked_BGM + (popular * popular_GM + (1 - popular - personal) * uniform_GM)
 
         cumulative_BGM = np.cumsum(chance_BGM, axis=2)
         draw_BG1 = rng.random((len(user_B), num_slots, 1)) * cumulative_BGM[:, :, -1:]

@@ -174,11 +174,11 @@ class Shop:
 
     def user_numbers(self, user_ids: Sequence[str]) -> Ints:
         """Ids to numbers."""
-        return _numbers(user_ids, "u", len(self.world.users))
+        return _numbers(user_ids, self.world.user_numbers, "u000042")
 
     def item_numbers(self, item_ids: Sequence[str]) -> Ints:
         """Ids to numbers."""
-        return _numbers(item_ids, "i", len(self.world.items))
+        return _numbers(item_ids, self.world.item_numbers, "i000042")
 
     def popularity(self, at: datetime) -> Ints:
         """(I,): clicks, carts and purchases of each item in the trailing window, as counted at midnight."""
@@ -343,12 +343,10 @@ def _requests_until_sold_out(purchased_BK: NDArray[np.bool_], item_BK: Ints, sto
     return int(row[order][nth_piece == stock_I[item]].min(initial=len(item_BK) - 1)) + 1
 
 
-def _numbers(ids: Sequence[str], letter: str, known: int) -> Ints:
+def _numbers(ids: Sequence[str], numbers: dict[str, int], example: str) -> Ints:
     try:
-        numbers = np.array([int(name[1:]) for name in ids], dtype=np.int64)
-    except ValueError as error:
-        raise ValueError(f"expected ids such as {letter}000042: {error}") from error
-    if len(numbers) and (numbers.min() < 0 or numbers.max() >= known):
-        wrong = ids[int(np.flatnonzero((numbers < 0) | (numbers >= known))[0])]
-        raise ValueError(f"{wrong}: no such id; this shop knows {letter}000000 to {letter}{known - 1:06d}")
-    return numbers
+        return np.fromiter(map(numbers.__getitem__, ids), dtype=np.int64, count=len(ids))
+    except KeyError as error:
+        raise ValueError(
+            f"{error.args[0]}: no such id; this shop has {len(numbers)} of them so far, such as {example}"
+        ) from error

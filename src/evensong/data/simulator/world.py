@@ -111,6 +111,8 @@ class World:
         self._favourites: list[Ints] = []
         self._tastes: dict[int, NDArray[np.float32]] = {}
         self._discounts: dict[int, NDArray[np.bool_]] = {}
+        self.item_numbers: dict[str, int] = {}
+        self.user_numbers: dict[str, int] = {}
         self.item_ids: Names = _names("i", 0)
         self.user_ids: Names = _names("u", 0)
         self.items, self.users = self._new_items(0), self._new_users(0)
@@ -135,8 +137,10 @@ class World:
             self._favourites.append(self._drifted(self._last_day))
         if len(self.item_ids) != len(self.items):
             self.item_ids = _names("i", len(self.items))
+            self.item_numbers = {name: number for number, name in enumerate(self.item_ids)}
         if len(self.user_ids) != len(self.users):
             self.user_ids = _names("u", len(self.users))
+            self.user_numbers = {name: number for number, name in enumerate(self.user_ids)}
 
     def num_items(self, day: int) -> int:
         """Items that exist by the end of a day."""
