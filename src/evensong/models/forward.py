@@ -1,0 +1,85 @@
+"""Owns the forward passes of the trained models in plain numpy: serving, indexing and evaluation need no PyTorch.
+
+Legend: B users, N items, D embedding dimension, H attention heads, L history length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evensong.models.inputs import ItemInputs, UserInputs
+
+Floats = NDArray[np.float32]
+
+
+class TowersForward:
+    """The two towers from their saved weights; equals `TwoTower` up to float rounding (tested)."""
+
+    def __init__(self, weights: Mapping[str, Floats], temperature: float) -> None:
+        self.temperature = temperature
+        self._w = dict(weights)
+        # each item's attention score is the same for every user: one small table instead of a product a request
+        self._importance_VH = self._w["history.weight"] @ self._w["query"].T
+
+    def items(self, inputs: ItemInputs) -> Floats:
+        """Unit vectors (N, D)."""
+        w = self._w
+        category_ND = sum(w[f"category.{level}.weight"][inputs.category_N3[:, level]] for level in range(3))
+        present_NW1 = (inputs.word_NW != 0)[:, :, None]
+        count_N1 = np.maximum(present_NW1.sum(1), 1)
+        words_ND = (w["word.weight"][inputs.word_NW] * present_NW1).sum(1) / count_N1
+        content = np.concatenate([category_ND, words_ND, inputs.price_N2], 1).astype(np.float32)
+        hidden = np.maximum(content @ w["content_in.weight"].T + w["content_in.bias"], 0)
+        out = w["item_id.weight"][inputs.id_N] + hidden @ w["content_out.weight"].T + w["content_out.bias"]
+        return _unit(out)
+
+    def users(self, inputs: UserInputs) -> Floats:
+        """Unit vectors (B, D), each row computed alone, so that a batch gives the very bits of single requests."""
+        if len(inputs) == 0:
+            return np.zeros((0, self._w["pooled.weight"].shape[0]), np.float32)
+        return np.stack([self._user(inputs, row) for row in range(len(inputs))])
+
+    def _user(self, inputs: UserInputs, row: int) -> Floats:
+        w = self._w
+        history_L = inputs.history_BL[row]
+        start = int(np.argmax(history_L != 0)) if history_L[-1] else len(history_L)
+        history_L = history_L[start:]
+        width = w["pooled.weight"].shape[0]
+        if len(history_L):
+            scores_HL = self._importance_VH[history_L].T + w["position"][:, start:]
+            scores_HL = np.exp(scores_HL - scores_HL.max(1, keepdims=True))
+            scores_HL /= scores_HL.sum(1, keepdims=True)
+            pooled_P = (scores_HL @ w["history.weight"][history_L]).ravel()
+        else:
+            pooled_P = np.zeros(w["position"].shape[0] * width, np.float32)
+        taste_D = inputs.share_BC[row] @ w["category.0.weight"][inputs.category_BC[row]]
+        numeric_F = (inputs.numeric_BF[row] - w["numeric_mean"]) / w["numeric_std"]
+        hidden = np.maximum(w["user_in.weight"] @ np.concatenate([pooled_P, taste_D, numeric_F]) + w["user_in.bias"], 0)
+        out = w["pooled.weight"] @ pooled_P + w["user_out.weight"] @ hidden + w["user_out.bias"]
+        return _unit(out[None])[0]
+
+
+def _unit(vectors: Floats) -> Floats:
+    norms = np.sqrt((vectors * vectors).sum(1, keepdims=True))
+    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+
+
+class RankerForward:
+    """The ranker from its saved weights; equals `Ranker` up to float rounding (tested)."""
+
+    def __init__(self, weights: Mapping[str, Floats], num_layers: int) -> None:
+        self._mean, self._std = weights["mean"], weights["std"]
+        self._linear = np.ascontiguousarray(weights["linear.weight"][0])
+        self._layers = [(weights[f"layers.{i}.weight"].T, weights[f"layers.{i}.bias"]) for i in range(num_layers)]
+        self._out = np.ascontiguousarray(weights["out.weight"][0])
+
+    def __call__(self, features_KF: Floats) -> Floats:
+        """Scores (K,) of one user's candidates."""
+        scaled = (features_KF - self._mean) / self._std
+        hidden = np.clip(scaled, -5, 5)
+        for weight, bias in self._layers:
+            hidden = np.maximum(hidden @ weight + bias, 0)
+        return (scaled @ self._linear + hidden @ self._out).astype(np.float32)

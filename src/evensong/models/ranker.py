@@ -1,0 +1,46 @@
+"""Owns the ranker as PyTorch trains it: a linear part that begins as popularity, plus a network that begins at zero.
+
+Legend: S slates, K candidates of a slate, F features.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from evensong.models.config import RankerConfig
+
+
+class Ranker(nn.Module):
+    """Scores candidates from their features; before the first step the score is log(1 + events of the last 30 days)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: RankerConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.tensor(config.mean))
+        self.register_buffer("std", torch.tensor(config.std))
+        self.linear = nn.Linear(len(config.features), 1, bias=False)
+        sizes = [len(config.features), *config.hidden]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.out = nn.Linear(sizes[-1], 1, bias=False)
+        with torch.no_grad():
+            for layer in self.layers:
+                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)  # type: ignore[arg-type]
+                layer.bias.zero_()  # type: ignore[union-attr, operator]
+            self.out.weight.zero_()
+            self.linear.weight.zero_()
+            popularity = config.features.index("log_item_events_30d")
+            self.linear.weight[0, popularity] = config.std[popularity]
+
+    def forward(self, features_SKF: Tensor) -> Tensor:
+        """Scores (S, K)."""
+        scaled = (features_SKF - self.mean) / self.std
+        hidden = scaled.clamp(-5, 5)
+        for layer in self.layers:
+            hidden = layer(hidden).relu()
+        return (self.linear(scaled) + self.out(hidden)).squeeze(-1)

@@ -1,0 +1,145 @@
+"""The step that judges the whole funnel beside popularity and the champion, on the same users and events."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Collection
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from evensong.data import storage
+from evensong.evaluation import report, slices
+from evensong.models.popularity import Popularity
+from evensong.pipelines import train
+from evensong.recommender.funnel import SCHEMA, Recommender
+from evensong.settings import Settings
+from evensong.types import Frame, Night
+
+log = logging.getLogger(__name__)
+
+CHALLENGER = "challenger"
+POPULARITY = "popularity"
+
+
+def run(
+    settings: Settings, night: Night, training_set_uri: str, retriever_uri: str, ranker_uri: str, index_uri: str
+) -> str:
+    """Recommend to every held-out user at the holdout's start and compare with what they wanted after it.
+
+    Writes `per_user.parquet` and `evaluation.json`, an `EvaluationReport`, and returns the latter's URI. When the
+    champion learned from events after the holdout's start, all models are judged only on events after its
+    `train_cutoff`, so that none is judged on what it was trained on.
+    """
+    start = night.holdout_start(settings.split.holdout_days)
+    items = train.read_items(training_set_uri, final=False)
+    popularity = popular(settings, training_set_uri, items, start, final=False)
+    with tempfile.TemporaryDirectory() as folder:
+        index = storage.fetch_folder(index_uri, Path(folder, "index"))
+        challenger = Recommender.of_parts(
+            storage.fetch_folder(retriever_uri, Path(folder, "retriever")),
+            storage.fetch_folder(ranker_uri, Path(folder, "ranker")),
+            index,
+            popularity,
+        )
+        guardrails = {"index_recall": float(json.loads((index / "index.json").read_bytes())["index_recall"])}
+    champion, version, cutoff = _champion(settings, night)
+    window_start = max(start, cutoff) if cutoff else start
+    users, targets = _judged(settings, night, training_set_uri, window_start)
+    hidden = excluded(users, settings.serving.filter)
+    k = max(settings.evaluation.recall_k, settings.evaluation.ndcg_k)
+    lists = {CHALLENGER: _ask(challenger, users, items, start, k, hidden)}
+    name = f"champion v{version}"
+    if champion is not None:
+        lists[name] = _ask(champion, users, items, start, k, hidden)
+    lists[POPULARITY] = popular_lists(popularity, users["user_id"].to_list(), k, hidden)
+
+    sizes = {"recall_k": settings.evaluation.recall_k, "ndcg_k": settings.evaluation.ndcg_k}
+    assigned = slices.assign(users, targets, items, start)
+    rows = {model: report.per_user(model, found, targets, assigned, items, **sizes) for model, found in lists.items()}
+    reports = {
+        model: report.model_report(model, rows[model], found, len(items), settings.evaluation.recall_k)
+        for model, found in lists.items()
+    }
+    per_user_uri = storage.write_frame(settings.run_uri(night.run_id, "per_user.parquet"), pl.concat(rows.values()))
+    result = report.build(
+        reports,
+        challenger=CHALLENGER,
+        champion=name if champion is not None else None,
+        champion_version=version,
+        as_of=night.as_of,
+        window_start=window_start,
+        window_end=night.as_of,
+        num_users=len(users),
+        num_events=len(targets),
+        guardrails=guardrails,
+        per_user_uri=per_user_uri,
+    )
+    for model, found in reports.items():
+        log.info("%s on %d users: %s", model, len(users), {n: round(v, 4) for n, v in found.metrics.items()})
+    return storage.write_json(settings.run_uri(night.run_id, "evaluation.json"), result.model_dump(mode="json"))
+
+
+def popular(settings: Settings, training_set_uri: str, items: Frame, cutoff: datetime, final: bool) -> Popularity:
+    """The popularity model at the cutoff: baseline of the evaluation, fallback of the bundle."""
+    uri = storage.join(training_set_uri, "examples.parquet")
+    labels = pl.scan_parquet(uri, storage_options=storage.storage_options(uri))
+    labels = labels if final else labels.filter(pl.col("part") != "holdout")
+    positives = labels.select("item_id", "event_timestamp").collect()
+    return Popularity.fit(positives, items["item_id"].to_list(), cutoff, settings.evaluation.popularity_days)
+
+
+def popular_lists(popularity: Popularity, user_ids: list[str], k: int, hidden: dict[str, Collection[str]]) -> Frame:
+    """What popularity alone answers each user, in the funnel's form."""
+    rows = [
+        (user_id, rank, item_id, score, POPULARITY)
+        for user_id in user_ids
+        for rank, (item_id, score) in enumerate(popularity.top(k, hidden[user_id]), 1)
+    ]
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def excluded(users: Frame, rule: str) -> dict[str, Collection[str]]:
+    """What the filter rule hides from each user."""
+    columns = {"seen": ["seen_item_ids", "purchased_item_ids"], "purchased": ["purchased_item_ids"], "none": []}[rule]
+    hidden: dict[str, Collection[str]] = {user_id: set() for user_id in users["user_id"].to_list()}
+    for column in columns:
+        for user_id, item_ids in users.select("user_id", column).iter_rows():
+            hidden[user_id] = {*hidden[user_id], *(item_ids or [])}
+    return hidden
+
+
+def _judged(settings: Settings, night: Night, training_set_uri: str, window_start: datetime) -> tuple[Frame, Frame]:
+    """The users with a target in the window, drawn by seed when there are too many, and their targets."""
+    targets = storage.read_frame(storage.join(training_set_uri, "targets.parquet"))
+    targets = targets.filter(pl.col("event_timestamp") > window_start).unique(
+        ["user_id", "item_id"], keep="first", maintain_order=True
+    )
+    users = storage.read_frame(storage.join(training_set_uri, "users_holdout.parquet")).sort("user_id")
+    users = users.join(targets, on="user_id", how="semi", maintain_order="left")
+    if len(users) > settings.evaluation.max_users:
+        rng = np.random.default_rng([night.seed, 6])
+        users = users[np.sort(rng.choice(len(users), settings.evaluation.max_users, replace=False))]
+    return users, targets.join(users, on="user_id", how="semi", maintain_order="left")
+
+
+def _ask(
+    recommender: Recommender, users: Frame, items: Frame, now: datetime, k: int, hidden: dict[str, Collection[str]]
+) -> Frame:
+    return recommender.recommend(users, recommender.prepare_items(items), now=now, k=k, exclude=hidden)
+
+
+def _champion(settings: Settings, night: Night) -> tuple[Recommender | None, str | None, datetime | None]:
+    """The champion of an earlier night, its version, and the moment up to which it learned."""
+    from evensong.registry import aliases, bundle
+
+    version = aliases.champion_before(settings, night.as_of)
+    if version is None:
+        return None, None, None
+    directory = bundle.fetch(settings, version.version)
+    cutoff = datetime.fromisoformat(bundle.read_manifest(directory)["train_cutoff"])
+    return Recommender.load(directory), version.version, cutoff
