@@ -9,9 +9,12 @@ For each row of the entity frame, with its moment `t`, the matching feature row 
 5. and is no older than the time to live: `event_timestamp >= t - ttl`.
 
 Rule 3 makes a plain as-of join wrong: the row with the largest `event_timestamp` may not be known yet while an older
-one is. A row counts from `known = max(event_timestamp, created_timestamp)` on, so among the rows in the order of
-`known` the answer is the running maximum of their rank by (event, created, position), and the as-of join runs on
-`known`.
+one is. A row counts from `known = max(event_timestamp, created_timestamp)` on. So the rows of a key are taken in the
+order of `known`, each place in that order remembers the newest row up to it, and a binary search finds the place of
+each moment.
+
+Key and time are packed into one 64-bit number, so that one sort, one running maximum and one search serve all keys at
+once.
 """
 
 from __future__ import annotations
@@ -19,11 +22,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from evensong.types import TIMESTAMP, Frame
 
-_ROW, _RANK, _KEY, _EVENT, _KNOWN, _MOMENT = "__row", "__rank", "__key", "__event", "__known", "__moment"
+Longs = npt.NDArray[np.int64]
+
+_ROW, _KEY = "__row", "__key"
+_NEVER = np.iinfo(np.int64).min
+_BITS = 63
 
 
 def point_in_time_join(
@@ -82,28 +91,29 @@ def match_rows(
     """The position of the matching row in `features` for each entity row, in order; null where none matches."""
     _require(entities, [*keys, moment], "entity")
     _require(features, [*keys.values(), event_timestamp], "feature")
-    left = _entity_side(entities, features, keys, moment)
-    ranked = _ranked(features, list(keys.values()), event_timestamp, created_timestamp)
-    known = _running_best(ranked, known_only and created_timestamp is not None)
-    codes = ranked.select([*_key_names(keys), _KEY]).unique(subset=_KEY, keep="first", maintain_order=True)
-    if keys:
-        left = left.join(codes, on=_key_names(keys), how="left", maintain_order="left")
-    else:
-        left = left.with_columns(pl.lit(0, pl.UInt32).alias(_KEY))
-    found = (
-        left.select(_ROW, _KEY, _MOMENT)
-        .drop_nulls()
-        .sort(_MOMENT, _ROW)
-        .join_asof(known, left_on=_MOMENT, right_on=_KNOWN, by=_KEY, strategy="backward", check_sortedness=False)
-        .drop_nulls(_RANK)
+    left_keys, right_keys = _number_keys(entities, features, keys)
+    moments = to_moments(entities[moment])
+    events = to_moments(features[event_timestamp])
+    created = to_moments(features[created_timestamp]) if created_timestamp else None
+    usable = (right_keys >= 0) & events.is_not_null().to_numpy()
+    if known_only and created is not None:
+        usable &= created.is_not_null().to_numpy()
+    asked = (left_keys >= 0) & moments.is_not_null().to_numpy()
+    rows, places = np.flatnonzero(usable), np.flatnonzero(asked)
+    found = _search(
+        left_keys[places],
+        _micros(moments)[places],
+        right_keys[rows],
+        _micros(events)[rows],
+        None if created is None else _micros(created)[rows],
+        known_only=known_only,
     )
-    best = ranked.select(_ROW, _EVENT)[found[_RANK]]
-    found = found.select(_ROW, _MOMENT).with_columns(best[_ROW].alias("__match"), best[_EVENT])
     if ttl:
-        found = found.filter(pl.col(_EVENT) >= pl.col(_MOMENT) - ttl)
-    matches = left.select(_ROW).join(found.select(_ROW, "__match"), on=_ROW, how="left", maintain_order="left")
-    assert len(matches) == len(entities), "the join must keep every row of the entity frame"
-    return matches["__match"]
+        age = _micros(moments)[places] - _micros(events)[rows][np.maximum(found, 0)] if len(rows) else found
+        found = np.where((found >= 0) & (age <= ttl // timedelta(microseconds=1)), found, -1)
+    matches = np.full(len(entities), -1, np.int64)
+    matches[places] = np.where(found >= 0, rows[np.maximum(found, 0)], -1) if len(rows) else -1
+    return pl.Series("match", matches).set(pl.Series(matches < 0), None).cast(pl.get_index_type())
 
 
 def to_moments(column: pl.Series) -> pl.Series:
@@ -119,12 +129,95 @@ def to_moments(column: pl.Series) -> pl.Series:
     return column.dt.convert_time_zone("UTC").cast(TIMESTAMP)
 
 
-def _entity_side(entities: Frame, features: Frame, keys: Mapping[str, str], moment: str) -> Frame:
-    columns = [
-        _as_key(entities[name], features.schema[other], name).alias(key)
-        for key, (name, other) in zip(_key_names(keys), keys.items(), strict=True)
-    ]
-    return pl.DataFrame([*columns, to_moments(entities[moment]).alias(_MOMENT)]).with_row_index(_ROW)
+def _search(
+    left_keys: Longs, moments: Longs, right_keys: Longs, events: Longs, created: Longs | None, *, known_only: bool
+) -> Longs:
+    """The position of the right row that each left row matches, -1 for none; the time to live is not looked at."""
+    if not len(left_keys) or not len(right_keys):
+        return np.full(len(left_keys), -1, np.int64)
+    known = np.maximum(events, created) if known_only and created is not None else events
+    bits, moments, events, known = _fit(max(left_keys.max(), right_keys.max()), moments, events, known)
+    codes = (right_keys << bits) | known
+    order = _order(codes, created)
+    codes, newest = codes[order], ((right_keys << bits) | events)[order]
+    # Where no row up to this place has a newer event, the row here is the best; a later key beats every earlier one.
+    places = np.where(newest >= np.maximum.accumulate(newest), np.arange(len(newest)), 0)
+    best = np.maximum.accumulate(places)
+    asked = (left_keys << bits) | moments
+    sequence = np.argsort(asked)  # a search for sorted values walks through memory instead of jumping
+    found = np.empty(len(asked), np.int64)
+    found[sequence] = np.searchsorted(codes, asked[sequence], side="right") - 1
+    same_key = (found >= 0) & (codes[np.maximum(found, 0)] >> bits == left_keys)
+    return np.where(same_key, order[best[np.maximum(found, 0)]], -1)
+
+
+def _fit(last_key: int, *times: Longs) -> tuple[int, Longs, Longs, Longs]:
+    """Times from 0 on, in so few bits that a key fits in front of them; their ranks where they are too long."""
+    first = min(int(time.min()) for time in times)
+    longest = max(int(time.max()) for time in times) - first
+    if longest.bit_length() + int(last_key).bit_length() > _BITS:
+        ranks = np.unique(np.concatenate(times), return_inverse=True)[1].reshape(-1)
+        times = tuple(np.split(ranks, np.cumsum([len(time) for time in times])[:-1]))
+        first, longest = 0, int(ranks.max())
+    left, events, known = (time - first for time in times)
+    return longest.bit_length(), left, events, known
+
+
+def _order(codes: Longs, created: Longs | None) -> Longs:
+    """The order by (code, created, position)."""
+    order = np.argsort(codes)
+    ties = np.flatnonzero(np.diff(codes[order]) == 0)
+    if len(ties):
+        # The sort is not stable: put the rows of each tie, and only those, in order.
+        tied = np.union1d(ties, ties + 1)
+        rows = order[tied]
+        ages = rows if created is None else created[rows]
+        order[tied] = rows[np.lexsort((rows, ages, codes[rows]))]
+    return order
+
+
+def _number_keys(entities: Frame, features: Frame, keys: Mapping[str, str]) -> tuple[Longs, Longs]:
+    """One number a key, the same on both sides; -1 for a null, and for an entity key that no feature row has."""
+    if not keys:
+        return np.zeros(len(entities), np.int64), np.zeros(len(features), np.int64)
+    names = [f"__k{i}" for i in range(len(keys))]
+    right = pl.DataFrame([features[other].alias(name) for name, other in zip(names, keys.values(), strict=True)])
+    left = pl.DataFrame(
+        [
+            _as_key(entities[name], features.schema[keys[name]], name).alias(key)
+            for key, name in zip(names, keys, strict=True)
+        ]
+    )
+    if len(names) == 1 and right.schema[names[0]].is_integer():
+        small = _small_numbers(left[names[0]], right[names[0]])
+        if small is not None:
+            return small
+    known = right.drop_nulls().unique(maintain_order=True).with_row_index(_KEY)
+
+    def numbers(side: Frame) -> Longs:
+        found = side.join(known, on=names, how="left", maintain_order="left")[_KEY]
+        return found.cast(pl.Int64).fill_null(-1).to_numpy()
+
+    return numbers(left), numbers(right)
+
+
+def _small_numbers(left: pl.Series, right: pl.Series) -> tuple[Longs, Longs] | None:
+    """Integer keys counted from the smallest, where they lie close enough; -1 for nulls and keys out of their range."""
+    if right.dtype == pl.UInt64 or right.null_count() == len(right):
+        return None
+    low, high = int(right.min()), int(right.max())  # type: ignore[arg-type]
+    if high - low > np.iinfo(np.int32).max:
+        return None
+
+    def numbers(side: pl.Series) -> Longs:
+        near = side.cast(pl.Int64) - low
+        return near.set(~side.is_between(low, high).fill_null(False), -1).fill_null(-1).to_numpy()
+
+    return numbers(left), numbers(right)
+
+
+def _micros(moments: pl.Series) -> Longs:
+    return moments.to_physical().fill_null(0).to_numpy()
 
 
 def _as_key(column: pl.Series, dtype: pl.DataType, name: str) -> pl.Series:
@@ -141,38 +234,6 @@ def _as_key(column: pl.Series, dtype: pl.DataType, name: str) -> pl.Series:
     raise ValueError(
         f"{name}: the entity frame has {column.dtype}, the feature view {dtype}; convert the entity column to {dtype}"
     )
-
-
-def _ranked(features: Frame, keys: Sequence[str], event: str, created: str | None) -> Frame:
-    """The feature rows without their features, in the order (key, event, created, position), keys numbered."""
-    names = [f"__k{i}" for i in range(len(keys))]
-    columns = [features[key].alias(name) for key, name in zip(keys, names, strict=True)]
-    stamps = [to_moments(features[event]).alias(_EVENT)]
-    if created is not None:
-        stamps.append(to_moments(features[created]).alias("__created"))
-    frame = pl.DataFrame([*columns, *stamps]).with_row_index(_ROW).drop_nulls([*names, _EVENT])
-    order = [*names, _EVENT, *(["__created"] if created is not None else []), _ROW]
-    frame = frame.sort(order, nulls_last=False)
-    if not names:
-        return frame.with_columns(pl.lit(0, pl.UInt32).alias(_KEY))
-    starts = pl.any_horizontal(pl.col(name) != pl.col(name).shift(1) for name in names).fill_null(False)
-    return frame.with_columns(starts.cum_sum().cast(pl.UInt32).alias(_KEY))
-
-
-def _running_best(ranked: Frame, known_only: bool) -> Frame:
-    """For each moment at which a row became known: the rank of the best row known by then, a key at a time."""
-    rows = ranked.with_row_index(_RANK)
-    if not known_only:
-        return rows.select(_KEY, pl.col(_EVENT).alias(_KNOWN), _RANK)
-    rows = rows.filter(pl.col("__created").is_not_null()).select(
-        _KEY, pl.max_horizontal(_EVENT, "__created").alias(_KNOWN), _RANK
-    )
-    # Ranks of a later key are above all ranks of an earlier one, so one running maximum serves every key.
-    return rows.sort(_KEY, _KNOWN, _RANK).with_columns(pl.col(_RANK).cum_max())
-
-
-def _key_names(keys: Mapping[str, str]) -> list[str]:
-    return [f"__k{i}" for i in range(len(keys))]
 
 
 def _require(frame: Frame, columns: Sequence[str], side: str) -> None:
