@@ -40,6 +40,11 @@ AIRFLOW = {
     "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "30",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "120",
+    # Tasks are forked from a process that has imported what takes longest: seconds a task. Nothing that starts threads
+    # which a fork would lose (polars), and nothing of ours, so that a change of the code reaches the next task.
+    "AIRFLOW__SCHEDULER__MP_START_METHOD": "forkserver",
+    "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD": "airflow.executors.local_executor,"
+    "airflow.sdk.execution_time.task_runner,feast,great_expectations",
     "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
 }
 

@@ -6,6 +6,8 @@ that the settings name are made first, where they are missing. Running it again 
 
 from __future__ import annotations
 
+import configparser
+import io
 import logging
 import subprocess
 import sys
@@ -29,6 +31,7 @@ def prepare(settings: Settings) -> None:
     Path(settings.place("airflow")).mkdir(parents=True, exist_ok=True)
     Path(settings.place("mlflow")).mkdir(parents=True, exist_ok=True)
     secrets.ensure_password(settings)
+    write_airflow_config(settings)
     for url in _database_urls(settings):
         create_database(url)
     for uri in (settings.lake, settings.artifacts, settings.model_artifacts):
@@ -62,6 +65,24 @@ def migrate(settings: Settings) -> None:
             f"{' '.join(command)} ended with {result.returncode}:\n{result.stdout[-2000:]}{result.stderr[-2000:]}"
         )
     done.touch()
+
+
+def write_airflow_config(settings: Settings) -> None:
+    """The components' variables as `airflow.cfg`: `AIRFLOW_HOME=…/airflow airflow …` in a shell is this Airflow."""
+    variables = components.airflow_variables(settings) | secrets.airflow_secrets(settings)
+    config = configparser.ConfigParser(interpolation=None)
+    for variable, value in sorted(variables.items()):
+        prefix, _, rest = variable.partition("__")
+        section, _, key = rest.lower().partition("__")
+        if prefix == "AIRFLOW":
+            if not config.has_section(section):
+                config.add_section(section)
+            # Airflow interpolates what stands in its file
+            config.set(section, key, value.replace("%", "%%"))
+    text = io.StringIO()
+    text.write("# Written by `evensong up`; change the settings instead (docs/guides/settings.md).\n")
+    config.write(text)
+    secrets.write_private(Path(settings.place("airflow", "airflow.cfg")), text.getvalue())
 
 
 def create_database(url: str) -> None:

@@ -45,6 +45,15 @@ def admin_password(settings: Settings) -> str:
     return _read(passwords_file(settings)).get("admin", "")
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    draft.replace(path)
+
+
 def _fernet_key() -> str:
     return base64.urlsafe_b64encode(randomness.token_bytes(32)).decode()
 
@@ -58,8 +67,4 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _write(path: Path, values: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(json.dumps(values) + "\n")
-    draft.replace(path)
+    write_private(path, json.dumps(values) + "\n")
