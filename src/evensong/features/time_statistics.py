@@ -168,29 +168,20 @@ def read_at(
         `moments` with one float column a statistic that is not kept by a column, in the same order.
     """
     plain = [statistic for statistic in statistics if not statistic.by]
-    if moments.is_empty():
-        return moments.with_columns(pl.lit(None, pl.Float64).alias(s.name) for s in plain)
-    _check(state, moments["moment"].min())
-    steps = _steps(state, batch, plain, entity, moments["moment"].max())  # type: ignore[arg-type]
-    asked = moments.select(pl.col(entity).cast(pl.String).alias("entity"), pl.col("moment")).with_row_index("row")
-    # Every cell (a window, or one half-life of a decay) is a running sum; the last step by the moment holds it.
-    cells = steps.select("statistic", "entity", "cell").unique()
-    found = (
-        asked.join(cells, on="entity")
-        .sort("moment", "row", "statistic", "cell")
-        .join_asof(steps.sort("moment"), on="moment", by=["statistic", "entity", "cell"], check_sortedness=False)
-        .drop_nulls("amount")
-        .rename({"cell": "mark"})
-        .with_columns(pl.lit("").alias("level"))
-    )
-    values = _values(found, plain, pl.col("moment").dt.epoch("us"), cells_are_current=True)
-    values = (
-        values.sort("row", "statistic", "mark")
-        .group_by("row", "statistic", maintain_order=True)
-        .agg(pl.col("value").sum())
-    )
-    wide = _wide(asked.select("row"), values, plain, ["row"], {})
-    return pl.concat([moments, wide.drop("row")], how="horizontal")
+    values = _long_at(state, batch, plain, entity, moments)
+    rows = moments.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"))
+    return pl.concat([moments, _wide(rows, values, plain, ["row"], {}).drop("row")], how="horizontal")
+
+
+def read_levels_at(
+    state: StatisticsState, batch: Frame, statistics: Sequence[TimeStatistic], *, entity: str, moments: Frame
+) -> Frame:
+    """As `read_at` for the statistics that are kept by a column: `row, statistic, level, value`, sorted, no zeros.
+
+    `row` counts the rows of `moments` from 0.
+    """
+    values = _long_at(state, batch, [s for s in statistics if s.by], entity, moments)
+    return values.filter(pl.col("value") != 0).sort("row", "statistic", "level")
 
 
 def moments_of_change(
@@ -317,39 +308,66 @@ def _alive(statistics: Sequence[TimeStatistic], at: pl.Expr) -> pl.Expr:
     return pl.any_horizontal(pl.lit(False), *((pl.col("statistic") == s.name) & (at < _end(s)) for s in statistics))
 
 
-def _values(
-    marks: Frame, statistics: Sequence[TimeStatistic], at: pl.Expr, *, cells_are_current: bool = False
-) -> Frame:
-    """What each mark adds at the moment, summed over the marks of a key unless they are cells of a running sum."""
-    if not cells_are_current:
-        marks = marks.filter(_alive(statistics, at))
-    columns = [name for name in marks.columns if name not in ("mark", "amount")]
-    parts = [pl.DataFrame(schema={**{n: marks.schema[n] for n in columns}, "value": pl.Float64})]
-    if cells_are_current:
-        parts = [parts[0].with_columns(pl.lit(None, pl.Int64).alias("mark")).select(*columns, "mark", "value")]
+def _values(marks: Frame, statistics: Sequence[TimeStatistic], at: pl.Expr) -> Frame:
+    """`statistic, entity, level, value` at one moment, from the marks that still count."""
+    marks = marks.filter(_alive(statistics, at))
+    parts = [
+        pl.DataFrame(schema={"statistic": pl.String, "entity": pl.String, "level": pl.String, "value": pl.Float64})
+    ]
     for statistic in statistics:
         mine = marks.filter(pl.col("statistic") == statistic.name)
-        amount = pl.col("amount") / _PER_UNIT[statistic.kind]
-        if isinstance(statistic, DecayStatistic):
-            age = at - pl.col("mark") * statistic.microseconds
-            live = at < _end(statistic)
-            weight = 2.0 ** (-age.cast(pl.Float64) / statistic.microseconds)
-            mine = mine.sort("mark").with_columns(pl.when(live).then(amount * weight).otherwise(0.0).alias("value"))
-            if not cells_are_current:
-                mine = mine.group_by(columns, maintain_order=True).agg(pl.col("value").sum())
-        elif cells_are_current:
-            mine = mine.with_columns(amount.alias("value"))
-        else:
+        if not isinstance(statistic, DecayStatistic):
             # Whole numbers first: their sum is exact, and the one division is the only rounding.
-            mine = mine.group_by(columns).agg(pl.col("amount").sum()).with_columns(amount.alias("value"))
-        parts.append(mine.select(parts[0].columns))
+            mine = mine.group_by("statistic", "entity", "level").agg(pl.col("amount").sum(), pl.col("mark").max())
+        worth = mine.sort("mark").with_columns(_worth(statistic, pl.col("mark"), at).alias("value"))
+        grouped = worth.group_by("statistic", "entity", "level", maintain_order=True)
+        parts.append(grouped.agg(pl.col("value").sum()))
     return pl.concat(parts)
+
+
+def _long_at(
+    state: StatisticsState, batch: Frame, statistics: Sequence[TimeStatistic], entity: str, moments: Frame
+) -> Frame:
+    """`row, statistic, level, value` for each row of the moments and each statistic that has steps by then."""
+    nothing = pl.DataFrame(schema={"row": pl.UInt32, "statistic": pl.String, "level": pl.String, "value": pl.Float64})
+    if moments.is_empty() or not statistics:
+        return nothing
+    _check(state, moments["moment"].min())
+    steps = _steps(state, batch, statistics, entity, moments["moment"].max())  # type: ignore[arg-type]
+    asked = moments.select(pl.col(entity).cast(pl.String).alias("entity"), "moment").with_row_index("row")
+    # Every cell (a window, or one half-life of a decay) is a running sum; the last step by the moment holds it.
+    cells = steps.select("statistic", "entity", "level", "cell").unique()
+    found = (
+        asked.join(cells, on="entity")
+        .sort("moment", "row", "statistic", "level", "cell")
+        .join_asof(
+            steps.sort("moment"), on="moment", by=["statistic", "entity", "level", "cell"], check_sortedness=False
+        )
+        .drop_nulls("amount")
+    )
+    parts = [nothing]
+    for statistic in statistics:
+        mine = found.filter(pl.col("statistic") == statistic.name).with_columns(
+            _worth(statistic, pl.col("cell"), pl.col("moment").dt.epoch("us")).alias("value")
+        )
+        grouped = mine.sort("row", "level", "cell").group_by("row", "statistic", "level", maintain_order=True)
+        parts.append(grouped.agg(pl.col("value").sum()))
+    return pl.concat(parts)
+
+
+def _worth(statistic: TimeStatistic, cell: pl.Expr, at: pl.Expr) -> pl.Expr:
+    """What the `amount` of a cell is worth at a moment."""
+    amount = pl.col("amount") / _PER_UNIT[statistic.kind]
+    if not isinstance(statistic, DecayStatistic):
+        return amount
+    age = (at - cell * statistic.microseconds).cast(pl.Float64) / statistic.microseconds
+    return pl.when(age < 1 + _HALF_LIVES).then(amount * 2.0 ** (-age)).otherwise(0.0)
 
 
 def _steps(
     state: StatisticsState, batch: Frame, statistics: Sequence[TimeStatistic], entity: str, until: datetime
 ) -> Frame:
-    """The running sum of every cell after each of its changes: `statistic, entity, cell, moment, amount`.
+    """The running sum of every cell after each of its changes: `statistic, entity, level, cell, moment, amount`.
 
     A window is one cell that an event enters when it becomes known and leaves at its mark; each half-life of a decay is
     a cell of its own, which events only enter.
@@ -370,15 +388,15 @@ def _steps(
     inside = entering.filter(~is_window | (pl.col("known").dt.epoch("us") < pl.col("mark")))
     changes = pl.concat(
         [
-            inside.select("statistic", "entity", cell, pl.col("known").alias("moment"), "amount"),
-            inside.filter(is_window).select("statistic", "entity", cell, leaves, -pl.col("amount")),
+            inside.select("statistic", "entity", "level", cell, pl.col("known").alias("moment"), "amount"),
+            inside.filter(is_window).select("statistic", "entity", "level", cell, leaves, -pl.col("amount")),
         ]
     )
     return (
-        changes.group_by("statistic", "entity", "cell", "moment")
+        changes.group_by("statistic", "entity", "level", "cell", "moment")
         .agg(pl.col("amount").sum())
-        .sort("statistic", "entity", "cell", "moment")
-        .with_columns(pl.col("amount").cum_sum().over("statistic", "entity", "cell"))
+        .sort("statistic", "entity", "level", "cell", "moment")
+        .with_columns(pl.col("amount").cum_sum().over("statistic", "entity", "level", "cell"))
     )
 
 

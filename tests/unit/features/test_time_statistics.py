@@ -20,6 +20,7 @@ from evensong.features.time_statistics import (
     read,
     read_at,
     read_levels,
+    read_levels_at,
     update,
 )
 from evensong.types import TIMESTAMP, Frame
@@ -159,7 +160,7 @@ rows = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(history=st.lists(rows, max_size=15), cuts=st.lists(st.integers(0, 200), max_size=6))
 def test_many_small_updates_equal_one_full_computation(history: list[Event], cuts: list[int]) -> None:
     frame = events(*history)
@@ -170,7 +171,7 @@ def test_many_small_updates_equal_one_full_computation(history: list[Event], cut
     assert update(state, frame.reverse(), STATISTICS, entity="user_id", until=at(210)) == state_of(frame, 210)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     history=st.lists(rows, max_size=12),
     moments=st.lists(st.tuples(st.sampled_from(["ann", "bob", "zoe"]), st.integers(0, 300)), min_size=1, max_size=6),
@@ -212,3 +213,12 @@ def test_rows_of_a_decay_end_when_less_than_a_hundredth_is_left() -> None:
         events(("ann", 5, 0, "view", None)), statistics, entity="user_id", state=empty_state(), until=at(24 * 90)
     )
     assert due["moment"].to_list() == [at(5), *(at(24 * day) for day in range(1, 9))]
+
+
+def test_levels_at_any_moment_are_those_of_the_state_at_that_moment() -> None:
+    frame = events(("ann", 0, 0, "view", None), ("ann", 5, 0, "cart", None), ("bob", 7, 0, "view", None))
+    moments = pl.DataFrame({"user_id": ["ann", "bob", "ann"], "moment": [at(6), at(6), at(2)]})
+    found = read_levels_at(empty_state(), frame, STATISTICS, entity="user_id", moments=moments)
+    assert found.select("row", "level").rows() == [(0, "c"), (0, "v"), (2, "v")]
+    expected = read_levels(state_of(frame, 6), STATISTICS, at=at(6))
+    assert found["value"][:2].to_list() == expected["value"].to_list()
