@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import optimize, stats
 
 from evensong.types import Value
 
@@ -29,10 +29,30 @@ class Interval(Value):
     critical_lower: float
     """Standard errors between the mean and the lower bound."""
     critical_upper: float
+    typical_difference: float
+    """Size of a difference that is not zero: their mean square over their mean size."""
 
     def smallest_detectable(self, margin: float = 0.0, power: float = 0.8) -> float:
-        """The true gain at which the lower bound exceeds `margin` with this power, for users such as these."""
-        return margin + (self.critical_lower + float(stats.norm.ppf(power))) * self.standard_error
+        """The true gain at which the lower bound exceeds `margin` with this power, for users such as these.
+
+        Student's noncentral t passes the critical value with this power at some number of standard errors (Cohen 1988,
+        chapter 2). A gain beyond tonight's is taken to come in equal parts from users who lose tonight and no longer
+        do, and from users who newly differ, each by as much as those who differ tonight; the latter widen the spread.
+        """
+        if self.standard_error == 0:
+            return margin
+        freedom, critical = self.num_users - 1, self.critical_lower
+
+        def missing(noncentrality: float) -> float:
+            return float(stats.nct.sf(critical, freedom, noncentrality)) - power
+
+        errors = float(optimize.brentq(missing, 0.0, critical + 10.0))
+        variance = self.standard_error**2
+        gain = margin + errors * self.standard_error
+        for _ in range(30):
+            beyond = max(0.0, gain - max(0.0, self.mean))
+            gain = margin + errors * math.sqrt(variance + beyond * self.typical_difference / 2 / self.num_users)
+        return gain
 
 
 def paired_interval(
@@ -74,6 +94,7 @@ def paired_interval(
         confidence=confidence,
         critical_lower=lower_critical,
         critical_upper=upper_critical,
+        typical_difference=float((differences**2).sum() / size) if (size := np.abs(differences).sum()) > 0 else 0.0,
     )
 
 
