@@ -60,6 +60,10 @@ def _rows(location: str, mapping: EventMapping) -> Frame:
         columns["event_type"] = mapping.event_type
     parts = _read(location, mapping.table, columns, mapping.separator)
     rows = pl.concat([_typed(part, where, mapping, columns) for where, part in parts.items()], how="vertical_relaxed")
+    if rows.height and rows["event_timestamp"].null_count() == rows.height:
+        raise SourceError(
+            f"{tabular.shown(location)}: column {mapping.time!r} holds no time at all; map another column"
+        )
     if "event_type" not in rows.columns:
         rows = rows.with_columns(event_type=pl.lit(mapping.event_type))
     return rows

@@ -64,23 +64,27 @@ class Judge:
     def __init__(self, docs_path: str) -> None:
         os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
         import great_expectations as gx
-        from great_expectations.data_context.types.base import ProgressBarsConfig
+        from great_expectations.data_context.types.base import (
+            DataContextConfig,
+            InMemoryStoreBackendDefaults,
+            ProgressBarsConfig,
+        )
 
-        Path(docs_path).mkdir(parents=True, exist_ok=True)
-        self._gx = gx
-        self._context = gx.get_context(mode="ephemeral")
-        self._context.variables.progress_bars = ProgressBarsConfig(globally=False)
-        for site in list(self._context.get_site_names()):
-            self._context.delete_data_docs_site(site)
-        backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": docs_path}
-        index = {"class_name": "DefaultSiteIndexBuilder"}
-        site_config = {
+        site = {
             "class_name": "SiteBuilder",
             "show_how_to_buttons": False,
-            "store_backend": backend,
-            "site_index_builder": index,
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": docs_path},
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
         }
-        self._context.add_data_docs_site(site_name=SITE, site_config=site_config)
+        config = DataContextConfig(
+            store_backend_defaults=InMemoryStoreBackendDefaults(),
+            data_docs_sites={SITE: site},
+            analytics_enabled=False,
+            progress_bars=ProgressBarsConfig(globally=False),
+        )
+        Path(docs_path).mkdir(parents=True, exist_ok=True)
+        self._gx = gx
+        self._context = gx.get_context(mode="ephemeral", project_config=config)
         self._pandas = self._context.data_sources.add_pandas("lake")
         self.docs_path = str(Path(docs_path) / "index.html")
 
@@ -102,28 +106,28 @@ class Judge:
         bad = pl.col("reason") != ""
         return Judgement(judged.filter(~bad).drop("reason"), judged.filter(bad), outcomes)
 
-    def figures(self, table: str, figures: Mapping[str, float], rules: Sequence[Rule]) -> list[Outcome]:
-        """Ask about a table as a whole: `figures` become one row, the rules are about its columns."""
-        asked = pl.DataFrame({name: [float(value)] for name, value in figures.items()})
-        results = self._ask(f"{table} as a whole", asked, rules)
+    def whole(self, figures: Mapping[str, float], rules: Mapping[str, Sequence[Rule]]) -> list[Outcome]:
+        """Ask about tables as a whole: `figures` become one row, and each table's rules are about columns of it."""
+        asked = [(table, rule) for table, found in rules.items() for rule in found]
+        frame = pl.DataFrame({name: [float(value)] for name, value in figures.items()})
+        results = self._ask("whole tables", frame, [rule for _, rule in asked])
         return [
             _outcome(table, rule, result.success, f"{rule.message}, found {figures[rule.column]:g}")
-            for rule, result in zip(rules, results, strict=True)
+            for (table, rule), result in zip(asked, results, strict=True)
         ]
 
-    def schema(self, table: str, rows: Frame) -> list[Outcome]:
-        """Ask whether a table has the contract's columns and types."""
-        declared = [f"{name}: {dtype}" for name, dtype in rows.schema.items()]
-        wanted = [f"{name}: {dtype}" for name, dtype in SCHEMAS[table].items()]
-        message = "expected the contract's columns and types"
+    def schemas(self, tables: Mapping[str, pl.Schema]) -> list[Outcome]:
+        """Ask whether tables have the contract's columns and types."""
+        declared = [f"{table}.{name}: {dtype}" for table, found in tables.items() for name, dtype in found.items()]
+        wanted = [f"{table}.{name}: {dtype}" for table in tables for name, dtype in SCHEMAS[table].items()]
+        odd = sorted(set(declared) ^ set(wanted))
+        message = f"expected the contract's columns and types{f', differing in {odd}' if odd else ''}"
         rules = [
             Rule("ExpectColumnValuesToBeInSet", "column", message, {"value_set": wanted}),
             Rule("ExpectColumnUniqueValueCountToBeBetween", "column", message, _between(len(wanted), len(wanted))),
         ]
-        results = self._ask(f"{table} schema", pl.DataFrame({"column": declared}), rules)
-        odd = sorted(set(declared) ^ set(wanted))
-        said = f"{message}{f', differing in {odd}' if odd else ''}"
-        return [_outcome(table, rule, found.success, said) for rule, found in zip(rules, results, strict=True)]
+        results = self._ask("schema of the raw tables", pl.DataFrame({"column": declared}), rules)
+        return [_outcome("raw", rule, found.success, message) for rule, found in zip(rules, results, strict=True)]
 
     def build_docs(self) -> str:
         """Write the Data Docs of everything asked so far and return the path of their first page."""
@@ -213,11 +217,11 @@ def row_rules(table: str, settings: Settings) -> list[Rule]:
     ]
 
 
-def share_rule(limits: ValidationSettings) -> Rule:
+def share_rule(table: str, limits: ValidationSettings) -> Rule:
     """At most this share of a night's rows is bad."""
     most = limits.max_quarantined_share
     message = f"expected at most a share of {most:g} of the rows to be quarantined"
-    return Rule("ExpectColumnValuesToBeBetween", "quarantined_share", message, {"max_value": most})
+    return Rule("ExpectColumnValuesToBeBetween", f"quarantined_share_of_{table}", message, {"max_value": most})
 
 
 def freshness_rule(limits: ValidationSettings) -> Rule:

@@ -24,6 +24,8 @@ from evensong.types import TIMESTAMP, Frame
 PARQUET = (".parquet", ".pq")
 TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
 SEPARATORS = (",", "\t", ";", "|")
+#: What else could have been meant by a column that is not there.
+NOTES = {"event_type": " (which may also be one of impression, view, click, cart, purchase, rating, return, dwell)"}
 #: What text files write where there is nothing.
 NOTHING = ("", "null", "none", "nan", "nat", "\\n")
 DRIVERS = {"postgres": "postgresql", "mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}
@@ -193,7 +195,10 @@ def check_columns(where: str, there: Iterable[str], columns: Mapping[str, str]) 
         if name not in names:
             near = difflib.get_close_matches(name, names, 1, 0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SourceError(f"{where}: no column {name!r} for {wanted}; it has {', '.join(map(repr, names))}{hint}")
+            note = NOTES.get(wanted, "")
+            raise SourceError(
+                f"{where}: no column {name!r} for {wanted}{note}; it has {_few(map(repr, names), 40)}{hint}"
+            )
 
 
 def ids(column: pl.Series) -> pl.Series:

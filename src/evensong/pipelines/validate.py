@@ -139,18 +139,14 @@ def _report(
     """
     guests = any(source.has_guests for source in sources.registered(settings.lake).values())
     volume = _volume(lake, judged["interactions"].good, night, settings.validation.trailing_days)
-    of_rows, of_tables = [], []
-    tables: dict[str, dict[str, Any]] = {}
-    for table in TABLES:
-        tables[table] = _counts(judged[table], accepted.get(table, 0), guests)
-        figures = {"quarantined_share": tables[table]["share"]}
-        asked = [expectations.share_rule(settings.validation)]
-        if table == "interactions":
-            figures |= {name: value for name, value in volume.items() if isinstance(value, (int, float))}
-            asked += _rules_in_time(volume, settings)
-        of_rows += judged[table].outcomes
-        of_tables += judge.schema(RAW + table, lake.scan(RAW + table).limit(0).collect())
-        of_tables += judge.figures(table, figures, asked)
+    tables = {table: _counts(judged[table], accepted.get(table, 0), guests) for table in TABLES}
+    figures = {f"quarantined_share_of_{table}": tables[table]["share"] for table in TABLES}
+    figures |= {name: value for name, value in volume.items() if isinstance(value, (int, float))}
+    rules = {table: [expectations.share_rule(table, settings.validation)] for table in TABLES}
+    rules["interactions"] += _rules_in_time(volume, settings)
+    of_tables = judge.schemas({RAW + table: lake.scan(RAW + table).collect_schema() for table in TABLES})
+    of_tables += judge.whole(figures, rules)
+    of_rows = [outcome for table in TABLES for outcome in judged[table].outcomes]
     return {
         "as_of": night.as_of.isoformat(),
         "success": all(outcome.success for outcome in of_tables),
@@ -209,15 +205,15 @@ def _failure(report: Mapping[str, Any], judged: Mapping[str, Judgement], night: 
     """What stopped the night, which expectations name it, and rows to look at."""
     lines = [f"the data as of {night.as_of:%Y-%m-%d %H:%M} UTC is not fit to learn from:"]
     for failed in report["failed"]:
-        table = failed["table"].removeprefix(RAW)
-        lines.append(f"{table}: {failed['expectation']}({failed['column']}): {failed['message']}")
-        if failed["column"] == "quarantined_share":
-            rules = [o for o in report["expectations"] if o["table"] == table and o["unexpected"]]
-            for rule in sorted(rules, key=lambda o: (-o["unexpected"], o["message"])):
-                lines.append(
-                    f"  {rule['unexpected']} rows fail {rule['expectation']}({rule['column']}): {rule['message']}"
-                )
-        rows = judged[table].bad if failed["column"] == "quarantined_share" else judged[table].good
+        table, column = failed["table"], failed["column"]
+        lines.append(f"{table}: {failed['expectation']}({column}): {failed['message']}")
+        if table not in judged:
+            continue
+        about_rows = column.startswith("quarantined_share")
+        found = [o for o in report["expectations"] if about_rows and o["table"] == table and o["unexpected"]]
+        for rule in sorted(found, key=lambda o: (-o["unexpected"], o["message"])):
+            lines.append(f"  {rule['unexpected']} rows fail {rule['expectation']}({rule['column']}): {rule['message']}")
+        rows = judged[table].bad if about_rows else judged[table].good
         lines += [f"  row {row}" for row in _sample(table, rows, night)]
     lines.append(f"report: {report_uri}; Data Docs: {report['data_docs']}")
     lines.append("correct the source, choose another --as-of, or change the bound under `validation` in the settings")

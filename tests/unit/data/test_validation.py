@@ -1,0 +1,349 @@
+"""A night judges what is new: the good goes on, the bad is kept with its reason, and too much of it stops the night."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from evensong.data import quarantine, sources
+from evensong.data.lake import Lake, conform
+from evensong.data.mapping import EventMapping
+from evensong.errors import NothingToLearnError, ValidationFailedError
+from evensong.pipelines import validate
+from evensong.settings import Settings, ValidationSettings
+from evensong.types import Frame, Night
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+TABLES = ("interactions", "items", "users", "quarantine")
+
+
+def night(day: float) -> Night:
+    return Night(as_of=START + timedelta(days=day))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+@pytest.fixture
+def lake(settings: Settings) -> Lake:
+    """Twelve days of a steady shop: 40 views a day by 10 users of 5 items."""
+    lake = Lake(settings.lake)
+    lake.append_new("raw_items", items(*[f"i{n}" for n in range(5)]))
+    lake.append_new("raw_users", users(*[f"u{n}" for n in range(10)]))
+    lake.append_new("raw_interactions", pl.concat([day_of_views(day) for day in range(12)]))
+    return lake
+
+
+def items(*ids: str, **columns: Any) -> Frame:
+    rows = pl.DataFrame({"item_id": ids}).with_columns(
+        title=pl.col("item_id"), attributes=pl.lit("{}"), event_timestamp=pl.lit(START), price=pl.lit(1.0)
+    )
+    return conform("items", rows.with_columns(**{name: pl.lit(value) for name, value in columns.items()}))
+
+
+def users(*ids: str) -> Frame:
+    return conform("users", pl.DataFrame({"user_id": ids}).with_columns(attributes=pl.lit("{}"), event_timestamp=START))
+
+
+def day_of_views(day: int, count: int = 40) -> Frame:
+    rows = pl.DataFrame({"n": range(count)}).select(
+        user_id=pl.format("u{}", pl.col("n") % 10),
+        item_id=pl.format("i{}", pl.col("n") % 5),
+        event_type=pl.lit("view"),
+        event_timestamp=pl.lit(START + timedelta(days=day)) + pl.duration(minutes=1 + pl.col("n") * 30),
+        value=pl.lit(1.0),
+    )
+    return conform("interactions", rows)
+
+
+def bad(**columns: Any) -> Frame:
+    """One view of day 11 at a moment of its own, made bad."""
+    row = day_of_views(11, 1).with_columns(event_timestamp=pl.lit(START + timedelta(days=11, seconds=7)))
+    row = row.with_columns(created_timestamp=pl.col("event_timestamp"))
+    return conform("interactions", row.with_columns(**{name: pl.lit(value) for name, value in columns.items()}))
+
+
+def content(lake: Lake) -> dict[str, Frame]:
+    return {table: lake.read(table) for table in TABLES}
+
+
+def report(settings: Settings, day: float) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(validate.run(settings, night(day))).read_text())
+    return found
+
+
+# ---------------------------------------------------------------- rows
+
+
+def test_good_rows_reach_the_clean_tables_and_no_row_of_the_future_does(settings: Settings, lake: Lake) -> None:
+    found = report(settings, 10)
+    assert found["success"]
+    assert lake.read("interactions").height == 400
+    assert lake.read("items").height == 5
+    assert lake.read("quarantine").is_empty()
+    assert found["tables"]["interactions"] == {
+        "judged": 400, "accepted": 400, "quarantined": 0, "guests": 0, "share": 0.0, "reasons": {},
+    }  # fmt: skip
+    validate.run(settings, night(12))
+    assert lake.read("interactions").height == 480
+    assert lake.read("interactions").columns == conform("interactions", day_of_views(0)).columns
+
+
+def test_each_bad_row_is_quarantined_with_its_reasons(settings: Settings, lake: Lake) -> None:
+    early = "event_timestamp is more than 300 s after the row became known"
+    three = "user_id is missing; event_type is none of validation.event_types; the item is not in the catalogue"
+    wrong: list[tuple[Frame, str]] = [
+        (bad(user_id=None), "user_id is missing"),
+        (bad(item_id=None), "item_id is missing"),
+        (bad(event_type=None), "event_type is missing"),
+        (bad(event_type="telepathy"), "event_type is none of validation.event_types"),
+        (bad(value=1e9, session_id="a"), "value is not between -100000 and 100000"),
+        (bad(value=-1e9, session_id="b"), "value is not between -100000 and 100000"),
+        (bad(position=-1), "position is negative"),
+        (bad(propensity=0.0, session_id="c"), "propensity is not above 0 and at most 1"),
+        (bad(propensity=1.5, session_id="d"), "propensity is not above 0 and at most 1"),
+        (bad(user_id="nobody"), "the user is in no users table"),
+        (bad(item_id="nothing"), "the item is not in the catalogue"),
+        (bad(event_timestamp=START + timedelta(days=400)), early),
+        (bad(event_timestamp=None, created_timestamp=None), "event_timestamp is missing"),
+        (bad(event_timestamp=datetime(1970, 1, 1, tzinfo=UTC)), "event_timestamp is before 1971"),
+        (bad(user_id=None, item_id="nothing", event_type="telepathy"), three),
+    ]
+    lake.append_new("raw_interactions", pl.concat([row for row, _ in wrong]))
+    validate.run(settings, night(12))
+    held = lake.read("quarantine")
+    assert held["as_of"].unique().to_list() == [START + timedelta(days=12)]
+    found = dict(zip(quarantine.decoded("interactions", held).drop("repeat").rows(), held["reason"], strict=True))
+    assert found == {row.row(0): reason for row, reason in wrong}
+    assert lake.read("interactions").height == 480
+
+
+def test_of_exact_repeats_the_first_is_kept(settings: Settings, lake: Lake) -> None:
+    twice = bad()
+    lake.append_new("raw_interactions", pl.concat([twice, twice, twice]))
+    validate.run(settings, night(12))
+    assert lake.read("quarantine")["reason"].to_list() == ["duplicate of an earlier row"] * 2
+    assert lake.read("interactions").height == 481
+
+
+def test_what_is_no_product_is_no_item_and_its_events_go_too(settings: Settings, lake: Lake) -> None:
+    lake.append_new("raw_items", items("postage", attributes='{"product": false}'))
+    lake.append_new("raw_items", items("gold", price=1e7))
+    lake.append_new("raw_interactions", pl.concat([bad(item_id="postage"), bad(item_id="gold")]))
+    validate.run(settings, night(12))
+    assert quarantine.summary(lake) == {
+        "interactions": {"the item is not in the catalogue": 2},
+        "items": {"not a product": 1, "price is not between 0 and 10000": 1},
+        "users": {},
+    }
+
+
+def test_an_event_type_of_ones_own_is_a_setting(settings: Settings, lake: Lake) -> None:
+    lake.append_new("raw_interactions", bad(event_type="listen"))
+    mine = settings.model_copy(update={"validation": ValidationSettings(event_types=("view", "listen"))})
+    validate.run(mine, night(12))
+    assert lake.read("quarantine").is_empty()
+
+
+def test_clocks_may_differ_a_little(settings: Settings, lake: Lake) -> None:
+    """An event dated 40 seconds after its arrival is sound, and waits for the night that has reached its time."""
+    as_of = START + timedelta(days=12)
+    lake.append_new("raw_interactions", bad(event_timestamp=as_of + timedelta(seconds=40), created_timestamp=as_of))
+    validate.run(settings, night(12))
+    assert lake.read("interactions").height == 480
+    lake.append_new("raw_interactions", day_of_views(12))
+    validate.run(settings, night(13))
+    assert lake.read("interactions").height == 521
+    assert lake.read("quarantine").is_empty()
+
+
+# ---------------------------------------------------------------- reruns
+
+
+def test_a_rerun_of_a_night_changes_nothing(settings: Settings, lake: Lake) -> None:
+    lake.append_new("raw_interactions", pl.concat([bad(user_id=None), bad(), bad()]))
+    first, before, versions = report(settings, 12), content(lake), lake.versions()
+    assert report(settings, 12) == first
+    assert lake.versions() == versions
+    assert all(before[table].equals(found) for table, found in content(lake).items())
+
+
+def test_an_earlier_night_after_a_later_one_takes_nothing_back(settings: Settings, lake: Lake) -> None:
+    lake.append_new("raw_interactions", bad(user_id=None))
+    validate.run(settings, night(12))
+    before = content(lake)
+    validate.run(settings, night(9))
+    assert all(before[table].equals(found) for table, found in content(lake).items())
+
+
+def test_rows_that_arrive_after_the_night_are_judged_by_its_rerun(settings: Settings, lake: Lake) -> None:
+    lake.append_new("raw_interactions", bad(user_id=None))
+    validate.run(settings, night(12))
+    lake.append_new("raw_interactions", pl.concat([bad(item_id="nothing"), bad(item_id="i3")]))
+    found = report(settings, 12)
+    assert found["tables"]["interactions"]["judged"] == 483
+    assert found["tables"]["interactions"]["quarantined"] == 2
+    assert lake.read("interactions").height == 481
+    assert lake.read("quarantine").height == 2
+
+
+class Killed(BaseException):
+    """What `except Exception` and `except EvensongError` let through, as a kill would be."""
+
+
+def with_dirt(lake: Lake) -> None:
+    lake.append_new("raw_interactions", pl.concat([bad(user_id=None), bad(), bad()]))
+    lake.append_new("raw_items", items("postage", attributes='{"product": false}'))
+
+
+def test_a_night_killed_at_any_write_ends_as_an_undisturbed_one(
+    settings: Settings, lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before or after its first write, its second, …; then run again; each time on fresh raw tables."""
+    with_dirt(lake)
+    raw = {table: lake.read(table) for table in ("raw_items", "raw_users", "raw_interactions")}
+    expected = report(settings, 12)["tables"]
+    undisturbed = content(lake)
+    for moment in range(100):
+        home = Settings(home=tmp_path / f"killed{moment}")
+        for table, rows in raw.items():
+            Lake(home.lake).replace(table, rows)
+        writes = 0
+
+        def dangerous(write: Callable[..., Any], deadly: int = moment) -> Callable[..., Any]:
+            def perform(*args: Any, **options: Any) -> Any:
+                nonlocal writes
+                writes += 1
+                if 2 * writes - 2 == deadly:
+                    raise Killed
+                done = write(*args, **options)
+                if 2 * writes - 1 == deadly:
+                    raise Killed
+                return done
+
+            return perform
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Lake, "_commit", dangerous(Lake._commit))
+            patch.setattr(validate.storage, "write_json", dangerous(validate.storage.write_json))
+            try:
+                validate.run(home, night(12))
+                break
+            except Killed:
+                pass
+        assert report(home, 12)["tables"] == expected, moment
+        assert all(undisturbed[table].equals(found) for table, found in content(Lake(home.lake)).items()), moment
+    assert writes == 6, "quarantine, verdict, items, users, interactions, report"
+
+
+# ---------------------------------------------------------------- what stops a night
+
+
+def stopped(settings: Settings, day: float) -> str:
+    with pytest.raises(ValidationFailedError) as error:
+        validate.run(settings, night(day))
+    return str(error.value)
+
+
+def test_too_many_bad_rows_stop_the_night_and_the_error_shows_them(settings: Settings, lake: Lake) -> None:
+    validate.run(settings, night(11))
+    broken = day_of_views(11).with_columns(
+        pl.col("event_timestamp") + timedelta(seconds=1), user_id=pl.lit(None, pl.String)
+    )
+    lake.append_new("raw_interactions", broken)
+    said = stopped(settings, 12)
+    assert "expect_column_values_to_be_between(quarantined_share_of_interactions)" in said
+    assert "expected at most a share of 0.3 of the rows to be quarantined, found 0.5" in said
+    assert "40 rows fail expect_column_values_to_not_be_null(user_id): user_id is missing" in said
+    assert '"event_timestamp":"2026-01-12T' in said
+    assert lake.read("interactions").height == 440, "nothing of the night is learnt from"
+    assert lake.read("quarantine").height == 40, "the bad rows are there to look at"
+    assert stopped(settings, 12) == said, "a rerun is stopped as well"
+    assert lake.read("quarantine").height == 40
+    report_uri = settings.run_uri(night(12).run_id, "validation.json")
+    assert not json.loads(Path(report_uri).read_text())["success"]
+
+
+def test_a_wider_bound_lets_the_stopped_night_pass(settings: Settings, lake: Lake) -> None:
+    lake.append_new("raw_interactions", day_of_views(11).with_columns(item_id=pl.lit("nothing")))
+    strict = settings.model_copy(update={"validation": ValidationSettings(max_quarantined_share=0.01)})
+    stopped(strict, 12)
+    assert report(settings, 12)["success"]
+    assert lake.read("interactions").height == 480
+    assert lake.read("quarantine").height == 40
+    stopped(strict, 12)
+
+
+def test_guests_count_only_where_they_are_usual(settings: Settings, lake: Lake) -> None:
+    guests = day_of_views(11).with_columns(
+        pl.col("event_timestamp") + timedelta(seconds=1), user_id=pl.lit(None, pl.String)
+    )
+    lake.append_new("raw_interactions", pl.concat([guests, guests.with_columns(event_type=pl.lit("click"))]))
+    validate.run(settings, night(11))
+    stopped(settings, 12)
+    mapping = EventMapping(user="u", item="i", time="t", guests=True)
+    sources.register(settings.lake, "events", "shop.csv", mapping)
+    found = report(settings, 12)["tables"]["interactions"]
+    assert (found["quarantined"], found["guests"], found["share"]) == (80, 80, 0.0)
+
+
+def test_stale_data_stops_the_night(settings: Settings, lake: Lake) -> None:
+    said = stopped(settings, 20)
+    assert "expect_column_values_to_be_between(days_since_newest_event)" in said
+    assert "expected the newest event at most 3 days before as_of, found 8.1" in said
+
+
+def test_a_day_out_of_proportion_stops_the_night(settings: Settings, lake: Lake) -> None:
+    lake.append_new("raw_interactions", day_of_views(12, 3))
+    said = stopped(settings, 13)
+    assert "expect_column_values_to_be_between(last_day_rows)" in said
+    assert "expected between 4 and 800 rows in the last day" in said
+    assert said.count('"user_id"') == validate.SAMPLE_ROWS
+    lake.append_new("raw_interactions", day_of_views(12))
+    assert report(settings, 13)["success"], "the rest of the day arrived"
+
+
+def test_a_shop_that_closes_on_saturdays_is_not_stopped_on_a_saturday(settings: Settings) -> None:
+    lake = Lake(settings.lake)
+    lake.append_new("raw_items", items(*[f"i{n}" for n in range(5)]))
+    lake.append_new("raw_users", users(*[f"u{n}" for n in range(10)]))
+    open_days = [day for day in range(24) if (START + timedelta(days=day)).isoweekday() != 6]
+    lake.append_new("raw_interactions", pl.concat([day_of_views(day) for day in open_days]))
+    for day in (7, 9, 10, 11):
+        assert report(settings, day)["success"], f"day {day}"
+
+
+def test_a_first_import_of_a_long_history_passes_at_once(settings: Settings, lake: Lake) -> None:
+    assert report(settings, 12)["volume"]["trailing_days"] == [40] * 10
+
+
+def test_an_as_of_before_the_first_event_is_refused(settings: Settings, lake: Lake) -> None:
+    with pytest.raises(NothingToLearnError, match=r"the first is of 2026-01-01 00:01 UTC; choose a later --as-of"):
+        validate.run(settings, night(-5))
+    with pytest.raises(NothingToLearnError, match="there are none"):
+        validate.run(settings.model_copy(update={"home": settings.home / "empty"}), night(1))
+
+
+# ---------------------------------------------------------------- what is left to read
+
+
+def test_data_docs_show_every_expectation(settings: Settings, lake: Lake) -> None:
+    lake.append_new("raw_interactions", bad(item_id="nothing"))
+    found = report(settings, 12)
+    docs = Path(found["data_docs"])
+    assert docs.is_relative_to(settings.place("gx"))
+    assert docs.is_file()
+    pages = " ".join(page.read_text() for page in docs.parent.rglob("validations/**/*.html"))
+    for column in ("unknown_item", "quarantined_share", "days_since_newest_event", "last_day_rows"):
+        assert column in pages
+    asked = {(o["table"], o["expectation"]) for o in found["expectations"]}
+    assert ("interactions", "expect_column_values_to_not_be_null") in asked
+    assert ("raw", "expect_column_values_to_be_in_set") in asked, "the schema"
