@@ -190,19 +190,9 @@ class PolarsOfflineStore(OfflineStore):
         stamps = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
 
         def evaluate() -> Frame:
-            rows = scan(data_source, config.repo_path)
-            keys = [key for key in join_key_columns if key != DUMMY_ENTITY_ID]
-            narrow = _within(rows.with_row_index(_ROW), timestamp_field, start_date, end_date)
-            latest = (
-                narrow.select(*keys, *stamps, _ROW)
-                .collect()
-                .sort(*keys, *stamps, _ROW, nulls_last=False)
-                .unique(subset=keys or None, keep="last", maintain_order=True)
-            )
-            latest = latest if keys else latest.tail(1)
-            columns = [*join_key_columns, *feature_name_columns, *stamps]
-            found = _gather(rows, latest[_ROW], [name for name in columns if name != DUMMY_ENTITY_ID])
-            return found if keys else found.with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
+            # The names are those of the source: Feast maps them to the features' names afterwards.
+            rows = scan(data_source, config.repo_path, mapped=False)
+            return latest_rows(rows, join_key_columns, feature_name_columns, stamps, start_date, end_date)
 
         return PolarsRetrievalJob(evaluate, repo_path=config.repo_path)
 
@@ -221,7 +211,8 @@ class PolarsOfflineStore(OfflineStore):
         stamps = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
 
         def evaluate() -> Frame:
-            rows = _within(scan(data_source, config.repo_path), timestamp_field, start_date, end_date)
+            source = scan(data_source, config.repo_path, mapped=False)
+            rows = _within(source, timestamp_field, start_date, end_date)
             return rows.select(list(dict.fromkeys([*join_key_columns, *feature_name_columns, *stamps]))).collect()
 
         return PolarsRetrievalJob(evaluate, repo_path=config.repo_path)
@@ -277,8 +268,9 @@ class PolarsOfflineStore(OfflineStore):
             progress(len(frame))
 
 
-def scan(source: DataSource | None, repo_path: Path | None) -> pl.LazyFrame:
-    """The rows of a file source, lazily, with its field mapping applied; the same rows in the same order each time.
+def scan(source: DataSource | None, repo_path: Path | None, *, mapped: bool = True) -> pl.LazyFrame:
+    """The rows of a file source, lazily, the same rows in the same order each time; `mapped`: columns renamed as
+    declared.
 
     Raises:
         ValueError: the source is no file source.
@@ -298,8 +290,32 @@ def scan(source: DataSource | None, repo_path: Path | None) -> pl.LazyFrame:
         rows = pl.scan_delta(uri, storage_options=options)
     else:
         rows = pl.scan_parquet(uri, storage_options=options)
+    if not mapped:
+        return rows
     mapping = {old: new for old, new in (source.field_mapping or {}).items() if old in rows.collect_schema()}
     return rows.rename(mapping) if mapping else rows
+
+
+def latest_rows(
+    rows: pl.LazyFrame,
+    keys: Sequence[str],
+    columns: Sequence[str],
+    stamps: Sequence[str],
+    start: datetime | None,
+    end: datetime | None,
+) -> Frame:
+    """Each key's newest row with its first stamp between the two moments; ties to the larger second stamp, then to the
+    last.
+
+    Sorted by key; a row with a null in its key has no key and is left out.
+    """
+    keys = [key for key in keys if key != DUMMY_ENTITY_ID]
+    narrow = _within(rows.with_row_index(_ROW), stamps[0], start, end)
+    found = narrow.select(*dict.fromkeys([*keys, *stamps]), _ROW).collect(engine="streaming").drop_nulls(keys or None)
+    found = found.sort(*keys, *stamps, _ROW, nulls_last=False)
+    latest = found.unique(subset=keys, keep="last", maintain_order=True) if keys else found.tail(1)
+    newest = _gather(rows, latest[_ROW], list(dict.fromkeys([*keys, *columns, *stamps])))
+    return newest if keys else newest.with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
 
 
 class _Plan:
@@ -420,23 +436,26 @@ def _within(rows: pl.LazyFrame, column: str, start: datetime | None, end: dateti
 def _gather(rows: pl.LazyFrame, positions: pl.Series, columns: Sequence[str]) -> Frame:
     """The columns of the rows at the positions, in their order, nulls for null; reads the source in a stream."""
     needed = positions.drop_nulls().unique().sort()
-    index = needed.dtype if len(needed) else pl.UInt32
+    wanted = rows.select(columns)
+    if needed.is_empty():
+        nothing = pl.DataFrame(schema=wanted.collect_schema())
+        return nothing.clear(len(positions))
     found = (
-        rows.select(columns)
-        .with_row_index(_ROW)
-        .join(pl.LazyFrame({_ROW: needed.cast(index)}), on=_ROW, how="semi")
+        wanted.with_row_index(_ROW)
+        .join(pl.LazyFrame({_ROW: needed}), on=_ROW, how="semi")
         .collect(engine="streaming")
         .sort(_ROW)
     )
     assert len(found) == len(needed), "the source changed between two reads of one join"
-    places = pl.DataFrame({_ROW: needed}).with_row_index("__place")
-    place = pl.DataFrame({_ROW: positions}).join(places, on=_ROW, how="left", maintain_order="left")["__place"]
+    if len(needed) == len(positions) and not positions.null_count() and positions.is_sorted():
+        return found.select(columns)
+    place = needed.search_sorted(positions).set(positions.is_null(), None)
     return found.select(columns)[place]
 
 
 def _plain_arrow(frame: Frame) -> pa.Table:
     """An Arrow table of the ordinary types: strings and lists with 32-bit offsets, which all of Feast reads."""
-    table = frame.to_arrow()
+    table = frame.rechunk().to_arrow()  # one chunk: Feast writes the first one online and forgets the rest
     return table.cast(pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema]))
 
 

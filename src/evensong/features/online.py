@@ -1,13 +1,28 @@
-"""Features now, for serving: what was materialized last, read from Feast's online store."""
+"""Features now, for serving: users from Feast's online store, items held in this process.
+
+Nothing here goes through Feast's client: the very keys and bytes that Feast writes are read in whole columns
+(`online_redis`, `online_sqlite`, `encoding`), so both always agree, and Feast need not even be imported. The items'
+table is read from the online store once, kept as an Arrow file that every worker of the machine maps into memory, and
+read again when a materialization has changed what it holds.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import struct
+import threading
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
-from evensong.features.store import open_store
+from evensong.data import storage
+from evensong.features.encoding import decode, entity_keys
+from evensong.features.online_redis import RedisOnline
+from evensong.features.online_sqlite import SqliteOnline
+from evensong.features.store import PROJECT, is_redis, redis_connection
 from evensong.features.transformations import (
     ITEM_CONTENT,
     ITEM_POPULARITY,
@@ -19,42 +34,131 @@ from evensong.features.transformations import (
 from evensong.settings import Settings
 from evensong.types import Frame
 
-VIEWS = {
-    "user_history": USER_HISTORY,
-    "user_activity": USER_ACTIVITY,
-    "item_popularity": ITEM_POPULARITY,
-    "item_content": ITEM_CONTENT,
-    "user_seen": USER_SEEN,
-}
+#: Written by the step `materialize` when it ends; another content means that the items must be read again.
+MARKER = "materialized.json"
+
+Features = dict[tuple[str, str], pl.DataType]
+
+
+def _features(views: dict[str, dict[str, pl.DataType]], entity: str) -> Features:
+    return {
+        (view, name): dtype
+        for view, schema in views.items()
+        for name, dtype in schema.items()
+        if name != entity and name not in STAMPS
+    }
+
+
+_USERS = _features({"user_history": USER_HISTORY, "user_activity": USER_ACTIVITY}, "user_id")
+_ITEMS = _features({"item_popularity": ITEM_POPULARITY, "item_content": ITEM_CONTENT}, "item_id")
+_SEEN = _features({"user_seen": USER_SEEN}, "user_id")
 
 
 class OnlineFeatures:
-    """Reads the online store; one row an id asked, in order, nulls when unknown."""
+    """Reads the online store; one row an id asked, in order, nulls when unknown. Threads may share one."""
 
     def __init__(self, settings: Settings) -> None:
-        self._store = open_store(settings)
+        self._settings = settings
+        self._online: RedisOnline | SqliteOnline
+        if is_redis(settings.online_store):
+            self._online = RedisOnline.connect(redis_connection(settings.online_store), PROJECT)
+        else:
+            self._online = SqliteOnline(settings.online_store, PROJECT)
+        self._lock = threading.Lock()
+        self._items: _Items | None = None
 
     def users(self, user_ids: Sequence[str]) -> Frame:
         """`user_id` and the features of the user views."""
-        return self._read("user_id", user_ids, ["user_history", "user_activity"])
-
-    def items(self, item_ids: Sequence[str]) -> Frame:
-        """`item_id` and the features of the item views."""
-        return self._read("item_id", item_ids, ["item_popularity", "item_content"])
+        return self._read("user_id", user_ids, _USERS)
 
     def seen(self, user_ids: Sequence[str]) -> Frame:
         """`user_id, seen_item_ids, purchased_item_ids`."""
-        return self._read("user_id", user_ids, ["user_seen"])
+        return self._read("user_id", user_ids, _SEEN)
 
-    def _read(self, key: str, ids: Sequence[str], views: Sequence[str]) -> Frame:
-        schema: dict[str, Any] = {key: pl.String()}
-        refs = []
-        for view in views:
-            for name, dtype in VIEWS[view].items():
-                if name != key and name not in STAMPS:
-                    schema[name] = dtype
-                    refs.append(f"{view}:{name}")
-        if not ids:
-            return pl.DataFrame(schema=schema)
-        found = self._store.get_online_features(features=refs, entity_rows=[{key: name} for name in ids]).to_dict()
-        return pl.DataFrame({name: found[name] for name in schema}, schema=schema, strict=False)
+    def items(self, item_ids: Sequence[str]) -> Frame:
+        """`item_id` and the features of the item views, as of the last materialization."""
+        return self._current_items().rows(item_ids)
+
+    def refresh(self) -> None:
+        """Read the items again, whatever the last materialization was: for a stream that wrote to the store itself."""
+        with self._lock:
+            self._items = _Items(self._marker(), self._load_items())
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._online.close()
+
+    def _read(self, entity: str, ids: Sequence[str], features: Features) -> Frame:
+        asked = pl.Series(entity, list(ids), dtype=pl.String)
+        if asked.is_empty():
+            return pl.DataFrame(schema={entity: pl.String(), **{name: dtype for (_, name), dtype in features.items()}})
+        found = self._online.read(entity_keys([asked]), list(features))
+        columns = [
+            decode(values, dtype).alias(name)
+            for values, ((_, name), dtype) in zip(found, features.items(), strict=True)
+        ]
+        return pl.DataFrame([asked, *columns])
+
+    def _current_items(self) -> _Items:
+        marker = self._marker()
+        held = self._items
+        if held is not None and held.marker == marker:
+            return held
+        with self._lock:
+            if self._items is None or self._items.marker != marker:
+                self._items = _Items(marker, self._mapped_items(marker))
+            return self._items
+
+    def _marker(self) -> str | None:
+        uri = storage.join(self._settings.lake, MARKER)
+        if not storage.is_remote(uri):
+            path = Path(uri)
+            # A rerun of the same night may say the same and have written other values.
+            return f"{path.read_text()} {path.stat().st_mtime_ns}" if path.exists() else None
+        return storage.read_bytes(uri).decode() if storage.exists(uri) else None
+
+    def _mapped_items(self, marker: str | None) -> Frame:
+        """The items as of the marker from the file that one process of this machine writes and the others map."""
+        if marker is None:
+            return self._load_items()
+        places = json.dumps([marker, self._settings.lake, self._settings.online_store, list(_ITEMS)])
+        path = Path(self._settings.place("serving", f"items-{hashlib.sha256(places.encode()).hexdigest()[:16]}.arrow"))
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_name(f".{path.name}.{threading.get_ident()}.{id(self)}")
+            self._load_items().write_ipc(draft, compression="uncompressed")
+            draft.replace(path)
+            for old in path.parent.glob("items-*.arrow"):
+                if old != path:
+                    old.unlink(missing_ok=True)  # who has it mapped keeps it until it lets go
+        table = pl.from_arrow(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+        assert isinstance(table, pl.DataFrame)
+        return table
+
+    def _load_items(self) -> Frame:
+        """Every item of the online store with its features, by id."""
+        empty = entity_keys([pl.Series("item_id", [""])])[0].as_py()
+        prefix = empty[:-4]  # up to the length of the id
+        keys = self._online.every_key(prefix)
+        ids = [_id_of(key, len(prefix)) for key in keys.to_pylist()]
+        return self._read("item_id", ids, _ITEMS).sort("item_id")
+
+
+class _Items:
+    """The items' table of one materialization, and where each item stands in it."""
+
+    def __init__(self, marker: str | None, table: Frame) -> None:
+        self.marker = marker
+        self._table = table
+        self._place = {item_id: place for place, item_id in enumerate(table["item_id"].to_list())}
+
+    def rows(self, item_ids: Sequence[str]) -> Frame:
+        asked = list(item_ids)
+        places = pl.Series([self._place.get(item_id) for item_id in asked], dtype=pl.UInt32)
+        found = self._table.drop("item_id")[places]
+        return found.insert_column(0, pl.Series("item_id", asked, dtype=pl.String))
+
+
+def _id_of(key: bytes, prefix: int) -> str:
+    (size,) = struct.unpack_from("<I", key, prefix)
+    return key[prefix + 4 : prefix + 4 + size].decode()

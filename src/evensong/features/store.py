@@ -26,6 +26,7 @@ PROJECT = "evensong"
 RECOMMENDER = "recommender_v1"
 SERVING_FILTERS = "serving_filters_v1"
 OFFLINE_STORE = "evensong.features.offline_store.PolarsOfflineStore"
+ENGINE = "evensong.features.materialization_engine.PolarsEngine"
 
 #: The modules of `feature_repo/`, in the order in which they import each other.
 MODULES = ("entities", "sources", "feature_views", "feature_services")
@@ -113,6 +114,7 @@ def _config(settings: Settings) -> Any:
         offline_store={"type": OFFLINE_STORE},
         online_store=online,
         entity_key_serialization_version=3,
+        batch_engine={"type": ENGINE, "snapshots": storage.join(settings.lake, "features", "materialized")},
         materialization={"pull_latest_features": True},
         repo_path=repository(),
     )

@@ -6,6 +6,7 @@ import logging
 from datetime import UTC, datetime
 
 from evensong.data import storage
+from evensong.data.lake import Lake
 from evensong.settings import Settings
 from evensong.types import Night
 
@@ -35,7 +36,9 @@ def materialize(settings: Settings, night: Night) -> dict[str, int]:
         log.info("materialize: the online store holds %s already, newer than %s; nothing to do", newest, night.as_of)
         return {}
     written = write(settings, night.as_of)
-    storage.write_json(marker, {"as_of": night.as_of.isoformat(), "rows": written})
+    lake = Lake(settings.lake)
+    versions = {view: lake.version(f"features/{view}") for view in written}
+    storage.write_json(marker, {"as_of": night.as_of.isoformat(), "rows": written, "versions": versions})
     return written
 
 

@@ -1,0 +1,170 @@
+"""Feast's layout in Redis: one hash an entity, a field a feature, read and written in whole columns.
+
+The key is Feast's entity key followed by the project; a feature's field is the little-endian murmur3 of
+`view:feature`, and `_ts:view` holds the row's moment (feast/infra/online_stores/redis.py). Commands are put together
+column by column as one block of the Redis protocol, so that no Python object is made per value.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import mmh3
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from evensong.features.encoding import timestamps
+
+#: Keys in one block of commands: large enough to be quick, small enough to keep the server's answers in its buffers.
+BLOCK = 20_000
+
+
+class RedisOnline:
+    """The rows of Feast's online store in one Redis database."""
+
+    def __init__(self, client: Any, project: str) -> None:
+        self._client = client
+        self._project = project
+
+    @staticmethod
+    def connect(connection_string: str, project: str) -> RedisOnline:
+        """Connect as Feast does, by `host:port,option=value,…`."""
+        from redis import Redis
+
+        first, *rest = connection_string.split(",")
+        host, port = first.rsplit(":", 1)
+        options = dict(part.split("=", 1) for part in rest)
+        return RedisOnline(
+            Redis(
+                host=host,
+                port=int(port),
+                db=int(options.get("db", 0)),
+                username=options.get("username"),
+                password=options.get("password"),
+                ssl=options.get("ssl", "false").lower() == "true",
+            ),
+            project,
+        )
+
+    def read(self, keys: pa.BinaryArray, features: Sequence[tuple[str, str]]) -> list[pa.BinaryArray]:
+        """The stored values of each `(view, feature)`, a row a key; empty bytes where nothing is stored."""
+        fields = [_field(view, feature) for view, feature in features]
+        names = [key + self._project.encode() for key in keys.to_pylist()]
+        if len(names) == 1:
+            found = [self._client.hmget(names[0], fields)]
+        else:
+            with self._client.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.hmget(name, fields)
+                found = pipe.execute()
+        return [pa.array([row[place] or b"" for row in found], pa.binary()) for place in range(len(fields))]
+
+    def every_key(self, prefix: bytes) -> pa.BinaryArray:
+        """The entity keys that begin with these bytes, sorted."""
+        ending = self._project.encode()
+        pattern = _literally(prefix) + b"*" + _literally(ending)
+        found = {key[: len(key) - len(ending)] for key in self._client.scan_iter(pattern, count=10_000)}
+        return pa.array(sorted(found), pa.binary())
+
+    def write(
+        self,
+        view: str,
+        keys: pa.BinaryArray,
+        values: Mapping[str, pa.BinaryArray],
+        columns: Mapping[str, pl.Series],
+        moments: pl.Series,
+        created: pl.Series | None,
+    ) -> int:
+        """Write the rows that are not older than what is stored; the number written."""
+        ending = pa.scalar(self._project.encode(), pa.binary())
+        names = pc.binary_join_element_wise(keys, ending, pa.scalar(b"", pa.binary()))
+        fresh = self._not_older(view, names, moments)
+        if not fresh.all():
+            keep = pa.array(fresh)
+            names, moments = names.filter(keep), moments.filter(pl.Series(fresh))
+            values = {name: encoded.filter(keep) for name, encoded in values.items()}
+        if not len(names):
+            return 0
+        parts: list[Any] = [f"*{2 + 2 * (len(values) + 1)}\r\n$4\r\nHSET\r\n".encode(), *_bulk(names)]
+        for field, encoded in [(f"_ts:{view}".encode(), timestamps(moments)), *_named(view, values)]:
+            parts += [b"$%d\r\n%s\r\n" % (len(field), field), *_bulk(encoded)]
+        self._send(_commands(parts), len(names))
+        return len(names)
+
+    def token(self, view: str) -> str | None:
+        """What `set_token` left."""
+        found = self._client.hget(f"evensong:materialized:{self._project}", view)
+        return None if found is None else found.decode()
+
+    def set_token(self, view: str, token: str | None) -> None:
+        """Leave a mark that is lost when the database is; none removes it."""
+        if token is None:
+            self._client.hdel(f"evensong:materialized:{self._project}", view)
+        else:
+            self._client.hset(f"evensong:materialized:{self._project}", view, token)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._client.close()
+
+    def _not_older(self, view: str, names: pa.BinaryArray, moments: pl.Series) -> np.ndarray:
+        field = f"_ts:{view}".encode()
+        ask: list[Any] = [b"*3\r\n$4\r\nHGET\r\n", *_bulk(names), b"$%d\r\n%s\r\n" % (len(field), field)]
+        stored = pa.array([answer or b"" for answer in self._send(_commands(ask), len(names))], pa.binary())
+        return (moments.to_physical().to_numpy() >= _stored_micros(stored)) | (pc.binary_length(stored).to_numpy() == 0)
+
+    def _send(self, commands: pa.BinaryArray, count: int) -> list[Any]:
+        """Send commands, a block at a time, and collect their answers."""
+        connection = self._client.connection_pool.get_connection()
+        answers: list[Any] = []
+        try:
+            for start in range(0, count, BLOCK):
+                block = commands.slice(start, BLOCK)
+                begin, end = block.offset, block.offset + len(block)
+                offsets = np.frombuffer(commands.buffers()[1], np.int32, len(commands) + 1, commands.offset * 4)
+                first, last = offsets[begin - commands.offset], offsets[end - commands.offset]
+                connection.send_packed_command([memoryview(commands.buffers()[2])[first:last]])
+                answers += [connection.read_response() for _ in range(len(block))]
+        except BaseException:
+            connection.disconnect()  # answers that nobody read would be taken for those of the next command
+            raise
+        finally:
+            self._client.connection_pool.release(connection)
+        return answers
+
+
+def _commands(parts: Sequence[Any]) -> pa.BinaryArray:
+    scalars = [pa.scalar(part, pa.binary()) if isinstance(part, bytes) else part for part in parts]
+    return pc.binary_join_element_wise(*scalars, pa.scalar(b"", pa.binary()))
+
+
+def _bulk(values: pa.BinaryArray) -> list[Any]:
+    """`$length\\r\\nvalue\\r\\n` for each row."""
+    lengths = pc.cast(pc.cast(pc.binary_length(values), pa.string()), pa.binary())
+    return [b"$", lengths, b"\r\n", values, b"\r\n"]
+
+
+def _named(view: str, values: Mapping[str, pa.BinaryArray]) -> list[tuple[bytes, pa.BinaryArray]]:
+    return [(_field(view, name), encoded) for name, encoded in values.items()]
+
+
+def _field(view: str, feature: str) -> bytes:
+    return struct.pack("<I", mmh3.hash(f"{view}:{feature}", signed=False))
+
+
+def _stored_micros(stored: pa.BinaryArray) -> np.ndarray:
+    """Microseconds of serialized google.protobuf.Timestamps; the nanoseconds below them do not count."""
+    from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
+
+    unique = stored.dictionary_encode()
+    micros = [Timestamp.FromString(value).ToMicroseconds() if value else 0 for value in unique.dictionary.to_pylist()]
+    return np.array(micros, np.int64)[unique.indices.to_numpy()] if len(stored) else np.zeros(0, np.int64)
+
+
+def _literally(text: bytes) -> bytes:
+    """A pattern of Redis that matches these very bytes."""
+    return b"".join(b"\\" + bytes([byte]) if byte in b"*?[]^-\\" else bytes([byte]) for byte in text)
