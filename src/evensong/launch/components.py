@@ -38,7 +38,7 @@ AIRFLOW = {
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
     # A killed scheduler's tasks are taken over soon, not after five minutes.
     "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",
-    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "30",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "60",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "120",
     # Tasks are forked from a process that has imported what takes longest: seconds a task. Nothing that starts threads
     # which a fork would lose (polars), and nothing of ours, so that a change of the code reaches the next task.
