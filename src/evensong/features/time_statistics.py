@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import Field
 
 from evensong.types import TIMESTAMP, Frame, Value
@@ -264,15 +266,15 @@ def _marks_of(events: Frame, statistic: TimeStatistic, entity: str) -> Frame:
         mark = moment + statistic.microseconds
     elif isinstance(statistic, DecayStatistic):
         mark = moment // statistic.microseconds
-        amount = amount * (2.0 ** ((moment % statistic.microseconds) / statistic.microseconds))
+        amount = amount * pl.col("__weight")
     else:
         mark = pl.lit(_NEVER, pl.Int64)
-    kept = (
-        events
-        if statistic.event_types is None
-        else events.filter(pl.col("event_type").is_in(list(statistic.event_types)))
-    )
-    marks = kept.select(
+    if statistic.event_types is not None:
+        events = events.filter(pl.col("event_type").is_in(list(statistic.event_types)))
+    if isinstance(statistic, DecayStatistic):
+        grown = (events["event_timestamp"].dt.epoch("us") % statistic.microseconds).to_numpy() / statistic.microseconds
+        events = events.with_columns(pl.Series("__weight", power_of_two(grown.astype(np.float64)), dtype=pl.Float64))
+    marks = events.select(
         pl.lit(statistic.name).alias("statistic"),
         pl.col(entity).cast(pl.String).alias("entity"),
         (pl.col(statistic.by).cast(pl.String) if statistic.by else pl.lit("")).alias("level"),
@@ -310,18 +312,11 @@ def _alive(statistics: Sequence[TimeStatistic], at: pl.Expr) -> pl.Expr:
 
 def _values(marks: Frame, statistics: Sequence[TimeStatistic], at: pl.Expr) -> Frame:
     """`statistic, entity, level, value` at one moment, from the marks that still count."""
-    marks = marks.filter(_alive(statistics, at))
-    parts = [
-        pl.DataFrame(schema={"statistic": pl.String, "entity": pl.String, "level": pl.String, "value": pl.Float64})
-    ]
+    marks = marks.filter(_alive(statistics, at)).with_columns(at.alias("at"))
+    parts = [pl.DataFrame(schema={**dict.fromkeys(_KEY[:3], pl.String), "value": pl.Float64})]
     for statistic in statistics:
-        mine = marks.filter(pl.col("statistic") == statistic.name)
-        if not isinstance(statistic, DecayStatistic):
-            # Whole numbers first: their sum is exact, and the one division is the only rounding.
-            mine = mine.group_by("statistic", "entity", "level").agg(pl.col("amount").sum(), pl.col("mark").max())
-        worth = mine.sort("mark").with_columns(_worth(statistic, pl.col("mark"), at).alias("value"))
-        grouped = worth.group_by("statistic", "entity", "level", maintain_order=True)
-        parts.append(grouped.agg(pl.col("value").sum()))
+        worth = _worth(marks.filter(pl.col("statistic") == statistic.name), statistic, "mark")
+        parts.append(_added(worth, _KEY[:3], statistic))
     return pl.concat(parts)
 
 
@@ -345,23 +340,43 @@ def _long_at(
         )
         .drop_nulls("amount")
     )
+    found = found.with_columns(pl.col("moment").dt.epoch("us").alias("at"))
     parts = [nothing]
     for statistic in statistics:
-        mine = found.filter(pl.col("statistic") == statistic.name).with_columns(
-            _worth(statistic, pl.col("cell"), pl.col("moment").dt.epoch("us")).alias("value")
-        )
-        grouped = mine.sort("row", "level", "cell").group_by("row", "statistic", "level", maintain_order=True)
-        parts.append(grouped.agg(pl.col("value").sum()))
+        worth = _worth(found.filter(pl.col("statistic") == statistic.name), statistic, "cell")
+        parts.append(_added(worth, ["row", "statistic", "level"], statistic))
     return pl.concat(parts)
 
 
-def _worth(statistic: TimeStatistic, cell: pl.Expr, at: pl.Expr) -> pl.Expr:
-    """What the `amount` of a cell is worth at a moment."""
-    amount = pl.col("amount") / _PER_UNIT[statistic.kind]
+def _worth(rows: Frame, statistic: TimeStatistic, cell: str) -> Frame:
+    """The rows with their `amount` as it counts at the moment `at`, still a whole number."""
     if not isinstance(statistic, DecayStatistic):
-        return amount
-    age = (at - cell * statistic.microseconds).cast(pl.Float64) / statistic.microseconds
-    return pl.when(age < 1 + _HALF_LIVES).then(amount * 2.0 ** (-age)).otherwise(0.0)
+        return rows
+    ages = (rows["at"] - rows[cell] * statistic.microseconds).cast(pl.Float64).to_numpy() / statistic.microseconds
+    amounts = np.rint(rows["amount"].cast(pl.Float64).to_numpy() * power_of_two(-ages))
+    return rows.with_columns(pl.Series("amount", np.where(ages < 1 + _HALF_LIVES, amounts, 0.0)).cast(pl.Int64))
+
+
+def _added(rows: Frame, keys: list[str], statistic: TimeStatistic) -> Frame:
+    """The value of each key: whole numbers are added, so that no order of theirs matters, and divided once."""
+    added = rows.group_by(keys).agg(pl.col("amount").sum())
+    # By numpy: polars multiplies by the reciprocal, or divides, by the shape at hand.
+    values = added["amount"].cast(pl.Float64).to_numpy() / _PER_UNIT[statistic.kind]
+    return added.select(keys).with_columns(pl.Series("value", values, dtype=pl.Float64))
+
+
+def power_of_two(exponents: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`2 ** x`, to the last bit or the one before.
+
+    Libraries answer with another last bit where a number happens to lie in another lane of a vector register. These are
+    single multiplications and additions (the Taylor series of the fraction's power), which every lane rounds alike.
+    """
+    whole = np.floor(exponents)
+    fractions = (exponents - whole) * np.log(2.0)
+    powers = np.ones_like(fractions)
+    for degree in range(20, 0, -1):
+        powers = 1.0 + powers * fractions / degree
+    return np.ldexp(powers, np.clip(whole, -2000, 2000).astype(np.int32))
 
 
 def _steps(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from evensong.features.time_statistics import (
     empty_state,
     merge,
     moments_of_change,
+    power_of_two,
     read,
     read_at,
     read_levels,
@@ -160,7 +162,7 @@ rows = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(history=st.lists(rows, max_size=15), cuts=st.lists(st.integers(0, 200), max_size=6))
 def test_many_small_updates_equal_one_full_computation(history: list[Event], cuts: list[int]) -> None:
     frame = events(*history)
@@ -171,7 +173,7 @@ def test_many_small_updates_equal_one_full_computation(history: list[Event], cut
     assert update(state, frame.reverse(), STATISTICS, entity="user_id", until=at(210)) == state_of(frame, 210)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     history=st.lists(rows, max_size=12),
     moments=st.lists(st.tuples(st.sampled_from(["ann", "bob", "zoe"]), st.integers(0, 300)), min_size=1, max_size=6),
@@ -222,3 +224,11 @@ def test_levels_at_any_moment_are_those_of_the_state_at_that_moment() -> None:
     assert found.select("row", "level").rows() == [(0, "c"), (0, "v"), (2, "v")]
     expected = read_levels(state_of(frame, 6), STATISTICS, at=at(6))
     assert found["value"][:2].to_list() == expected["value"].to_list()
+
+
+def test_powers_of_two_do_not_depend_on_their_neighbours() -> None:
+    exponents = np.random.default_rng(0).uniform(-70, 1, 999)
+    powers = power_of_two(exponents)
+    assert np.allclose(powers, 2.0**exponents, rtol=4e-16, atol=0)
+    assert all(power_of_two(exponents[i : i + 1])[0] == powers[i] for i in range(0, 999, 7))
+    assert power_of_two(np.array([-3.0, 0.0, 2.0])).tolist() == [0.125, 1.0, 4.0]

@@ -161,7 +161,7 @@ steps = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(log=st.lists(steps, max_size=12), cuts=st.lists(st.integers(0, 130), max_size=3))
 def test_night_by_night_gives_the_rows_and_the_state_of_all_at_once(
     log: list[dict[str, object]], cuts: list[int]

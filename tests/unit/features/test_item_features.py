@@ -1,0 +1,137 @@
+"""Category levels, price ranks, ages and conversion rates of small shops, and the prior that rates give."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from evensong.features.item_features import (
+    BetaPrior,
+    catalogue,
+    category_levels,
+    fit_prior,
+    fit_priors,
+    item_conversion,
+    price_ranks,
+    smoothed_rates,
+    views,
+)
+from evensong.types import TIMESTAMP, Frame
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+PRIORS = {"cart": BetaPrior(a=1, b=9), "purchase": BetaPrior(a=1, b=99)}
+
+
+def log(*rows: tuple[str, str, float]) -> Frame:
+    stamps = [(item, kind, T0 + timedelta(hours=hour), T0 + timedelta(hours=hour)) for item, kind, hour in rows]
+    schema = {
+        "item_id": pl.String,
+        "event_type": pl.String,
+        "event_timestamp": TIMESTAMP,
+        "created_timestamp": TIMESTAMP,
+    }
+    return pl.DataFrame(stamps, schema=schema, orient="row")
+
+
+def test_levels_name_the_way_down_and_end_where_the_path_ends() -> None:
+    items = pl.DataFrame({"category_path": ["Home > Kitchen > Knives > Small", "Home", "", None]})
+    found = category_levels(items).select(f"category_{n}" for n in (1, 2, 3))
+    assert found.rows() == [
+        ("Home", "Home > Kitchen", "Home > Kitchen > Knives"),
+        ("Home", None, None),
+        (None, None, None),
+        (None, None, None),
+    ]
+
+
+def test_the_rank_is_the_share_of_cheaper_items_in_the_category() -> None:
+    items = pl.DataFrame({"category_1": list("aaaabcc"), "price": [1.0, 2, 2, 9, 5, None, 7]})
+    assert price_ranks(items)["price_rank"].to_list() == [0, 0.5, 0.5, 1, 0.5, None, 0.5]
+
+
+def test_the_catalogue_at_a_moment() -> None:
+    content = pl.DataFrame(
+        {"item_id": ["a"], "category_path": ["x > y"], "price": [2.0], "arrival_seconds": [int(T0.timestamp())]}
+    )
+    found = catalogue(content, T0 + timedelta(days=2.5))
+    assert found.row(0) == ("a", "x", "x > y", None, 2.0, 0.5, 2.5)
+
+
+def test_a_rate_of_few_views_stays_near_the_prior_and_of_many_near_its_own() -> None:
+    rates = smoothed_rates(pl.Series([1, 500, 0]), pl.Series([1, 1000, 0]), BetaPrior(a=1, b=99))
+    assert rates.to_list() == pytest.approx([2 / 101, 501 / 1100, 0.01])
+    assert smoothed_rates(pl.Series([3]), pl.Series([0]), BetaPrior(a=1, b=1))[0] == 0.8
+
+
+@pytest.mark.parametrize(("a", "b"), [(2.0, 38.0), (0.5, 4.5), (30.0, 70.0)])
+def test_the_prior_of_simulated_rates_is_found_again(a: float, b: float) -> None:
+    draw = np.random.default_rng(1)
+    trials = draw.integers(1, 400, 4000)
+    conversions = draw.binomial(trials, draw.beta(a, b, 4000))
+    prior = fit_prior(pl.Series(conversions), pl.Series(trials))
+    assert prior.mean == pytest.approx(a / (a + b), rel=0.05)
+    assert prior.a + prior.b == pytest.approx(a + b, rel=0.15)
+
+
+def test_smoothing_brings_rates_nearer_to_the_truth() -> None:
+    draw = np.random.default_rng(2)
+    truth = draw.beta(2, 50, 2000)
+    trials = draw.integers(1, 40, 2000)
+    conversions = draw.binomial(trials, truth)
+    prior = fit_prior(pl.Series(conversions), pl.Series(trials))
+    smoothed = smoothed_rates(pl.Series(conversions), pl.Series(trials), prior).to_numpy()
+    assert ((smoothed - truth) ** 2).mean() < 0.3 * ((conversions / trials - truth) ** 2).mean()
+
+
+def test_rates_that_differ_by_chance_alone_are_all_pulled_to_the_mean_and_a_given_strength_holds() -> None:
+    same = fit_prior(pl.Series([10] * 50), pl.Series([100] * 50))
+    assert same.a + same.b > 1e5
+    given = fit_prior(pl.Series([10, 0]), pl.Series([100, 100]), strength=20)
+    assert given.a + given.b == pytest.approx(20)
+
+
+@pytest.mark.parametrize(
+    ("conversions", "trials"), [([], []), ([0], [0]), ([0, 0], [5, 9]), ([1], [1]), ([1, 1], [1, 1])]
+)
+def test_hardly_any_data_still_gives_a_proper_prior(conversions: list[int], trials: list[int]) -> None:
+    prior = fit_prior(pl.Series(conversions, dtype=pl.Int64), pl.Series(trials, dtype=pl.Int64))
+    assert prior.a > 0
+    assert prior.b > 0
+
+
+def test_counts_and_rates_stand_at_midnights_and_go_on_from_a_state() -> None:
+    events = log(("a", "view", 1), ("a", "click", 2), ("a", "purchase", 3), ("a", "view", 30), ("b", "cart", 5))
+    whole, end = item_conversion(events, priors=PRIORS, until=T0 + timedelta(days=40))
+    assert whole["event_timestamp"].dt.hour().unique().to_list() == [0]
+    second = whole.filter(pl.col("item_id") == "a").row(1, named=True)
+    assert (second["item_views_1d"], second["item_views_7d"], second["item_purchases_7d"]) == (1, 3, 1)
+    assert second["item_purchase_rate"] == pytest.approx(2 / 103)
+    assert whole.filter(pl.col("item_id") == "a").row(-1, named=True)["item_views_30d"] == 0
+    parts, state = [], None
+    for day in (1.5, 2, 17, 40):
+        rows, state = item_conversion(events, priors=PRIORS, state=state, until=T0 + timedelta(days=day))
+        parts.append(rows)
+    order = ["item_id", "event_timestamp"]
+    assert_frame_equal(pl.concat(parts).sort(order), whole.sort(order))
+    assert state == end
+
+
+def test_priors_come_from_the_counts_of_all_items() -> None:
+    counts = pl.DataFrame({"item_views_30d": [100, 300], "item_carts_30d": [10, 30], "item_purchases_30d": [1, 3]})
+    assert fit_priors(counts, strength=50)["cart"].mean == pytest.approx(0.1, abs=0.002)
+
+
+def test_the_declarations_name_the_very_columns_and_types() -> None:
+    content = pl.DataFrame({"item_id": ["a"], "category_path": ["x"], "price": [2.0], "arrival_seconds": [0]})
+    computed = {
+        "item_catalogue": catalogue(content, T0),
+        "item_conversion": item_conversion(log(("a", "view", 1)), priors=PRIORS, until=T0 + timedelta(days=2))[0],
+    }
+    for view in views():
+        declared = {feature.name: feature.type for feature in view.features}
+        frame = computed[view.name].drop("item_id", "event_timestamp", "created_timestamp", strict=False)
+        assert {name: str(kind) for name, kind in frame.schema.items()} == declared
