@@ -139,7 +139,7 @@ class OnlineFeatures:
         """Every item of the online store with its features, by id."""
         empty = entity_keys([pl.Series("item_id", [""])])[0].as_py()
         prefix = empty[:-4]  # up to the length of the id
-        keys = self._online.every_key(prefix)
+        keys = self._online.every_key(prefix, list(dict.fromkeys(view for view, _ in _ITEMS)))
         ids = [_id_of(key, len(prefix)) for key in keys.to_pylist()]
         return self._read("item_id", ids, _ITEMS).sort("item_id")
 

