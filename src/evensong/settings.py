@@ -121,7 +121,7 @@ class RankerSettings(Section):
 class TrainingSettings(Section):
     """How PyTorch runs; part of what makes the same night give the same weights."""
 
-    num_threads: int = Field(2, ge=1, description="Threads of PyTorch; another number rounds sums differently.")
+    num_threads: int = Field(1, ge=1, description="Threads of PyTorch; more wait for each other on a busy machine.")
 
 
 class IndexSettings(Section):
