@@ -1,0 +1,228 @@
+"""Differentially private release of aggregated statistics, and the ledger of what it has cost.
+
+The neighbours are data sets that differ in all rows of one user: each user's rows are cut to `max_contributions`, so a
+count by category moves by that much at most (L1), a sum by that much times the largest value. The noise is OpenDP's
+discrete Laplace mechanism (Ghosh, Roughgarden and Sundararajan, 2009), of scale sensitivity by ε, drawn from the
+operating system's generator: a release cannot be repeated, so it is written down and handed out again.
+
+Epsilons add up (sequential composition, Dwork and Roth, 2014, §3.5). A release is in the ledger before it is returned,
+and is refused when the budget is spent. Off until `privacy.epsilon` is set.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import Field
+
+from evensong.errors import ConfigurationError, RefusedError, StorageError
+from evensong.settings import PrivacySettings
+from evensong.types import Frame, Value
+
+#: Sums are made of whole millionths, since a discrete mechanism has no gaps through which floats leak (Mironov, 2012).
+_PER_UNIT = 1_000_000
+_START = "0" * 64
+#: Epsilons are added as billionths, so that ten tenths are one.
+_PARTS = 1_000_000_000
+
+
+class Release(Value):
+    """One line of the ledger: what was let out, and what it cost."""
+
+    name: str
+    """What was asked, with the night: the same name is the same release."""
+    query: dict[str, Any]
+    epsilon: float = Field(gt=0)
+    scale: float
+    """Of the noise, in the unit of the values."""
+    values: dict[str, float]
+    previous: str
+    """The hash of the line before; a line that is changed or taken out breaks the chain."""
+
+
+class PrivacyLedger:
+    """The releases of a file, one JSON document a line, only ever added to; one process at a time writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def releases(self) -> list[Release]:
+        """What was released, oldest first.
+
+        Raises:
+            StorageError: a line was changed, taken out or cut off.
+        """
+        if not self.path.exists():
+            return []
+        found, previous = [], _START
+        for number, line in enumerate(self.path.read_text().splitlines(), start=1):
+            try:
+                release = Release.model_validate_json(line)
+            except ValueError as error:
+                raise StorageError(
+                    f"{self.path}, line {number}: no entry of a ledger; restore the file: {error}"
+                ) from error
+            if release.previous != previous:
+                raise StorageError(f"{self.path}, line {number}: does not follow the line before; restore the file")
+            found.append(release)
+            previous = _hash(line)
+        return found
+
+    def spent(self) -> float:
+        """The epsilons so far, added up."""
+        return sum(round(release.epsilon * _PARTS) for release in self.releases()) / _PARTS
+
+    def released(
+        self,
+        name: str,
+        query: dict[str, Any],
+        epsilon: float,
+        budget: float,
+        draw: Callable[[], tuple[float, dict[str, float]]],
+    ) -> Release:
+        """The release of that name: the one in the ledger, or a new one from `draw` (scale, values) within the budget.
+
+        Raises:
+            RefusedError: it would spend more than the budget.
+            ConfigurationError: the name stands for another query in the ledger.
+        """
+        with self._alone():
+            before = self.releases()
+            for release in before:
+                if release.name == name:
+                    if release.query != query or release.epsilon != epsilon:
+                        raise ConfigurationError(
+                            f"{name} was released for another query or ε; give this one another name"
+                        )
+                    return release
+            spent = self.spent()
+            if round(spent * _PARTS) + round(epsilon * _PARTS) > round(budget * _PARTS):
+                raise RefusedError(
+                    f"{name}: ε {epsilon:g} is asked, {max(0.0, budget - spent):g} of {budget:g} is left; release fewer "
+                    "statistics, or decide on a larger privacy.budget"
+                )
+            scale, values = draw()
+            previous = _hash(self.path.read_text().splitlines()[-1]) if before else _START
+            release = Release(name=name, query=query, epsilon=epsilon, scale=scale, values=values, previous=previous)
+            with self.path.open("a") as file:
+                file.write(release.model_dump_json() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            return release
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def release_counts(
+    rows: Frame, column: str, categories: Sequence[str], *, name: str, settings: PrivacySettings, ledger: PrivacyLedger
+) -> Release:
+    """How many rows each category has, with noise; rows of other categories are left out.
+
+    Args:
+        rows: `user_id` and the column.
+        categories: named beforehand, not read off the data: that a category occurs may say who is there.
+
+    Raises:
+        RefusedError: releases are off, or the budget is spent.
+    """
+    epsilon = _epsilon(settings, name)
+    names = sorted(set(categories))
+    _require(rows, column)
+    query = {"kind": "counts", "column": column, "categories": names, "max_contributions": settings.max_contributions}
+
+    def draw() -> tuple[float, dict[str, float]]:
+        dp = _opendp()
+        kept = _bounded(rows.filter(pl.col(column).cast(pl.String).is_in(names)), settings.max_contributions)
+        space = dp.vector_domain(dp.atom_domain(T=str)), dp.symmetric_distance()
+        counting = dp.t.make_count_by_categories(*space, categories=names, null_category=False, TOA="i64")
+        scale = settings.max_contributions / epsilon
+        measurement = counting >> dp.m.then_laplace(scale=scale)
+        _hold(measurement.map(settings.max_contributions), epsilon)
+        noisy = measurement(kept[column].cast(pl.String).to_list())
+        return scale, dict(zip(names, map(float, noisy), strict=True))
+
+    return ledger.released(name, query, epsilon, settings.budget, draw)
+
+
+def release_sum(
+    rows: Frame, column: str, largest: float, *, name: str, settings: PrivacySettings, ledger: PrivacyLedger
+) -> Release:
+    """The sum of a column, with noise, as `{"sum": …}`; values are cut to `0 … largest` first, nulls count nothing.
+
+    Args:
+        rows: `user_id` and the column.
+        largest: chosen beforehand, not read off the data.
+
+    Raises:
+        RefusedError: releases are off, or the budget is spent.
+    """
+    epsilon = _epsilon(settings, name)
+    _require(rows, column)
+    bound = round(largest * _PER_UNIT)
+    if not (math.isfinite(largest) and 0 < bound < 2**50):
+        raise ValueError(f"largest must be a positive number below a billion, got {largest}")
+    query = {"kind": "sum", "column": column, "largest": largest, "max_contributions": settings.max_contributions}
+
+    def draw() -> tuple[float, dict[str, float]]:
+        dp = _opendp()
+        kept = _bounded(rows.filter(pl.col(column).is_not_null()), settings.max_contributions)
+        space = dp.vector_domain(dp.atom_domain(T="i64")), dp.symmetric_distance()
+        scale = settings.max_contributions * bound / epsilon
+        adding = dp.t.make_clamp(*space, bounds=(0, bound)) >> dp.t.then_sum()
+        measurement = adding >> dp.m.then_laplace(scale=scale)
+        _hold(measurement.map(settings.max_contributions), epsilon)
+        values = kept[column].cast(pl.Float64).fill_nan(0.0).clip(0, largest)
+        whole = (values * _PER_UNIT).round().cast(pl.Int64).to_list()
+        return scale / _PER_UNIT, {"sum": measurement(whole) / _PER_UNIT}
+
+    return ledger.released(name, query, epsilon, settings.budget, draw)
+
+
+def _bounded(rows: Frame, max_contributions: int) -> Frame:
+    """At most so many rows of each user, chosen by a hash, so that nobody's order of rows decides."""
+    if rows.is_empty():
+        return rows
+    order = pl.Series("__order", [_hash(json.dumps(row, default=str)) for row in rows.iter_rows()])
+    kept = rows.with_columns(order).sort("user_id", "__order").group_by("user_id", maintain_order=True)
+    return kept.head(max_contributions).drop("__order")
+
+
+def _epsilon(settings: PrivacySettings, name: str) -> float:
+    if settings.epsilon is None:
+        raise RefusedError(f"{name}: releases are off; set privacy.epsilon to what one release may cost")
+    return settings.epsilon
+
+
+def _require(rows: Frame, column: str) -> None:
+    if missing := [wanted for wanted in ("user_id", column) if wanted not in rows.columns]:
+        raise ValueError(f"the rows lack {', '.join(missing)}; they have {', '.join(rows.columns)}")
+
+
+def _hold(loss: float, epsilon: float) -> None:
+    """OpenDP's own word on the loss must be what is written down, but for the rounding up of its arithmetic."""
+    assert loss <= epsilon * (1 + 1e-9), f"the mechanism loses {loss}, {epsilon} was promised"
+
+
+def _opendp() -> Any:
+    import opendp.prelude as dp
+
+    dp.enable_features("contrib")
+    return dp
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

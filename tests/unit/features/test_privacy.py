@@ -1,0 +1,136 @@
+"""Releases are noisy as promised, counted against a budget, written down, and off by default."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from evensong.errors import ConfigurationError, RefusedError, StorageError
+from evensong.features.privacy import PrivacyLedger, release_counts, release_sum
+from evensong.settings import PrivacySettings, Settings
+from evensong.types import Frame
+
+ROWS = pl.DataFrame({"user_id": [f"u{i}" for i in range(100)], "kind": ["a"] * 70 + ["b"] * 30, "paid": [2.0] * 100})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> PrivacyLedger:
+    return PrivacyLedger(tmp_path / "privacy" / "ledger.jsonl")
+
+
+def on(epsilon: float = 1.0, budget: float = 1.0, max_contributions: int = 1) -> PrivacySettings:
+    return PrivacySettings(epsilon=epsilon, budget=budget, max_contributions=max_contributions)
+
+
+def counts(settings: PrivacySettings, ledger: PrivacyLedger, name: str, rows: Frame = ROWS) -> dict[str, float]:
+    return release_counts(rows, "kind", ["a", "b"], name=name, settings=settings, ledger=ledger).values
+
+
+def test_nothing_is_released_unless_somebody_asked(ledger: PrivacyLedger) -> None:
+    with pytest.raises(RefusedError, match=r"set privacy\.epsilon"):
+        counts(Settings().privacy, ledger, "n")
+    assert not ledger.path.exists()
+
+
+def test_with_a_vast_epsilon_the_truth_comes_out(ledger: PrivacyLedger) -> None:
+    open_handed = on(epsilon=1000, budget=9000)
+    assert counts(open_handed, ledger, "n") == {"a": 70, "b": 30}
+    total = release_sum(ROWS, "paid", 5.0, name="s", settings=open_handed, ledger=ledger)
+    assert total.values["sum"] == pytest.approx(200, abs=0.1)
+
+
+@pytest.mark.parametrize(("epsilon", "contributions"), [(1.0, 1), (0.25, 1), (0.5, 4)])
+def test_noise_has_the_spread_of_the_discrete_laplace_law(
+    epsilon: float, contributions: int, ledger: PrivacyLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    settings = on(epsilon, budget=1e9, max_contributions=contributions)
+    categories = [f"k{i}" for i in range(4000)]
+    release = release_counts(ROWS, "kind", categories, name="n", settings=settings, ledger=ledger)
+    noise = np.array(list(release.values.values()))
+    share = math.exp(-epsilon / contributions)
+    deviation = math.sqrt(2 * share) / (1 - share)
+    # 4000 independent draws: their mean and deviation stay within five standard errors
+    assert abs(noise.mean()) < 5 * deviation / math.sqrt(4000)
+    assert noise.std() == pytest.approx(deviation, rel=5 * math.sqrt(5 / 4 / 4000))
+    assert (noise == 0).mean() == pytest.approx((1 - share) / (1 + share), abs=0.04)
+
+
+def test_the_noise_of_a_sum_scales_with_its_largest_value(ledger: PrivacyLedger) -> None:
+    settings = on(epsilon=1, budget=1e9)
+    small, large = (
+        np.std([
+            release_sum(ROWS, "paid", largest, name=f"{largest}-{i}", settings=settings, ledger=ledger).values["sum"] - 200
+            for i in range(150)
+        ])
+        for largest in (2.0, 200.0)
+    )  # fmt: skip
+    assert 60 < large / small < 165
+
+
+def test_one_user_counts_at_most_so_often(ledger: PrivacyLedger) -> None:
+    glutton = pl.DataFrame({"user_id": ["u"] * 1000 + ["v"], "kind": ["a"] * 1001})
+    settings = on(epsilon=2000, budget=1e9, max_contributions=3)
+    assert counts(settings, ledger, "n", glutton)["a"] == 4
+
+
+def test_which_rows_of_a_user_are_kept_does_not_depend_on_their_order(ledger: PrivacyLedger) -> None:
+    rows = pl.DataFrame({"user_id": ["u"] * 9, "kind": ["a", "b", "b"] * 3, "paid": [float(i) for i in range(9)]})
+    settings = on(epsilon=1e6, budget=1e12, max_contributions=2)
+    found = [
+        release_sum(part, "paid", 10.0, name=str(i), settings=settings, ledger=ledger).values["sum"]
+        for i, part in enumerate((rows, rows.reverse(), rows.sample(fraction=1, shuffle=True, seed=1)))
+    ]
+    assert found == pytest.approx([found[0]] * 3, abs=0.01)
+
+
+def test_the_budget_is_spent_to_the_last_tenth_and_no_further(ledger: PrivacyLedger) -> None:
+    settings = on(epsilon=0.1, budget=1.0)
+    for i in range(10):
+        counts(settings, ledger, f"night {i}")
+    assert ledger.spent() == 1.0
+    before = ledger.path.read_bytes()
+    with pytest.raises(RefusedError, match=r"0 of 1 is left"):
+        counts(settings, ledger, "night 10")
+    assert ledger.path.read_bytes() == before
+
+
+def test_asking_again_gives_the_same_numbers_and_spends_nothing(ledger: PrivacyLedger) -> None:
+    first = counts(on(), ledger, "night 1")
+    assert counts(on(), PrivacyLedger(ledger.path), "night 1") == first
+    assert ledger.spent() == 1.0
+    with pytest.raises(ConfigurationError, match="another query"):
+        release_counts(ROWS, "kind", ["a"], name="night 1", settings=on(), ledger=ledger)
+
+
+def test_a_ledger_that_was_touched_is_refused(ledger: PrivacyLedger) -> None:
+    for name in ("one", "two", "three"):
+        counts(on(budget=9), ledger, name)
+    lines = ledger.path.read_text().splitlines(keepends=True)
+    for harmed in ([lines[0], lines[2]], [lines[0].replace("one", "eno"), *lines[1:]], [*lines[:2], lines[2][:30]]):
+        ledger.path.write_text("".join(harmed))
+        with pytest.raises(StorageError, match="restore the file"):
+            counts(on(budget=9), ledger, "four")
+
+
+def test_two_processes_cannot_spend_the_same_budget_twice(ledger: PrivacyLedger) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def spend(i: int) -> bool:
+        try:
+            counts(on(epsilon=0.25, budget=1.0), PrivacyLedger(ledger.path), f"n{i}")
+        except RefusedError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(spend, range(12))) == 4
+
+
+def test_nothing_there_is_released_as_noise_around_nothing(ledger: PrivacyLedger) -> None:
+    assert set(counts(on(), ledger, "n", ROWS.clear())) == {"a", "b"}
+    assert "sum" in release_sum(ROWS.clear(), "paid", 1.0, name="s", settings=on(budget=2), ledger=ledger).values
