@@ -216,6 +216,8 @@ def empty(table: str) -> Frame:
 def conform(table: str, frame: Frame) -> Frame:
     """The frame in the table's columns, order and types; columns that may be null and are not there become null.
 
+    Not a number counts as no value.
+
     Raises:
         StorageError: a column is unknown, a key is missing, or a value cannot be cast.
     """
@@ -235,7 +237,7 @@ def conform(table: str, frame: Frame) -> Frame:
         return frame.select(
             (pl.col(name) if name in frame.columns else pl.lit(0 if name == REPEAT else None)).cast(dtype).alias(name)
             for name, dtype in schema.items()
-        )
+        ).with_columns(pl.col(pl.Float64).fill_nan(None))
     except pl.exceptions.PolarsError as error:
         raise StorageError(f"{table}: a value does not fit the column's type ({error}); correct the source") from error
 

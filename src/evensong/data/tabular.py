@@ -8,10 +8,14 @@ from __future__ import annotations
 import difflib
 import gzip
 import io
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
+from types import NoneType
 from typing import Any, cast
 
 import polars as pl
@@ -344,7 +348,23 @@ def _reflect(engine: Any, table: str, location: str) -> Any:
 
 
 def _batch(rows: Any, names: list[str]) -> Frame:
-    return pl.DataFrame([tuple(row) for row in rows], schema=names, orient="row", infer_schema_length=None)
+    values = zip(*rows, strict=True)
+    return pl.DataFrame([_series(name, list(column)) for name, column in zip(names, values, strict=True)])
+
+
+def _series(name: str, values: list[Any]) -> pl.Series:
+    """A database's values as a column; what polars has no type for (UUIDs, enums, addresses) becomes text."""
+    kinds = {type(value) for value in values} - {NoneType}
+    if kinds == {memoryview}:
+        values, kinds = [None if value is None else bytes(value) for value in values], {bytes}
+    if kinds & {dict, list}:
+        return pl.Series(name, [None if v is None else json.dumps(v, sort_keys=True, default=str) for v in values])
+    if kinds == {datetime}:
+        # one column may hold several offsets
+        values = [value.astimezone(UTC) if value and value.tzinfo else value for value in values]
+    if kinds <= {int, float} or kinds <= {Decimal} or (len(kinds) == 1 and kinds <= {str, bool, bytes, datetime, date}):
+        return pl.Series(name, values, strict=False)
+    return pl.Series(name, [None if value is None else str(value) for value in values], dtype=pl.String)
 
 
 def _variable(name: str, location: str) -> str:

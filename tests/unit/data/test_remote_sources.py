@@ -151,6 +151,32 @@ def test_a_whole_url_may_stay_in_the_environment(
     assert sources.registered(settings.lake)["public.sales"].location == "env:SHOP_DATABASE"
 
 
+def test_the_types_that_only_databases_have_are_read(postgres: sa.URL, tmp_path: Path) -> None:
+    create = """create table "Odd types" (who uuid, what bigint, at timestamptz, kind kind, paid numeric, tags jsonb)"""
+    insert = """insert into "Odd types" values
+        ('00000000-0000-0000-0000-00000000000a', 7, '2026-01-02 12:00+03', 'purchase', 1.50, '{"a": 1}'),
+        ('00000000-0000-0000-0000-00000000000a', null, '2026-07-02 12:00+01', null, null, null)"""
+    engine = sa.create_engine(postgres)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("create type kind as enum ('view', 'purchase')")
+        connection.exec_driver_sql(create)
+        connection.exec_driver_sql(insert)
+    engine.dispose()
+    settings = Settings(home=tmp_path)
+    change = {"table": "Odd types", "event_type": "kind", "item_attributes": ("tags",)}
+    imports.events(settings, postgres.render_as_string(hide_password=False), MAPPING.model_copy(update=change))
+    first, second = Lake(settings.lake).read("raw_interactions").rows()
+    assert first[:5] == (
+        f"{'0' * 8}-0000-0000-0000-{'0' * 11}a",
+        "7",
+        "purchase",
+        datetime(2026, 1, 2, 9, tzinfo=UTC),
+        1.5,
+    )
+    assert second[1:5] == (None, None, datetime(2026, 7, 2, 11, tzinfo=UTC), None)
+    assert json.loads(json.loads(Lake(settings.lake).read("raw_items")["attributes"][0])["tags"]) == {"a": 1}
+
+
 @pytest.mark.parametrize("dialect", ["postgresql", "mysql"])
 def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path, dialect: str) -> None:
     import socket
@@ -178,9 +204,16 @@ def test_a_folder_on_s3_goes_into_a_lake_on_s3_and_is_judged_there(s3: str, tmp_
     assert ingest.run(settings, NIGHT)["interactions"] == 0
     lake = Lake(settings.lake)
     assert lake.read("raw_interactions").equals(in_file(tmp_path))
-    report = json.loads(storage.read_bytes(validate.run(settings, NIGHT)))
-    assert report["success"]
-    assert report["tables"]["interactions"]["accepted"] == lake.read("interactions").height == len(ROWS)
+    nobody = lake.read("raw_interactions").head(1).drop("repeat").with_columns(user_id=pl.lit(None, pl.String))
+    assert lake.append_new("raw_interactions", nobody) == 1
+    for _ in range(2):
+        report = json.loads(storage.read_bytes(validate.run(settings, NIGHT)))
+        assert report["success"]
+        assert report["tables"]["interactions"]["accepted"] == lake.read("interactions").height == len(ROWS)
+        assert lake.read("quarantine")["reason"].to_list() == ["user_id is missing"]
+    assert lake.append_new("raw_interactions", nobody.with_columns(session_id=pl.lit("later"))) == 1
+    validate.run(settings, NIGHT)
+    assert lake.read("quarantine").height == 2, "the night's part of the quarantine was replaced"
     assert lake.read("raw_interactions", version=0).height == half
     assert lake.append_new("raw_interactions", lake.read("raw_interactions").drop("repeat")) == 0
     assert lake.read("interactions", datetime(2026, 1, 2, tzinfo=UTC)).height == 5
