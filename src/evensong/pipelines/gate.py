@@ -11,7 +11,7 @@ from evensong.data import storage
 from evensong.errors import ConfigurationError
 from evensong.evaluation.gate import GateInputs, decide
 from evensong.evaluation.policy import PromotionPolicy, load_policy
-from evensong.registry import aliases, decisions, versions
+from evensong.registry import aliases, decisions, review, versions
 from evensong.settings import Settings
 from evensong.types import EvaluationReport, Frame, Night
 
@@ -36,6 +36,9 @@ def run(settings: Settings, night: Night, version: str, evaluation_uri: str) -> 
     else:
         decision = decide(report, policy, _per_user(report), inputs)
         decisions.store(settings, challenger, decision, evidence=evidence, compared_with=inputs.champion_version)
+    if decision.needs_review:
+        rule = policy.review
+        review.ask(settings, challenger, decision, deadline_hours=rule.deadline_hours, default=rule.default)
     value = decision.model_dump(mode="json")
     storage.write_json(place, value)
     return value

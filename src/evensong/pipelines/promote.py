@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evensong.errors import PromotionRefusedError
-from evensong.registry import aliases, decisions, versions
+from evensong.registry import aliases, decisions, review, versions
 from evensong.registry.versions import ModelVersion
 from evensong.settings import Settings
 from evensong.types import Night
@@ -28,7 +28,7 @@ def run(settings: Settings, night: Night, version: str) -> dict[str, Any]:
     if now is not None and now.as_of > challenger.as_of:
         return _answer(now.version, False, f"the champion is of a later night, {now.as_of:%Y-%m-%d %H:%M}")
     if decision.needs_review:
-        return _answer(_version(now), False, "waits for a person's review")
+        return _by_review(settings, challenger, now)
     if not decision.promote:
         return _answer(_version(now), False, "; ".join(decision.reasons))
     if word := challenger.tags.get(aliases.BLOCKED):
@@ -43,6 +43,15 @@ def run(settings: Settings, night: Night, version: str) -> dict[str, Any]:
         expected_current=_version(now),
     )
     return _answer(challenger.version, line is not None, "the gate's decision")
+
+
+def _by_review(settings: Settings, challenger: ModelVersion, now: ModelVersion | None) -> dict[str, Any]:
+    given = review.settle(settings, challenger.version)
+    if given is None:
+        return _answer(_version(now), False, "waits for a person's review")
+    moved = review.carry_out(settings, challenger.version)
+    reason = f"{given.outcome} by {given.by}: {given.comment}"
+    return _answer(_version(aliases.champion(settings)), moved, reason)
 
 
 def _refuse_other_champion(challenger: ModelVersion, now: ModelVersion | None) -> None:

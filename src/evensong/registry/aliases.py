@@ -7,6 +7,7 @@ looks next, on any machine that shares the registry, finishes or forgets what a 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import uuid
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ __all__ = [
     "recent_champions",
     "recover",
     "rollback",
+    "shared_lock",
 ]
 
 INTENT = "evensong.intent"
@@ -163,7 +165,7 @@ def recover(settings: Settings) -> Line | None:
     Raises:
         BusyError: a move is being made right now.
     """
-    with tracking.locked(settings, "champion", wait_seconds=10), _database_lock(settings):
+    with tracking.locked(settings, "champion", wait_seconds=10), shared_lock(settings, "champion"):
         return _recover(settings)
 
 
@@ -187,27 +189,32 @@ def ledger_verify(settings: Settings) -> LedgerState:
 
 @contextlib.contextmanager
 def _moving(settings: Settings) -> Iterator[None]:
-    with tracking.locked(settings, "champion", wait_seconds=10), _database_lock(settings):
+    with tracking.locked(settings, "champion", wait_seconds=10), shared_lock(settings, "champion"):
         _recover(settings)
         yield
 
 
 @contextlib.contextmanager
-def _database_lock(settings: Settings) -> Iterator[None]:
-    """Machines that share a PostgreSQL registry share its advisory lock; it ends with the connection."""
+def shared_lock(settings: Settings, name: str) -> Iterator[None]:
+    """A lock among machines that share a PostgreSQL registry; it ends with the connection. Elsewhere nothing is held.
+
+    Raises:
+        BusyError: another machine holds it for more than ten seconds.
+    """
     if not settings.tracking.startswith("postgresql"):
         yield
         return
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(settings.tracking, poolclass=sqlalchemy.pool.NullPool)
-    key = int.from_bytes(settings.registry.model_name.encode()[:7].ljust(7, b"\0"), "big")
+    named = hashlib.sha256(f"evensong {settings.registry.model_name} {name}".encode()).digest()
+    key = int.from_bytes(named[:7], "big")
     with engine.connect() as connection:
         connection.execute(sqlalchemy.text("SET lock_timeout = '10s'"))
         try:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
         except sqlalchemy.exc.OperationalError as error:
-            raise BusyError("champion: another machine is moving it; wait until it ends and try again") from error
+            raise BusyError(f"{name}: another machine holds it; wait until it ends and try again") from error
         yield
 
 

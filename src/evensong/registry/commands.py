@@ -6,7 +6,7 @@ import getpass
 from typing import Any
 
 from evensong.errors import PromotionRefusedError
-from evensong.registry import aliases, ledger, tracking, versions
+from evensong.registry import aliases, ledger, review, tracking, versions
 from evensong.registry.versions import ModelVersion
 from evensong.settings import Settings
 
@@ -48,25 +48,30 @@ def show(settings: Settings, version: str) -> dict[str, Any]:
 
 
 def promote(settings: Settings, version: str, *, reason: str, actor: str | None = None) -> dict[str, Any]:
-    """Make the version champion by a person's word, whatever the gate said.
+    """Make the version champion by a person's word, whatever the gate said; it answers a waiting review too.
 
     Raises:
         PromotionRefusedError: another promotion came first.
         RegistryError: there is no such version, or no reason was given.
     """
+    who = actor or person()
+    found = versions.get(settings, version)
     before = aliases.champion(settings)
     line = aliases.move(
         settings,
-        version,
-        actor=actor or person(),
+        found.version,
+        actor=who,
         reason=reason,
+        decision=found.tags.get("decision_hash"),
         expected_current=before.version if before else None,
     )
+    if review.is_waiting(found):
+        review.record(settings, found.version, "approved", by=who, via="command", comment=reason)
     return _moved(settings, line)
 
 
 def reject(settings: Settings, version: str, *, reason: str, actor: str | None = None) -> dict[str, Any]:
-    """Keep the version from being promoted by a rule.
+    """Keep the version from being promoted by a rule; it answers a waiting review too.
 
     Raises:
         PromotionRefusedError: it is the champion; roll back instead.
@@ -76,6 +81,8 @@ def reject(settings: Settings, version: str, *, reason: str, actor: str | None =
         raise PromotionRefusedError(f"version {version} is the champion; use `evensong registry rollback` instead")
     who = actor or person()
     aliases.block(settings, found.version, f"rejected by {who}: {reason}")
+    if review.is_waiting(found):
+        review.record(settings, found.version, "rejected", by=who, via="command", comment=reason)
     return {"version": found.version, "rejected": True, "by": who, "reason": reason}
 
 
@@ -86,6 +93,11 @@ def rollback(settings: Settings, *, reason: str, actor: str | None = None, to: s
         PromotionRefusedError: there is none to return to.
     """
     return _moved(settings, aliases.rollback(settings, actor=actor or person(), reason=reason, to=to))
+
+
+def reviews(settings: Settings) -> list[dict[str, Any]]:
+    """Every review that waits for a person, newest first."""
+    return [waiting.model_dump(mode="json") for waiting in review.waiting(settings)]
 
 
 def read_ledger(settings: Settings) -> list[dict[str, Any]]:
