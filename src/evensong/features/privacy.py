@@ -107,8 +107,8 @@ class PrivacyLedger:
             spent = self.spent()
             if round(spent * _PARTS) + round(epsilon * _PARTS) > round(budget * _PARTS):
                 raise RefusedError(
-                    f"{name}: ε {epsilon:g} is asked, {max(0.0, budget - spent):g} of {budget:g} is left; release fewer "
-                    "statistics, or decide on a larger privacy.budget"
+                    f"{name}: ε {epsilon:g} is asked, {max(0.0, budget - spent):g} of {budget:g} is left; release "
+                    "fewer statistics, or decide on a larger privacy.budget"
                 )
             scale, values = draw()
             previous = _hash(self.path.read_text().splitlines()[-1]) if before else _START
