@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +12,8 @@ from evensong.serving.champion import Champion
 from evensong.serving.metrics import Metrics
 from evensong.serving.recommend import Ask, UserReader, recommend
 from evensong.settings import Settings
+
+PATIENCE_SECONDS = 60.0
 
 
 def answer(settings: Settings, user_id: str, k: int | None = None) -> dict[str, Any]:
@@ -25,7 +28,12 @@ def answer(settings: Settings, user_id: str, k: int | None = None) -> dict[str, 
         raise ValueError(f"k: expected 1 to {settings.serving.max_k}, got {count}")
     metrics = Metrics()
     champion = Champion(settings, metrics)
+    deadline = time.monotonic() + PATIENCE_SECONDS
     champion.look()
+    # the first question to a registry waits for MLflow's import, which a busy machine takes its time for
+    while champion.in_use is None and champion.warnings and time.monotonic() < deadline:
+        time.sleep(0.5)
+        champion.look()
     if champion.in_use is None:
         reasons = "; ".join(champion.warnings) or "no version carries the alias champion"
         raise RegistryError(f"no model to answer with: {reasons}; run `evensong nightly`")
