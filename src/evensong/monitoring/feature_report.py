@@ -320,9 +320,10 @@ def _heat_map(report: FeatureReport) -> str:
             if found is None:
                 continue
             kind = "pos" if found >= 0 else "neg"
+            said = f"{_text(name)}, {_text(report.correlated[j])}: {found:.2f}"
             cells.append(
                 f'<rect class="{kind}" fill-opacity="{abs(found):.2f}" x="{left + j * size}" y="{i * size}" '
-                f'width="{size - 1}" height="{size - 1}"><title>{_text(name)}, {_text(report.correlated[j])}: {found:.2f}</title></rect>'
+                f'width="{size - 1}" height="{size - 1}"><title>{said}</title></rect>'
             )
     side = size * len(report.correlated)
     return (
