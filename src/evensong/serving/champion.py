@@ -7,7 +7,6 @@ use where it is: a damaged bundle, a registry that is away, an online store that
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import json
@@ -16,6 +15,7 @@ import math
 import threading
 import time
 from collections.abc import Collection, Mapping
+from concurrent.futures import Future, wait
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from evensong.data import storage
-from evensong.errors import BundleError, EvensongError
+from evensong.errors import BundleError, EvensongError, RegistryError
 from evensong.models.popularity import Popularity
 from evensong.serving.freshness import Materialized, materialized
 from evensong.serving.metrics import Metrics
@@ -34,11 +34,14 @@ from evensong.types import Frame
 if TYPE_CHECKING:
     from evensong.features.online import OnlineFeatures
     from evensong.recommender.funnel import ItemTable, Recommender
+    from evensong.registry.versions import ModelVersion
 
 log = logging.getLogger("evensong.serving")
 
 #: A bundle that could not be taken into use is tried again after so long, doubling up to the second figure.
 RETRY_SECONDS, MAX_RETRY_SECONDS = 10.0, 300.0
+#: A registry that does not answer for so long counts as away.
+ASK_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Champion:
         self._failed: tuple[str, float, float] | None = None
         """The version that could not be taken into use, when to try it again, and the wait before that."""
         self._newest: Materialized | None = None
+        self._question: Future[ModelVersion | None] | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -117,7 +121,7 @@ class Champion:
         self._follow_materialization()
 
     def _run(self) -> None:
-        self._import_ahead()
+        is_settled = False
         while not self._stop.is_set():
             try:
                 self.look()
@@ -126,29 +130,19 @@ class Champion:
                 log.exception(
                     "looking for the champion failed; trying again in %g s", self._settings.serving.poll_seconds
                 )
+            if self.in_use and not is_settled:
+                # What libraries hold lives as long as the process; walking through it in each full collection would
+                # hold up requests. A model needs no collection to be freed: nothing in it refers back.
+                gc.collect()
+                gc.freeze()
+                is_settled = True
             self._stop.wait(self._settings.serving.poll_seconds)
-
-    def _import_ahead(self) -> None:
-        """Import what a look needs, and take it out of the garbage collector's view.
-
-        What libraries hold lives as long as the process; to walk through it at each full collection would hold up requests.
-        """
-        from evensong.registry import aliases
-
-        self._open_features()
-        with contextlib.suppress(Exception):
-            aliases.champion(self._settings)
-            import evensong.recommender.funnel  # noqa: F401
-        gc.collect()
-        gc.freeze()
 
     # ------------------------------------------------------------ the alias
 
     def _follow_alias(self) -> None:
-        from evensong.registry import aliases
-
         try:
-            champion = aliases.champion(self._settings)
+            champion = self._ask_registry()
         except Exception as error:
             self._metrics.registry_errors.inc()
             going_on = f"version {self.in_use.version}" if self.in_use else "the last good version, if one is cached,"
@@ -181,15 +175,39 @@ class Champion:
             self._refuse(version, error)
             if self.in_use is None:
                 self._load_last_good()
+            return
+        self._failed = None
+        for key in ("bundle", "last_good"):
+            self._clear(key)
+
+    def _ask_registry(self) -> ModelVersion | None:
+        """The champion, if the registry says so in time; a question that hangs is waited for again at the next look."""
+        if self._question is None:
+            self._question = Future()
+            # a daemon, so that a registry that hangs cannot hold up the end of the process
+            threading.Thread(target=self._ask, args=(self._question,), name="registry", daemon=True).start()
+        wait([self._question], timeout=ASK_SECONDS)
+        if not self._question.done():
+            raise RegistryError(f"no answer within {ASK_SECONDS:g} s")
+        answered, self._question = self._question, None
+        return answered.result()
+
+    def _ask(self, question: Future[ModelVersion | None]) -> None:
+        from evensong.registry import aliases
+
+        try:
+            question.set_result(aliases.champion(self._settings))
+        except Exception as error:
+            question.set_exception(error)
 
     def _is_time_to_try(self, version: str) -> bool:
         return self._failed is None or self._failed[0] != version or time.monotonic() >= self._failed[1]
 
     def _refuse(self, version: str, error: Exception) -> None:
-        wait = RETRY_SECONDS
+        pause = RETRY_SECONDS
         if self._failed and self._failed[0] == version:
-            wait = min(self._failed[2] * 2, MAX_RETRY_SECONDS)
-        self._failed = (version, time.monotonic() + wait, wait)
+            pause = min(self._failed[2] * 2, MAX_RETRY_SECONDS)
+        self._failed = (version, time.monotonic() + pause, pause)
         reason = "corrupt" if isinstance(error, BundleError) else "unloadable"
         self._metrics.swap_failures.labels(reason).inc()
         going_on = f"version {self.in_use.version} goes on answering" if self.in_use else "nothing else is loaded"
@@ -242,7 +260,7 @@ class Champion:
             item_features=None,
             positions={item_id: position for position, item_id in enumerate(recommender.item_ids)},
             titles=_titles(directory),
-            popularity=Popularity.from_dict(json.loads((directory / "popularity.json").read_bytes())),
+            popularity=recommender.popularity,
             materialized=None,
         )
         new = self._with_items(new) or new
@@ -270,16 +288,11 @@ class Champion:
 
     def _swap(self, new: InUse) -> None:
         old, self.in_use = self.in_use, new
-        self._failed = None
-        self._clear("bundle")
         self._metrics.model_began(
             new.name, new.version, new.as_of, before=(old.name, old.version, old.as_of) if old else None
         )
         log.info("version %s answers now%s", new.version, f" in place of {old.version}" if old else "")
         storage.write_json(str(self._last_good_path()), {"version": new.version})
-        del old
-        # reference cycles of the old model would wait for a full collection, which may be long in coming
-        gc.collect()
 
     def _last_good_path(self) -> Path:
         return Path(self._settings.place("serving", "last_good.json"))

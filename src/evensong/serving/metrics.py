@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import get_args
 
 from prometheus_client import (
@@ -15,8 +16,11 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
     generate_latest,
+    values,
 )
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from evensong.serving.schemas import Reason
 
@@ -26,6 +30,7 @@ disable_created_metrics()
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 #: Set by the server when it runs several processes: they then count into files there, and each answers for all.
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+FOLDER_PREFIX = "evensong-metrics-"
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -34,6 +39,9 @@ class Metrics:
     """The metrics of one app."""
 
     def __init__(self) -> None:
+        if not counts_into_files():
+            # importing Feast switches the library to files of its own, which every app of the process would then share
+            values.ValueClass = values.MutexValue
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "evensong_requests", "Requests answered.", ["route", "method", "status"], registry=self._registry
@@ -120,8 +128,20 @@ class Metrics:
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""
-        if MULTIPROCESS_VARIABLE in os.environ:
-            together = CollectorRegistry()
-            MultiProcessCollector(together)
+        if counts_into_files():
+            together = CollectorRegistry(auto_describe=False)
+            together.register(_OfAllProcesses())
             return generate_latest(together)
         return generate_latest(self._registry)
+
+
+def counts_into_files() -> bool:
+    """Whether this is one of several processes of the service (Feast sets the same variable to a folder of its own)."""
+    return Path(os.environ.get(MULTIPROCESS_VARIABLE, "")).name.startswith(FOLDER_PREFIX)
+
+
+class _OfAllProcesses(Collector):
+    """Our metrics of every process; libraries count into the same files."""
+
+    def collect(self) -> Iterable[Metric]:
+        return [metric for metric in MultiProcessCollector(None).collect() if metric.name.startswith("evensong_")]

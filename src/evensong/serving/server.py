@@ -13,7 +13,7 @@ import orjson
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from evensong.serving.metrics import MULTIPROCESS_VARIABLE
+from evensong.serving.metrics import FOLDER_PREFIX, MULTIPROCESS_VARIABLE
 from evensong.settings import Settings
 
 #: Requests in flight get so long to end when the service is told to stop.
@@ -26,7 +26,7 @@ def run(settings: Settings) -> None:
     if settings.serving.workers == 1:
         uvicorn.Server(config(settings)).run()
         return
-    with tempfile.TemporaryDirectory(prefix="evensong-metrics-") as folder:
+    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as folder:
         # the workers are spawned from here and inherit it
         os.environ[MULTIPROCESS_VARIABLE] = folder
         several = config(settings)

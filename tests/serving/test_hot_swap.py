@@ -1,0 +1,201 @@
+"""The alias moves while the service answers: no request fails, no answer mixes versions, a bad bundle is not taken."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import shutil
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from evensong.serving.champion import Champion
+from evensong.serving.metrics import Metrics
+from evensong.settings import Settings
+
+Serve = Callable[..., AbstractContextManager[httpx.Client]]
+
+
+@contextmanager
+def load(url: httpx.URL, num_threads: int = 3) -> Iterator[list[tuple[float, httpx.Response | Exception]]]:
+    """Ask without a pause from several threads; what was answered, with the moment at which it was asked."""
+    answers: list[tuple[float, httpx.Response | Exception]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                asked = time.monotonic()
+                try:
+                    answers.append((asked, client.get("/recommend", params={"user_id": f"au{number % 20}", "k": 5})))
+                except Exception as error:
+                    answers.append((asked, error))
+
+    threads = [threading.Thread(target=ask) for _ in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def version(client: httpx.Client) -> str:
+    answer: str = client.get("/readyz").json()["model"]["version"]
+    return answer
+
+
+def test_swap_under_load_fails_no_request_and_mixes_no_versions(world: Any, serve: Serve, wait_for: Any) -> None:
+    world.promote(world.first)
+    with serve(world.settings) as client:
+        # what each version answers, asked in peace
+        alone = {}
+        for name in (world.first, world.second, world.first):
+            world.promote(name)
+            wait_for(lambda name=name: version(client) == name)
+            alone[name] = {
+                f"au{n}": client.get("/recommend", params={"user_id": f"au{n}", "k": 5}).json()["items"]
+                for n in range(20)
+            }
+        with load(client.base_url) as answers:
+            wait_for(lambda: len(answers) > 50)
+            moved = time.monotonic()
+            world.promote(world.second)
+            wait_for(lambda: version(client) == world.second)
+            swapped = time.monotonic()
+            reached = len(answers)
+            wait_for(lambda: len(answers) > reached + 50)
+            world.promote(world.first)
+            wait_for(lambda: version(client) == world.first)
+    failed = [answer for _, answer in answers if isinstance(answer, Exception) or answer.status_code != 200]
+    assert failed == []
+    bodies = [(asked, answer.json()) for asked, answer in answers if isinstance(answer, httpx.Response)]
+    assert {body["model_version"] for _, body in bodies} == {world.first, world.second}
+    for _, body in bodies:
+        assert body["source"] == "model"
+        # one version's titles in its order; its scores are not those of the other version
+        expected = alone[body["model_version"]][body["user_id"]]
+        assert [item["item_id"] for item in body["items"]] == [item["item_id"] for item in expected]
+        assert [i["score"] for i in body["items"]] == pytest.approx([i["score"] for i in expected], rel=1e-4)
+    assert all(body["model_version"] == world.first for asked, body in bodies if asked < moved)
+    # poll, registry and load: seconds on a busy machine, and never a restart
+    assert swapped - moved < 20
+
+
+def test_damaged_bundle_leaves_the_old_version_answering(
+    world: Any, serve: Serve, wait_for: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.promote(world.first)
+    with serve(world.settings) as client:
+        before = client.get("/recommend?user_id=au0").json()
+        with damaged(world, world.second):
+            world.promote(world.second)
+            wait_for(lambda: 'evensong_model_swap_failures_total{reason="corrupt"} 1.0' in client.get("/metrics").text)
+            time.sleep(1)
+            after = client.get("/recommend?user_id=au0").json()
+            warnings = client.get("/readyz").json()["warnings"]
+            # several polls later it has been said once
+            told = [record for record in caplog.records if "cannot be taken into use" in record.getMessage()]
+            world.promote(world.first)
+            wait_for(lambda: client.get("/readyz").json()["warnings"] == [])
+    assert before["model_version"] == after["model_version"] == world.first
+    assert before["items"] == after["items"]
+    assert len(told) == 1
+    (warning,) = warnings
+    assert f"version {world.first} goes on answering" in warning
+    assert "expected SHA-256" in warning
+    assert "evensong registry rollback" in warning
+
+
+def test_bundle_that_cannot_be_loaded_leaves_the_old_version_answering(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evensong.recommender.funnel import Recommender
+
+    world.promote(world.first)
+    champion = Champion(world.settings, Metrics())
+    champion.look()
+    old = champion.in_use
+    assert old is not None
+
+    def unloadable(_: Path) -> Recommender:
+        raise MemoryError("no room for a second model")
+
+    monkeypatch.setattr(Recommender, "load", unloadable)
+    world.promote(world.second)
+    champion.look()
+    assert champion.in_use is not None
+    assert champion.in_use.recommender is old.recommender
+    assert "no room for a second model" in champion.warnings[0]
+
+
+def test_request_under_way_ends_on_the_old_model_which_is_then_freed(world: Any) -> None:
+    from evensong.serving.recommend import Ask, UserReader, recommend
+
+    world.promote(world.first)
+    metrics = Metrics()
+    champion = Champion(world.settings, metrics)
+    champion.look()
+    under_way = champion.in_use
+    assert under_way is not None
+    freed = weakref.ref(under_way.recommender)
+    world.promote(world.second)
+    champion.look()
+    assert champion.in_use is not None
+    assert champion.in_use.version == world.second
+    reader = UserReader(world.settings, metrics)
+    now = datetime(2026, 1, 16, 12, tzinfo=UTC)
+    reply = recommend(Ask("r", "au0", 5), under_way, champion.features, reader, metrics, filter_rule="seen", now=now)
+    assert reply.answer["model_version"] == world.first
+    # without the garbage collector: what waits for it would hold two models in memory for long
+    gc.disable()
+    del under_way
+    assert freed() is None
+    gc.enable()
+
+
+def test_service_that_starts_on_a_damaged_champion_serves_the_last_good_version(world: Any) -> None:
+    world.promote(world.first)
+    Champion(world.settings, Metrics()).look()
+    with damaged(world, world.second):
+        world.promote(world.second)
+        champion = Champion(world.settings, Metrics())
+        champion.look()
+    assert champion.in_use is not None
+    assert champion.in_use.version == world.first
+    assert any("cannot be taken into use" in warning for warning in champion.warnings)
+    world.promote(world.first)
+
+
+@contextmanager
+def damaged(world: Any, number: str) -> Iterator[None]:
+    """One byte of the version's artifacts in the registry is another; its copy in the cache is gone."""
+    settings: Settings = world.settings
+    shutil.rmtree(settings.place("serving", "bundles", f"v{number}"), ignore_errors=True)
+    from evensong.registry import versions
+
+    digest = versions.get(settings, number).digest
+    (manifest,) = [
+        path
+        for path in Path(settings.model_artifacts).rglob("manifest.json")
+        if hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    ]
+    target = manifest.parent / "index" / "item_ids.json"
+    sound = target.read_bytes()
+    target.write_bytes(sound.replace(b"ai1", b"ai2", 1))
+    try:
+        yield
+    finally:
+        target.write_bytes(sound)
