@@ -29,7 +29,8 @@ from evensong.features.encoding import encode, entity_keys, supports
 from evensong.features.offline_store import PolarsOfflineStore, latest_rows, scan
 from evensong.features.online_redis import RedisOnline
 from evensong.features.online_sqlite import SqliteOnline
-from evensong.types import Frame
+from evensong.features.point_in_time import to_moments
+from evensong.types import TIMESTAMP, Frame
 
 Online = RedisOnline | SqliteOnline
 
@@ -78,7 +79,7 @@ class PolarsEngine(LocalComputeEngine):
 
     def _write(self, online: Online, view: FeatureView, rows: Frame) -> int:
         """Write the rows that the snapshot does not hold, and leave the snapshot of what is stored now."""
-        stamp = view.batch_source.timestamp_field
+        stamp = _stamps(view)[0]
         snapshot = rows.select(*view.join_keys, stamp).with_columns(
             rows.drop(view.join_keys).hash_rows(seed=0).alias(_HASH)
         )
@@ -121,14 +122,28 @@ def _is_plain(view: Any) -> bool:
 
 
 def _newest(view: FeatureView, task: MaterializationTask, config: RepoConfig) -> Frame:
+    columns = [feature.name for feature in view.features]
+    rows = latest_rows(
+        scan(view.batch_source, config.repo_path),
+        view.join_keys,
+        columns,
+        _stamps(view),
+        task.start_time,
+        task.end_time,
+    )
+    return _as_declared(rows, view)
+
+
+def _stamps(view: FeatureView) -> list[str]:
+    """The names of the moment and, where the source has one, of the time of creation, as features name them."""
     source = view.batch_source
     mapping = source.field_mapping or {}
-    stamps = [mapping.get(source.timestamp_field, source.timestamp_field)]
-    if source.created_timestamp_column:
-        stamps.append(mapping.get(source.created_timestamp_column, source.created_timestamp_column))
-    columns = [feature.name for feature in view.features]
-    rows = latest_rows(scan(source, config.repo_path), view.join_keys, columns, stamps, task.start_time, task.end_time)
-    return _as_declared(rows, view)
+    named = [source.timestamp_field, source.created_timestamp_column]
+    return [mapping.get(name, name) for name in named if name]
+
+
+def _utc(moments: pl.Series) -> pl.Series:
+    return to_moments(moments).cast(TIMESTAMP)
 
 
 def _as_declared(rows: Frame, view: FeatureView) -> Frame:
@@ -158,7 +173,7 @@ def _polars_type(dtype: Any) -> pl.DataType | None:
 
 
 def _write_rows(online: Online, view: FeatureView, rows: Frame) -> int:
-    source = view.batch_source
+    event, *created = _stamps(view)
     names = [feature.name for feature in view.features]
     if isinstance(online, SqliteOnline):
         # One order over all blocks lets the file's index grow at its end.
@@ -172,8 +187,8 @@ def _write_rows(online: Online, view: FeatureView, rows: Frame) -> int:
             entity_keys([block[key] for key in view.join_keys]),
             {name: encode(block[name]) for name in names},
             {name: block[name] for name in names},
-            block[source.timestamp_field],
-            block[source.created_timestamp_column] if source.created_timestamp_column else None,
+            _utc(block[event]),
+            _utc(block[created[0]]) if created else None,
         )
     return written
 

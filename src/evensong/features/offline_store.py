@@ -131,9 +131,9 @@ class PolarsOfflineStore(OfflineStore):
             feature_views: the views that the references name.
             feature_refs: `view:feature` each.
             entity_df: a pandas or polars frame with the join keys and `event_timestamp` (or one timestamp column of
-                another name), or an SQL query that gives one (DuckDB's dialect; `read_parquet('…')` and
-                `delta_scan('…')` read files). None: one row for each key with a feature between `start_date` and
-                `end_date`, as of `end_date`; then all views need the same entities.
+                another name), or an SQL query that gives one (DuckDB's dialect; `read_parquet('…')` reads files).
+                None: one row for each key and moment with a feature row between `start_date` and `end_date`; then all
+                views need the same entities.
             registry: Feast's registry.
             project: Feast's project.
             full_feature_names: name the columns `view__feature`.
@@ -148,7 +148,7 @@ class PolarsOfflineStore(OfflineStore):
         earliest: datetime | None = None
         if entity_df is None:
             earliest, latest = compute_non_entity_date_range(feature_views, start_date, end_date)
-            entities = _every_key(plans, earliest, latest)
+            entities = _every_row(plans, earliest, latest)
         else:
             entities = _entity_frame(entity_df)
         moment = _moment_column(entities)
@@ -258,7 +258,7 @@ class PolarsOfflineStore(OfflineStore):
             raise ValueError(f"{feature_view.name}: expected a file source, got {type(source).__name__}")
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
-        expected = scan(source, config.repo_path).collect_schema()
+        expected = scan(source, config.repo_path, mapped=False).collect_schema()
         if list(expected) != frame.columns:
             raise ValueError(
                 f"{feature_view.name}: expected the columns {list(expected)} in this order, got {frame.columns}"
@@ -367,20 +367,20 @@ class _Plan:
         return kept.select(_ROW, *dict.fromkeys([*self.keys.values(), *stamps])).collect(engine="streaming")
 
 
-def _every_key(plans: Sequence[_Plan], start: datetime, end: datetime) -> Frame:
-    """One entity row, at `end`, for each key that has a feature row between the two moments."""
+def _every_row(plans: Sequence[_Plan], start: datetime, end: datetime) -> Frame:
+    """One entity row for each key and moment of a feature row between the two moments, sorted."""
     names = {tuple(plan.keys) for plan in plans}
-    if len(names) != 1 or not plans[0].keys:
+    if len(names) != 1:
         raise ValueError(
-            "without an entity frame all feature views need the same entities, and at least one; "
-            f"got {sorted(names)}; pass an entity frame"
+            f"without an entity frame all views need the same entities, got {sorted(names)}; pass an entity frame"
         )
     found = []
     for plan in plans:
         rows = _within(scan(plan.source, plan.config.repo_path), plan.event, start, end)
-        found.append(rows.select(pl.col(name).alias(key) for key, name in plan.keys.items()).unique().collect())
-    keys = pl.concat(found).drop_nulls().unique().sort(list(plans[0].keys))
-    return keys.with_columns(pl.lit(end.astimezone(UTC), TIMESTAMP).alias(EVENT_TIMESTAMP))
+        keys = [pl.col(name).alias(key) for key, name in plan.keys.items()]
+        frame = rows.select(*keys, pl.col(plan.event).alias(EVENT_TIMESTAMP)).unique().collect()
+        found.append(frame.with_columns(to_moments(frame[EVENT_TIMESTAMP])))
+    return pl.concat(found, how="vertical_relaxed").drop_nulls().unique().sort(EVENT_TIMESTAMP, *plans[0].keys)
 
 
 def _entity_frame(entity_df: pd.DataFrame | pl.DataFrame | str) -> Frame:
@@ -466,6 +466,8 @@ def _plain_type(dtype: pa.DataType) -> pa.DataType:
         return pa.binary()
     if pa.types.is_large_list(dtype) or pa.types.is_list(dtype):
         return pa.list_(_plain_type(dtype.value_type))
+    if pa.types.is_struct(dtype):
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in dtype])
     return dtype
 
 
@@ -490,13 +492,19 @@ def _append(frame: Frame, source: FileSource, repo_path: Path | None) -> None:
         from deltalake import write_deltalake
 
         write_deltalake(uri, frame, mode="append", storage_options=options)
-    elif Path(uri).is_dir() or uri.endswith("/"):
+    elif not uri.endswith(".parquet"):
         _write_parquet(frame, storage.join(uri, f"{uuid.uuid4().hex}.parquet"), options)
     else:
         _write_parquet(pl.concat([pl.read_parquet(uri, storage_options=options), frame]), uri, options)
 
 
 def _write_parquet(frame: Frame, uri: str, options: Mapping[str, str] | None) -> None:
+    """Put a frame in the place of what is at the URI: in one file, or in a folder where the URI names none."""
+    if not uri.endswith(".parquet"):
+        if not storage.is_remote(uri):
+            for old in Path(uri).glob("**/*.parquet"):
+                old.unlink()
+        uri = storage.join(uri, "rows.parquet")
     if storage.is_remote(uri):
         frame.write_parquet(uri, storage_options=dict(options or {}))
     else:

@@ -20,7 +20,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,10 @@ from evensong.types import TIMESTAMP, Frame
 Longs = npt.NDArray[np.int64]
 
 _ROW, _KEY = "__row", "__key"
-_NEVER = np.iinfo(np.int64).min
 _BITS = 63
+_NANOS = pl.Datetime("ns", "UTC")
+#: What nanoseconds in 64 bits reach.
+_FIRST_NANO, _LAST_NANO = datetime(1678, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
 
 
 def point_in_time_join(
@@ -92,9 +94,11 @@ def match_rows(
     _require(entities, [*keys, moment], "entity")
     _require(features, [*keys.values(), event_timestamp], "feature")
     left_keys, right_keys = _number_keys(entities, features, keys)
-    moments = to_moments(entities[moment])
-    events = to_moments(features[event_timestamp])
-    created = to_moments(features[created_timestamp]) if created_timestamp else None
+    stamps = [entities[moment], features[event_timestamp]]
+    if created_timestamp:
+        stamps.append(features[created_timestamp])
+    moments, events, *others = _in_one_unit([to_moments(stamp) for stamp in stamps])
+    created = others[0] if others else None
     usable = (right_keys >= 0) & events.is_not_null().to_numpy()
     if known_only and created is not None:
         usable &= created.is_not_null().to_numpy()
@@ -102,31 +106,46 @@ def match_rows(
     rows, places = np.flatnonzero(usable), np.flatnonzero(asked)
     found = _search(
         left_keys[places],
-        _micros(moments)[places],
+        _numbers(moments)[places],
         right_keys[rows],
-        _micros(events)[rows],
-        None if created is None else _micros(created)[rows],
+        _numbers(events)[rows],
+        None if created is None else _numbers(created)[rows],
         known_only=known_only,
     )
     if ttl:
-        age = _micros(moments)[places] - _micros(events)[rows][np.maximum(found, 0)] if len(rows) else found
-        found = np.where((found >= 0) & (age <= ttl // timedelta(microseconds=1)), found, -1)
+        age = _numbers(moments)[places] - _numbers(events)[rows][np.maximum(found, 0)] if len(rows) else found
+        longest = ttl // timedelta(microseconds=1) * (1000 if moments.dtype == _NANOS else 1)
+        found = np.where((found >= 0) & (age <= longest), found, -1)
     matches = np.full(len(entities), -1, np.int64)
     matches[places] = np.where(found >= 0, rows[np.maximum(found, 0)], -1) if len(rows) else -1
     return pl.Series("match", matches).set(pl.Series(matches < 0), None).cast(pl.get_index_type())
 
 
 def to_moments(column: pl.Series) -> pl.Series:
-    """A timestamp column as UTC microseconds: naive times are UTC, other zones are converted, text is parsed."""
+    """A timestamp column in UTC, micro- or nanoseconds: naive times are UTC, other zones converted, text parsed."""
     if column.dtype == pl.String:
         column = column.str.to_datetime(time_unit="us", time_zone="UTC", strict=True)
     if column.dtype == pl.Date:
         column = column.cast(pl.Datetime("us"))
     if not isinstance(column.dtype, pl.Datetime):
         raise ValueError(f"{column.name}: expected timestamps, got {column.dtype}; convert the column before the join")
-    if column.dtype.time_zone is None:
-        return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    return column.dt.convert_time_zone("UTC").cast(TIMESTAMP)
+    naive = column.dtype.time_zone is None
+    if column.dtype.time_unit == "ms":
+        column = column.dt.cast_time_unit("us")
+    if naive:
+        return column.dt.replace_time_zone("UTC")
+    return column.dt.convert_time_zone("UTC")
+
+
+def _in_one_unit(stamps: list[pl.Series]) -> list[pl.Series]:
+    """All in nanoseconds where one is and all can be, so that no two moments become one; in microseconds otherwise."""
+    if any(stamp.dtype == _NANOS for stamp in stamps):
+        ends = [
+            end for stamp in stamps if stamp.dtype == TIMESTAMP for end in (stamp.min(), stamp.max()) if end is not None
+        ]
+        if all(_FIRST_NANO < end < _LAST_NANO for end in ends):  # type: ignore[operator]
+            return [stamp.cast(_NANOS) for stamp in stamps]
+    return [stamp.cast(TIMESTAMP) for stamp in stamps]
 
 
 def _search(
@@ -216,7 +235,7 @@ def _small_numbers(left: pl.Series, right: pl.Series) -> tuple[Longs, Longs] | N
     return numbers(left), numbers(right)
 
 
-def _micros(moments: pl.Series) -> Longs:
+def _numbers(moments: pl.Series) -> Longs:
     return moments.to_physical().fill_null(0).to_numpy()
 
 

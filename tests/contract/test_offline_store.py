@@ -1,0 +1,448 @@
+"""What an offline store must do for Feast: ours, and Feast's own DuckDB store beside it where both must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from feast import (
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    Field,
+    FileSource,
+    RepoConfig,
+    RequestSource,
+    ValueType,
+)
+from feast.data_format import DeltaFormat, ParquetFormat
+from feast.errors import RequestDataNotFoundInEntityDfException, SavedDatasetLocationAlreadyExists
+from feast.feature_logging import LoggingConfig
+from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
+from feast.on_demand_feature_view import OnDemandFeatureView, PandasTransformation
+from feast.types import Array, Float32, Float64, Int64, String
+
+from evensong.errors import StorageError
+
+# Feast says of some of its parts that they are experimental, each time that they are used.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:On demand feature view is an experimental feature:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Saving dataset is an experimental feature:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Retrieving datasets is an experimental feature:RuntimeWarning"),
+]
+
+OURS = "evensong.features.offline_store.PolarsOfflineStore"
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(hours: float) -> datetime:
+    return START + timedelta(hours=hours)
+
+
+def plus(frame: pd.DataFrame) -> pd.DataFrame:
+    """The on-demand view's function: rate + asked, and its double."""
+    return pd.DataFrame(
+        {"rate_plus": frame["rate"] + frame["asked"], "rate_plus_twice": 2 * (frame["rate"] + frame["asked"])}
+    )
+
+
+class World:
+    """Drivers with hourly rates, orders keyed by two entities, one table without an entity."""
+
+    def __init__(self, folder: Path, offline_store: str, kind: str, root: str | None = None) -> None:
+        self.folder, self.kind, self.root = folder, kind, root or str(folder)
+        self.store = FeatureStore(
+            config=RepoConfig(
+                project="contract",
+                provider="local",
+                registry=str(folder / "registry.db"),
+                offline_store={"type": offline_store},
+                online_store={"type": "sqlite", "path": str(folder / "online.db")},
+                entity_key_serialization_version=3,
+            )
+        )
+        driver = Entity(name="driver", join_keys=["driver_id"], value_type=ValueType.INT64)
+        customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.STRING)
+        self.rates = FeatureView(
+            name="rates",
+            entities=[driver],
+            ttl=timedelta(hours=24),
+            source=self.source("rates", _rates()),
+            schema=[
+                Field(name="driver_id", dtype=Int64),
+                Field(name="rate", dtype=Float64),
+                Field(name="places", dtype=Array(String)),
+            ],
+        )
+        orders = FeatureView(
+            name="orders",
+            entities=[customer, driver],
+            ttl=timedelta(0),
+            source=self.source("orders", _orders(), {"ok": "success", "when": "event_timestamp"}),
+            schema=[
+                Field(name="driver_id", dtype=Int64),
+                Field(name="customer_id", dtype=String),
+                Field(name="success", dtype=Int64),
+            ],
+        )
+        world = FeatureView(
+            name="world",
+            entities=[],
+            ttl=timedelta(0),
+            source=self.source("world", _world()),
+            schema=[Field(name="rain", dtype=Float32)],
+        )
+        request = RequestSource(name="request", schema=[Field(name="asked", dtype=Int64)])
+        on_demand = OnDemandFeatureView(
+            name="plus",
+            sources=[self.rates, request],
+            schema=[Field(name="rate_plus", dtype=Float64), Field(name="rate_plus_twice", dtype=Float64)],
+            feature_transformation=PandasTransformation(udf=plus, udf_string="plus"),
+            mode="pandas",
+        )
+        self.pairs = FeatureService(
+            name="pairs",
+            features=[
+                self.rates[["rate"]].with_name("first").with_join_key_map({"driver_id": "first_id"}),
+                self.rates[["rate"]].with_name("second").with_join_key_map({"driver_id": "second_id"}),
+            ],
+        )
+        self.logged = FeatureService(
+            name="logged",
+            features=[self.rates],
+            logging_config=LoggingConfig(destination=FileLoggingDestination(path=str(folder / "logs"))),
+        )
+        self.store.apply([driver, customer, self.rates, orders, world, on_demand, self.pairs, self.logged])
+
+    def source(self, name: str, rows: pl.DataFrame, mapping: dict[str, str] | None = None) -> FileSource:
+        place = f"{self.root}/{name}" + (".parquet" if self.kind == "parquet" else "")
+        if self.kind == "delta":
+            from deltalake import write_deltalake
+
+            from evensong.data.storage import storage_options
+
+            write_deltalake(place, rows, storage_options=storage_options(place) or None)
+        else:
+            if self.kind == "folder":
+                Path(place).mkdir()
+                rows.head(2).write_parquet(f"{place}/a.parquet")
+                rows.slice(2).write_parquet(f"{place}/b.parquet")
+            else:
+                rows.write_parquet(place)
+        return FileSource(
+            name=name,
+            path=place,
+            file_format=DeltaFormat() if self.kind == "delta" else ParquetFormat(),
+            timestamp_field="event_timestamp",
+            created_timestamp_column="created",
+            field_mapping=mapping or {},
+        )
+
+    def join(self, entities: Any, features: list[str], **options: Any) -> pd.DataFrame:
+        frame: pd.DataFrame = self.store.get_historical_features(
+            entity_df=entities, features=features, **options
+        ).to_df()
+        return frame
+
+
+def _rates() -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "driver_id": [1, 1, 1, 2, 2],
+            "rate": [0.1, 0.2, 0.25, 0.3, 0.4],
+            "places": [["a"], [], ["b", "c"], None, ["d"]],
+            "event_timestamp": [at(1), at(2), at(2), at(3), at(5)],
+            "created": [at(1), at(9), at(2), at(3), at(4)],
+        }
+    )
+
+
+def _orders() -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "driver_id": [1, 1, 2],
+            "customer_id": ["x", "y", "x"],
+            "ok": [1, 0, 1],
+            "when": [at(1), at(1), at(4)],
+            "created": [at(1), at(1), at(4)],
+        }
+    )
+
+
+def _world() -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "rain": pl.Series([0.5, 0.75], dtype=pl.Float32),
+            "event_timestamp": [at(1), at(4)],
+            "created": [at(1), at(4)],
+        }
+    )
+
+
+@pytest.fixture(params=["parquet", "folder", "delta"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    return World(tmp_path, OURS, request.param)
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> World:
+    return World(tmp_path, OURS, "parquet")
+
+
+def entities(*rows: tuple[int, str, float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "driver_id": [row[0] for row in rows],
+            "customer_id": [row[1] for row in rows],
+            "event_timestamp": [at(row[2]) for row in rows],
+        }
+    )
+
+
+def test_several_views_with_one_two_and_no_entities(world: World) -> None:
+    asked = entities((1, "x", 3), (2, "x", 3), (2, "x", 4), (3, "y", 0))
+    found = world.join(asked, ["rates:rate", "orders:success", "world:rain"])
+    pd.testing.assert_frame_equal(found[asked.columns], asked, check_dtype=False)
+    assert _plain(found["rate"]) == [0.2, 0.3, 0.3, None]
+    assert _plain(found["success"]) == [1, None, 1, None]
+    assert _plain(found["rain"]) == [0.5, 0.5, 0.75, None]
+
+
+def test_known_only_hides_what_was_created_later(world: World) -> None:
+    asked = entities((1, "x", 3), (1, "x", 9))
+    assert _plain(world.join(asked, ["rates:rate"])["rate"]) == [0.2, 0.2]
+    assert _plain(world.join(asked, ["rates:rate"], filter_by_created_timestamp=True)["rate"]) == [0.25, 0.2]
+
+
+def test_lists_come_back_as_lists(world: World) -> None:
+    table = world.store.get_historical_features(
+        entity_df=entities((1, "x", 1), (2, "x", 3), (2, "x", 5)), features=["rates:places"]
+    ).to_arrow()
+    assert table.schema.field("places").type == pa.list_(pa.string())
+    assert table["places"].to_pylist() == [["a"], None, ["d"]]
+
+
+def test_a_slate_of_one_user_at_one_moment_keeps_its_rows(world: World) -> None:
+    slate = entities(*[(1, "x", 3.0)] * 20)
+    assert len(world.join(slate, ["rates:rate"])) == 20
+
+
+def test_full_names_and_renamed_views(parquet: World) -> None:
+    found = parquet.join(entities((1, "x", 3)), ["rates:rate", "orders:success"], full_feature_names=True)
+    assert {"rates__rate", "orders__success"} < set(found.columns)
+    pairs = pd.DataFrame({"first_id": [1, 2], "second_id": [2, 1], "event_timestamp": [at(5)] * 2})
+    found = parquet.store.get_historical_features(pairs, parquet.pairs, full_feature_names=True).to_df()
+    assert found[["first__rate", "second__rate"]].values.tolist() == [[0.2, 0.4], [0.4, 0.2]]
+
+
+def test_on_demand_views_compute_on_top(parquet: World) -> None:
+    asked = entities((1, "x", 3), (2, "x", 3)).assign(asked=[10, 20])
+    found = parquet.join(asked, ["rates:rate", "plus:rate_plus"])
+    assert _plain(found["rate_plus"]) == [10.2, 20.3]
+    assert "rate_plus_twice" not in found
+    with pytest.raises(RequestDataNotFoundInEntityDfException):
+        parquet.join(entities((1, "x", 3)), ["plus:rate_plus"])
+
+
+def test_an_entity_frame_from_a_query(parquet: World) -> None:
+    entities((1, "x", 3), (2, "x", 4)).to_parquet(parquet.folder / "asked.parquet")
+    query = f"SELECT * FROM read_parquet('{parquet.folder}/asked.parquet') WHERE driver_id = 2"  # noqa: S608
+    found = parquet.join(query, ["rates:rate"])
+    assert _plain(found["rate"]) == [0.3]
+    assert found["event_timestamp"].tolist() == [at(4)]
+
+
+def test_a_polars_frame_needs_no_pandas(parquet: World) -> None:
+    job = parquet.store.get_historical_features(pl.from_pandas(entities((1, "x", 3))), features=["rates:rate"])
+    assert job.to_polars()["rate"].to_list() == [0.2]
+
+
+def test_without_an_entity_frame_every_row_in_the_span_comes(world: World) -> None:
+    found = world.join(None, ["rates:rate"], start_date=at(2), end_date=at(4))
+    rows = [(int(driver), rate) for driver, rate in zip(found["driver_id"], found["rate"], strict=True)]
+    assert rows == [(1, 0.2), (2, 0.3)]
+
+
+def test_time_zones_naive_times_text_and_another_name_of_the_moment(parquet: World) -> None:
+    asked = entities((2, "x", 3))
+    forms = {
+        "Tokyo": asked["event_timestamp"].dt.tz_convert("Asia/Tokyo"),
+        "naive": asked["event_timestamp"].dt.tz_localize(None),
+        "text": asked["event_timestamp"].dt.strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+    for name, moments in forms.items():
+        assert _plain(parquet.join(asked.assign(event_timestamp=moments), ["rates:rate"])["rate"]) == [0.3], name
+    renamed = asked.rename(columns={"event_timestamp": "e_ts"})
+    assert _plain(parquet.join(renamed, ["rates:rate"])["rate"]) == [0.3]
+
+
+def test_nanoseconds_tell_two_moments_apart(tmp_path: Path) -> None:
+    world = World(tmp_path, OURS, "parquet")
+    moment = pd.Timestamp(at(3)) - pd.Timedelta(1, "ns")
+    asked = entities((2, "x", 3)).assign(event_timestamp=[moment])
+    assert _plain(world.join(asked, ["rates:rate"])["rate"]) == [None]
+
+
+def test_a_missing_key_and_a_doubled_name_are_told(parquet: World) -> None:
+    with pytest.raises(ValueError, match="lacks the join key driver_id"):
+        parquet.join(entities((1, "x", 3)).drop(columns="driver_id"), ["rates:rate"])
+    with pytest.raises(ValueError, match="rename the entity column"):
+        parquet.join(entities((1, "x", 3)).assign(rate=1.0), ["rates:rate"])
+
+
+def test_a_feature_that_the_view_has_not_is_refused(parquet: World) -> None:
+    with pytest.raises(KeyError):
+        parquet.join(entities((1, "x", 3)), ["orders:rate"])
+
+
+def test_a_table_that_is_not_there_is_named(parquet: World) -> None:
+    Path(parquet.rates.batch_source.path).unlink()
+    with pytest.raises(StorageError, match=r"rates\.parquet: expected the rows of rates"):
+        parquet.join(entities((1, "x", 3)), ["rates:rate"])
+
+
+def test_a_saved_dataset_comes_back_and_is_not_overwritten(world: World) -> None:
+    asked = entities((1, "x", 3), (2, "x", 4))
+    job = world.store.get_historical_features(entity_df=asked, features=["rates:rate", "orders:success"])
+    place = str(world.folder / "saved")
+    storage = SavedDatasetFileStorage(
+        path=place, file_format=DeltaFormat() if world.kind == "delta" else ParquetFormat()
+    )
+    saved = world.store.create_saved_dataset(from_=job, name="saved", storage=storage)
+    pd.testing.assert_frame_equal(
+        saved.to_df().sort_values("driver_id")[["driver_id", "rate", "success"]].reset_index(drop=True),
+        job.to_df()[["driver_id", "rate", "success"]],
+    )
+    with pytest.raises(SavedDatasetLocationAlreadyExists):
+        job.persist(storage)
+    smaller = world.store.get_historical_features(entity_df=asked.head(1), features=["rates:rate", "orders:success"])
+    smaller.persist(storage, allow_overwrite=True)
+    assert len(world.store.get_saved_dataset("saved").to_df()) == 1
+
+
+def test_pull_latest_and_pull_all(world: World) -> None:
+    source = world.rates.batch_source
+    columns = (["driver_id"], ["rate"], "event_timestamp", "created")
+    offline = world.store.provider.offline_store
+    latest = offline.pull_latest_from_table_or_query(world.store.config, source, *columns, at(0), at(3)).to_df()
+    assert latest[["driver_id", "rate"]].values.tolist() == [[1, 0.2], [2, 0.3]]
+    everything = offline.pull_all_from_table_or_query(world.store.config, source, *columns, at(2), at(3)).to_df()
+    assert sorted(everything["rate"]) == [0.2, 0.25, 0.3]
+
+
+def test_rows_are_appended_to_a_source(world: World) -> None:
+    new = pd.DataFrame(
+        {"rate": [0.9], "created": [at(8)], "driver_id": [1], "event_timestamp": [at(8)], "places": [["z"]]}
+    )
+    world.store.write_to_offline_store("rates", new)
+    assert _plain(world.join(entities((1, "x", 7), (1, "x", 8)), ["rates:rate"])["rate"]) == [0.2, 0.9]
+    with pytest.raises(ValueError, match="missing_expected_columns"):
+        world.store.write_to_offline_store("rates", new.drop(columns="rate"))
+
+
+@pytest.mark.parametrize("as_path", [True, False])
+def test_logged_features_come_back(parquet: World, as_path: bool) -> None:
+    from feast.feature_logging import FeatureServiceLoggingSource
+
+    source = FeatureServiceLoggingSource(parquet.logged, parquet.store.project)
+    schema = source.get_schema(parquet.store.registry)
+    values = {
+        "driver_id": [1, 2],
+        "rates__rate": [0.1, None],
+        "rates__places": [["a"], None],
+        "__request_id": ["r1", "r2"],
+        "__log_timestamp": [at(1), at(2)],
+        "__log_date": [at(1).date(), at(2).date()],
+    }
+    columns = [
+        pa.array(values.get(field.name, [None, None]), field.type)
+        if not field.name.endswith(("__timestamp", "__status"))
+        else pa.nulls(2, field.type)
+        for field in schema
+    ]
+    table = pa.table(columns, schema=schema)
+    for part in (table.slice(0, 1), table.slice(1)):
+        logs: Any = part
+        if as_path:
+            logs = parquet.folder / f"part-{part['__request_id'][0]}"
+            logs.mkdir()
+            pl.from_arrow(part).write_parquet(logs / "0.parquet")  # type: ignore[union-attr]
+        parquet.store.write_logged_features(logs, parquet.logged)
+    found = parquet.store.provider.retrieve_feature_service_logs(
+        parquet.logged, at(0), at(3), parquet.store.config, parquet.store.registry
+    ).to_df()
+    assert sorted(found["__request_id"]) == ["r1", "r2"]
+    assert found.sort_values("__request_id")["rates__rate"].tolist()[0] == 0.1
+
+
+def test_duckdb_and_we_agree_on_a_random_world(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    for name in ("ours", "peer"):
+        (tmp_path / name).mkdir()
+    worlds = [World(tmp_path / "ours", OURS, "parquet"), World(tmp_path / "peer", "duckdb", "parquet")]
+    event = rng.permutation(2000)[:500]  # no two rows at one moment: the peer breaks such ties as it likes
+    rows = pl.DataFrame(
+        {
+            "driver_id": rng.integers(0, 20, 500),
+            "rate": rng.random(500),
+            "places": [[str(n)] for n in range(500)],
+            "event_timestamp": [at(float(hour) / 10) for hour in event],
+            "created": [
+                at(float(hour) / 10 + late) for hour, late in zip(event, rng.integers(0, 30, 500), strict=True)
+            ],
+        }
+    )
+    asked = pd.DataFrame(
+        {
+            "driver_id": rng.integers(0, 22, 300),
+            "customer_id": "x",
+            "event_timestamp": [at(float(hour) / 7) for hour in rng.permutation(1500)[:300]],
+        }
+    )
+    for known_only in (True, False):
+        answers = []
+        for world in worlds:
+            rows.write_parquet(world.rates.batch_source.path)
+            found = world.join(asked, ["rates:rate"], filter_by_created_timestamp=known_only)
+            answers.append(found.sort_values(["event_timestamp", "driver_id"])["rate"].tolist())
+        np.testing.assert_array_equal(*answers)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    import boto3
+
+    boto3.client("s3").create_bucket(Bucket="features")
+    yield "s3://features/contract"
+    server.stop()
+
+
+def test_delta_on_s3(bucket: str, tmp_path: Path) -> None:
+    world = World(tmp_path, OURS, "delta", root=bucket)
+    asked = entities((1, "x", 3), (2, "x", 4))
+    assert _plain(world.join(asked, ["rates:rate", "orders:success"])["rate"]) == [0.2, 0.3]
+    job = world.store.get_historical_features(entity_df=asked, features=["rates:rate"])
+    job.persist(SavedDatasetFileStorage(path=f"{bucket}/saved", file_format=ParquetFormat()))
+    with pytest.raises(SavedDatasetLocationAlreadyExists):
+        job.persist(SavedDatasetFileStorage(path=f"{bucket}/saved", file_format=ParquetFormat()))
+
+
+def _plain(column: pd.Series) -> list[Any]:
+    return [None if pd.isna(value) else value for value in column.tolist()]
