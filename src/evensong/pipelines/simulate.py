@@ -16,9 +16,9 @@ from evensong.data.simulator import (
     Shop,
     ShopConfig,
     Slates,
-    explore,
     popularity_policy,
     warmup_policy,
+    widen,
 )
 from evensong.data.simulator.world import Generator
 from evensong.errors import ConfigurationError
@@ -52,7 +52,7 @@ def run(
     seed: int | None = None,
     policy: PolicyName = "champion",
     config: ShopConfig | None = None,
-    exploration: float = 0.1,
+    exploration: float = 0.2,
     on_day: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Simulate days of the shop into `simulator/{interactions,items,users}/DATE.parquet` and register it as a source.
@@ -65,10 +65,9 @@ def run(
         days: how many.
         start: the first of them; without it the day after the last one, or the shop's opening day.
         seed: the shop's; shorthand for a config that differs in nothing else.
-        policy: who fills the slates. `warmup` mixes popular, personal and random items; `popularity` and `champion`
-        explore a
-            share `exploration` of their slots. The champion of a day is the newest one of a night up to its midnight;
-            until there is one the warm-up policy stands in, and the day's `policy` says so.
+        policy: who fills the slates. `warmup` mixes popular, personal and random items; the others give
+            a share `exploration` of their requests to that mixture. The champion of a day is the newest one of a
+            night up to its midnight; until there is one the warm-up policy stands in, and the day's `policy` says so.
         on_day: called with each day's summary as it is done.
 
     Returns:
@@ -117,7 +116,7 @@ def _day(settings: Settings, location: str, shop: Shop, day: date, policy: Polic
     if used == "warmup":
         filled = warmup_policy(shop)
     else:
-        filled = explore(slates or popularity_policy(shop), exploration)
+        filled = widen(slates or popularity_policy(shop), shop, exploration)
     log = shop.day(day, filled)
     for name, frame in (("interactions", log.interactions), ("items", log.items), ("users", log.users)):
         storage.write_frame(_table(location, name, day), frame)

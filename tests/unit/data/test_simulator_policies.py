@@ -16,6 +16,7 @@ from evensong.data.simulator import (
     popularity_policy,
     random_policy,
     warmup_policy,
+    widen,
 )
 
 DRAWS = 30_000
@@ -90,6 +91,15 @@ def test_warmup_shows_items_as_often_as_its_propensities_say(shop):
         assert_right(*counted(warmup_policy(shop), user, offered(43), 5, noon(shop)))
 
 
+def test_widened_policy_shows_items_as_often_as_its_propensities_say(shop):
+    policy = widen(popularity_policy(shop), shop, 0.2)
+    share, logged = counted(policy, "u000007", offered(43), 5, noon(shop))
+    assert_right(share, logged)
+    chosen = popularity_policy(shop)(["u000007"], offered(43), 5, noon(shop), np.random.default_rng(0)).item_ids_BK[0]
+    assert [f"i{item:06d}" for item in logged.argmax(axis=0)] == chosen.tolist()
+    assert ((logged > 0.8).sum(axis=0) == 1).all()
+
+
 def test_random_shows_items_as_often_as_its_propensities_say(shop):
     assert_right(*counted(random_policy, "u000001", offered(9), 3, noon(shop)))
 
@@ -106,10 +116,14 @@ def test_logged_propensities_weigh_a_day_to_the_number_of_items(shop):
 
 
 def test_explore_refuses_uncertain_policies_and_wrong_shares(shop):
-    with pytest.raises(ValueError, match="needs a policy whose slates are certain"):
+    with pytest.raises(ValueError, match="expected a policy whose slates are certain"):
         explore(random_policy, 0.1)(["u000001"], offered(30), 5, noon(shop), np.random.default_rng(0))
     with pytest.raises(ValueError, match="epsilon from 0 to 1"):
         explore(random_policy, 1.5)
+    with pytest.raises(ValueError, match="expected a policy whose slates are certain"):
+        widen(random_policy, shop, 0.1)(["u000001"], offered(30), 5, noon(shop), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="share from 0 to 1"):
+        widen(random_policy, shop, -0.1)
 
 
 def test_popularity_leaves_out_what_the_user_has_had(shop):

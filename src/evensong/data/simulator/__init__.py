@@ -10,6 +10,7 @@ from evensong.data.simulator.policies import (
     popularity_policy,
     random_policy,
     warmup_policy,
+    widen,
 )
 from evensong.data.simulator.shop import DayLog, Shop
 
@@ -25,4 +26,5 @@ __all__ = [
     "popularity_policy",
     "random_policy",
     "warmup_policy",
+    "widen",
 ]

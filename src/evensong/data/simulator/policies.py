@@ -110,44 +110,51 @@ def oracle_policy(shop: Shop) -> Policy:
 def warmup_policy(shop: Shop, popular: float = 0.30, personal: float = 0.45) -> Policy:
     """Wide logging for the days before any champion: popular, personal and uniform items, mixed in every slot.
 
-    The items on offer are dealt into K strata by popularity, so that each holds its part of the popular and of the
-    rare ones; a request's slots take the strata in random order, and each draws one item of its stratum g. With q(i |
-    u) = popular · popularity share + personal · share of the user's liked shelves + the rest · uniform, all within
-    the stratum, the propensity of item i at any position is exactly q(i | u) / K: strata are disjoint, so no item can
-    stand twice, and the order is uniform. A user without clicks gets popular items in the personal part, and so does
-    a stratum that holds nothing from their shelves.
+    The items on offer are dealt into K strata by popularity, so that each holds its part of the popular and of the rare
+    ones; a request's slots take the strata in random order, and each draws one item of its stratum. With q(i | u) =
+    popular · popularity share + personal · share of the user's liked shelves + the rest · uniform, all within the
+    stratum, the propensity of item i at any position is exactly q(i | u) / K: strata are disjoint, so no item can stand
+    twice, and the order is uniform. A user without clicks gets popular items in the personal part, and so does a
+    stratum that holds nothing from their shelves.
     """
 
     def policy(
         user_ids: Sequence[str], available_item_ids: Sequence[str], k: int, at: datetime, rng: Generator
     ) -> Slates:
         user_B, item_N = shop.user_numbers(user_ids), shop.item_numbers(available_item_ids)
-        num_slots = min(k, len(item_N))
-        place_GM, is_there_GM = _dealt(np.argsort(-shop.popularity(at)[item_N], kind="stable"), num_slots)
-        item_GM = item_N[place_GM]
-        popularity_GM = (shop.popularity(at)[item_GM] + 1.0) ** 0.8 * is_there_GM
-        popular_GM = popularity_GM / popularity_GM.sum(axis=1, keepdims=True)
-        uniform_GM = is_there_GM / is_there_GM.sum(axis=1, keepdims=True)
-
-        liked_BGM = shop.shelf_liking(user_B, at)[:, shop.shelves[item_GM]] * is_there_GM
-        total_BG1 = liked_BGM.sum(axis=2, keepdims=True)
-        liked_BGM /= np.where(total_BG1 > 0, total_BG1, 1)
-        row, stratum = np.nonzero(total_BG1[:, :, 0] == 0)
-        liked_BGM[row, stratum] = popular_GM[stratum]
-        chance_BGM = personal * liked_BGM + (popular * popular_GM + (1 - popular - personal) * uniform_GM)
-
-        cumulative_BGM = np.cumsum(chance_BGM, axis=2)
-        draw_BG1 = rng.random((len(user_B), num_slots, 1)) * cumulative_BGM[:, :, -1:]
-        drawn_BG = (cumulative_BGM <= draw_BG1).sum(axis=2)
-        order_BK = np.argsort(rng.random((len(user_B), num_slots)), axis=1, kind="stable")
-        drawn_BK = np.take_along_axis(drawn_BG, order_BK, axis=1)
-        row_B1 = np.arange(len(user_B))[:, None]
-        return Slates(
-            _array(available_item_ids)[place_GM[order_BK, drawn_BK]],
-            chance_BGM[row_B1, order_BK, drawn_BK] / num_slots,
-        )
+        mixture = _mixture(shop, user_B, item_N, at, min(k, len(item_N)), popular, personal)
+        place_BK = mixture.drawn(rng)
+        return Slates(_array(available_item_ids)[place_BK], mixture.propensity(place_BK))
 
     return policy
+
+
+def widen(policy: Policy, shop: Shop, share: float, popular: float = 0.30, personal: float = 0.45) -> Policy:
+    """Answer a share of the requests, drawn by chance, with a whole slate of the warm-up policy.
+
+    Before that draw, item i stands at position p with propensity (1 - share) · [the policy puts i at p] + share · q(i
+    | u) / K, q as in `warmup_policy`: everything has a chance everywhere. Beside that, the widened requests are a fair
+    sample to judge models on, for nothing was shown there because `policy` had chosen it. (Slots that `explore` has
+    filled are none: by construction they show what the policy would not have.)
+
+    Raises:
+        ValueError: share is not in [0, 1], or the policy below is itself uncertain.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"expected a share from 0 to 1, got {share}")
+
+    def widened(
+        user_ids: Sequence[str], available_item_ids: Sequence[str], k: int, at: datetime, rng: Generator
+    ) -> Slates:
+        chosen_BK = _certain_places(policy, user_ids, available_item_ids, k, at, rng)
+        user_B, item_N = shop.user_numbers(user_ids), shop.item_numbers(available_item_ids)
+        mixture = _mixture(shop, user_B, item_N, at, chosen_BK.shape[1], popular, personal)
+        is_wide_B1 = rng.random((len(user_B), 1)) < share
+        place_BK = np.where(is_wide_B1, mixture.drawn(rng), chosen_BK)
+        propensity_BK = (1 - share) * (place_BK == chosen_BK) + share * mixture.propensity(place_BK)
+        return Slates(_array(available_item_ids)[place_BK], propensity_BK)
+
+    return widened
 
 
 def explore(policy: Policy, epsilon: float) -> Policy:
@@ -167,15 +174,9 @@ def explore(policy: Policy, epsilon: float) -> Policy:
     def exploring(
         user_ids: Sequence[str], available_item_ids: Sequence[str], k: int, at: datetime, rng: Generator
     ) -> Slates:
-        slates = policy(user_ids, available_item_ids, k, at, rng)
-        if np.any(slates.propensities_BK != 1):
-            raise ValueError("explore() needs a policy whose slates are certain, got propensities other than 1")
-        num_requests, num_slots = slates.item_ids_BK.shape
+        shown_BK = _certain_places(policy, user_ids, available_item_ids, k, at, rng)
+        num_requests, num_slots = shown_BK.shape
         num_outside = len(available_item_ids) - num_slots
-        if num_outside == 0 or num_requests == 0:
-            return slates
-        place = {item_id: number for number, item_id in enumerate(available_item_ids)}
-        shown_BK = np.array([[place[item_id] for item_id in slate] for slate in slates.item_ids_BK.tolist()])
         draw_BN = rng.random((num_requests, len(available_item_ids)))
         np.put_along_axis(draw_BN, shown_BK, 2.0, axis=1)
         others_BK = np.argsort(draw_BN, axis=1, kind="stable")[:, : min(num_slots, num_outside)]
@@ -185,7 +186,7 @@ def explore(policy: Policy, epsilon: float) -> Policy:
         explores_BK[:, tail] = rng.random(others_BK.shape) < epsilon
         propensity_BK = np.ones(shown_BK.shape)
         propensity_BK[:, tail] = 1 - epsilon
-        propensity_BK[explores_BK] = epsilon / num_outside
+        propensity_BK[explores_BK] = epsilon / max(num_outside, 1)
         item_BK = shown_BK.copy()
         item_BK[:, tail] = np.where(explores_BK[:, tail], others_BK, shown_BK[:, tail])
         return Slates(_array(available_item_ids)[item_BK], propensity_BK)
@@ -202,6 +203,65 @@ def liking(counts_BL: Ints) -> Floats:
     """(B, L): how much a user's clicks on shelves say about every shelf: their own, their aisle's, their
     department's."""
     return counts_BL @ _RELATED_LL
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """What the warm-up policy draws from. Places count the items on offer."""
+
+    place_GM: Ints
+    chance_BGM: Floats
+    """Of each item in its stratum; 0 where a shorter stratum is padded."""
+    stratum_N: Ints
+    rank_N: Ints
+    """Where each item on offer was dealt."""
+
+    def drawn(self, rng: Generator) -> Ints:
+        """(B, K): one item of each stratum, the strata in random order."""
+        num_requests, num_strata, _ = self.chance_BGM.shape
+        cumulative_BGM = np.cumsum(self.chance_BGM, axis=2)
+        draw_BG1 = rng.random((num_requests, num_strata, 1)) * cumulative_BGM[:, :, -1:]
+        rank_BG = (cumulative_BGM <= draw_BG1).sum(axis=2)
+        order_BK = np.argsort(rng.random((num_requests, num_strata)), axis=1, kind="stable")
+        return self.place_GM[order_BK, np.take_along_axis(rank_BG, order_BK, axis=1)]
+
+    def propensity(self, place_BK: Ints) -> Floats:
+        """(B, K): of these items at whatever position."""
+        row_B1 = np.arange(len(place_BK))[:, None]
+        chance_BK: Floats = self.chance_BGM[row_B1, self.stratum_N[place_BK], self.rank_N[place_BK]]
+        return chance_BK / self.chance_BGM.shape[1]
+
+
+def _mixture(
+    shop: Shop, user_B: Ints, item_N: Ints, at: datetime, num_slots: int, popular: float, personal: float
+) -> _Mixture:
+    place_GM, is_there_GM = _dealt(np.argsort(-shop.popularity(at)[item_N], kind="stable"), num_slots)
+    item_GM = item_N[place_GM]
+    stratum_N, rank_N = np.empty(len(item_N), dtype=np.int64), np.empty(len(item_N), dtype=np.int64)
+    stratum_N[place_GM[is_there_GM]], rank_N[place_GM[is_there_GM]] = np.nonzero(is_there_GM)
+
+    popular_GM = (shop.popularity(at)[item_GM] + 1.0) ** 0.8 * is_there_GM
+    popular_GM /= popular_GM.sum(axis=1, keepdims=True)
+    uniform_GM = is_there_GM / is_there_GM.sum(axis=1, keepdims=True)
+    liked_BGM = shop.shelf_liking(user_B, at)[:, shop.shelves[item_GM]] * is_there_GM
+    total_BG1 = liked_BGM.sum(axis=2, keepdims=True)
+    liked_BGM /= np.where(total_BG1 > 0, total_BG1, 1)
+    row, stratum = np.nonzero(total_BG1[:, :, 0] == 0)
+    liked_BGM[row, stratum] = popular_GM[stratum]
+    chance_BGM = personal * liked_BGM + (popular * popular_GM + (1 - popular - personal) * uniform_GM)
+    return _Mixture(place_GM, chance_BGM, stratum_N, rank_N)
+
+
+def _certain_places(
+    policy: Policy, user_ids: Sequence[str], available_item_ids: Sequence[str], k: int, at: datetime, rng: Generator
+) -> Ints:
+    """(B, K): the slates of a certain policy, as places among the items on offer."""
+    slates = policy(user_ids, available_item_ids, k, at, rng)
+    if np.any(slates.propensities_BK != 1):
+        raise ValueError("expected a policy whose slates are certain, got propensities other than 1")
+    place = {item_id: number for number, item_id in enumerate(available_item_ids)}
+    flat = np.fromiter(map(place.__getitem__, slates.item_ids_BK.ravel().tolist()), dtype=np.int64)
+    return flat.reshape(slates.item_ids_BK.shape)
 
 
 def _related() -> Floats:
