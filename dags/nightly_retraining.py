@@ -1,7 +1,7 @@
 """Retrains the recommender every night, and promotes the new model when the evidence says it is better.
 
-A run has one **as_of**: nothing that became known after it reaches the model. A scheduled run and each night of a
-backfill take the midnight (UTC) at the start of the day on which they are due; the form may name any other moment.
+A run has one **as_of**: nothing that became known after it reaches the model. It is the midnight (UTC) at the start of
+the run's logical date, for scheduled runs, backfills and a click alike; the form may name any other moment.
 
 A night whose gate says no is a green run: the champion stays. A night whose data is bad is a red one: nothing is
 trained. Clear a failed task to go on from there; every step gives the same when it runs again.
@@ -26,7 +26,7 @@ PARAMS = {
         format="date-time",
         title="As of",
         description="The cutoff (UTC): the run sees what was known at this moment, and nothing later. "
-        "Empty: the last midnight.",
+        "Empty: the midnight at the start of the logical date above, which is the last one unless you change it.",
     ),
     "source": Param(
         "all",
@@ -65,6 +65,7 @@ PARAMS = {
     tags=["evensong", "training"],
     doc_md=__doc__,
     default_args={
+        "owner": "evensong",
         "retries": 3,
         "retry_delay": timedelta(seconds=10),
         "retry_exponential_backoff": True,

@@ -29,17 +29,19 @@ WAIT_FOR_LOCK_SECONDS = 30.0
 
 
 def night_of_run() -> Night:
-    """The night that this DAG run is for: the form's fields, and as_of by the run's own date where none is given.
+    """The night that this DAG run is for: the form's fields, and where as_of is empty, the midnight of the run's date.
 
-    The date is `run_after`: when a scheduled run was due, the night that a backfill repeats, the moment of a click.
+    The date is the logical date: when a scheduled run was due, the night that a backfill repeats, or what the person
+    who triggered it chose (now, unless changed); a run that was started without one has the moment of its start.
     """
     from evensong.types import Night
 
     context = get_current_context()
     fields = dict(context["params"])
     if fields.get("as_of") is None:
-        due = context["dag_run"].run_after.astimezone(UTC)
-        fields["as_of"] = due.replace(hour=0, minute=0, second=0, microsecond=0)
+        run = context["dag_run"]
+        date = (run.logical_date or run.run_after).astimezone(UTC)
+        fields["as_of"] = date.replace(hour=0, minute=0, second=0, microsecond=0)
     return Night.model_validate(fields)
 
 

@@ -140,6 +140,8 @@ def _live(settings: Settings, api: AirflowApi, night: Night, progress: Progress)
     def on_task(task_id: str, state: str) -> None:
         if state == "success":
             done.add(task_id)
+            if not progress.console.is_terminal:
+                progress.console.print(f"{name}: {task_id} done", highlight=False)
         busy = task_id if state == "running" else ""
         progress.update(task, completed=len(done), description=f"{name} {busy}")
 
