@@ -87,7 +87,8 @@ def _through_airflow(settings: Settings, night: Night) -> tuple[float, dict[str,
     """Wall time from trigger to end, and the seconds of each task; Airflow's own start is not counted."""
     from evensong.launch import components
     from evensong.launch.airflow_api import AirflowApi
-    from evensong.launch.supervisor import Supervisor, prepare
+    from evensong.launch.prepare import prepare
+    from evensong.launch.supervisor import Supervisor
 
     prepare(settings)
     with Supervisor(settings, components.airflow_components(settings), report=say) as running:
