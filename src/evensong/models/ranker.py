@@ -31,7 +31,7 @@ class Ranker(nn.Module):
         with torch.no_grad():
             for layer in self.layers:
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)  # type: ignore[arg-type]
-                layer.bias.zero_()  # type: ignore[union-attr, operator]
+                layer.bias.zero_()  # type: ignore[operator]
             self.out.weight.zero_()
             self.linear.weight.zero_()
             popularity = config.features.index("log_item_events_30d")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from evensong.data import storage
+from evensong.training.optimizers import AdamW
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,15 @@ class Checkpoints:
     uri: str
     fingerprint: str
 
-    def save(self, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, epoch: int, model: nn.Module, optimizer: AdamW) -> None:
         """Write the state after `epoch` whole epochs."""
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
         contiguous = {name: value.contiguous() for name, value in tensors.items()}
         metadata = {"epoch": str(epoch), "fingerprint": self.fingerprint}
         storage.write_bytes(self.uri, safetensors.torch.save(contiguous, metadata))
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def load(self, model: nn.Module, optimizer: AdamW) -> int:
         """Put the saved state back and return its number of whole epochs; 0 and nothing changed when there is none."""
         if not storage.exists(self.uri):
             return 0
@@ -41,20 +41,17 @@ class Checkpoints:
         if metadata.get("fingerprint") != self.fingerprint:
             return 0
         tensors = safetensors.torch.load(content)
-        model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        model.load_state_dict(_below(tensors, "model."))
+        optimizer.load_state(_below(tensors, "optimizer."))
         return int(metadata["epoch"])
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _metadata(content: bytes) -> dict[str, str]:
     """The free text of a safetensors file: its header is a length (8 bytes, little endian) and JSON."""
-    import json
-
     size = int.from_bytes(content[:8], "little")
     header: dict[str, dict[str, str]] = json.loads(content[8 : 8 + size])
     return header.get("__metadata__", {})

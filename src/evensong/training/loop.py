@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from evensong.errors import EvensongError
 from evensong.training.checkpoints import Checkpoints
+from evensong.training.optimizers import AdamW
 
 
 class DivergedError(EvensongError):
@@ -20,16 +21,18 @@ class DivergedError(EvensongError):
 
 
 @contextmanager
-def deterministic(num_threads: int) -> Iterator[None]:
-    """A fixed number of threads and deterministic kernels: sums have one order, the same night gives the same bytes."""
-    threads, algorithms = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+def fixed_threads(num_threads: int) -> Iterator[None]:
+    """A fixed number of threads: sums have one order, so the same night gives the same bytes.
+
+    All kernels of our models are deterministic on the CPU (a test trains twice and compares bytes), so PyTorch's switch
+    for that is left alone: it imports the compiler, which takes five seconds.
+    """
+    threads = torch.get_num_threads()
     torch.set_num_threads(num_threads)
-    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(algorithms)
 
 
 def generators(seed: int, *stream: int) -> tuple[np.random.Generator, torch.Generator]:
@@ -67,15 +70,14 @@ def fit(
     Raises:
         DivergedError: a loss or gradient is NaN or infinite.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    optimizer = AdamW(model.parameters(), weight_decay)
     total = num_epochs * steps_per_epoch
     first = checkpoints.load(model, optimizer) if checkpoints else 0
     means = []
     for epoch in range(first, num_epochs):
         losses = []
         for step, loss in enumerate(epoch_losses(epoch)):
-            optimizer.param_groups[0]["lr"] = learning_rate * _schedule(epoch * steps_per_epoch + step, total)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
@@ -83,7 +85,7 @@ def fit(
                     f"{name}: expected a finite loss, got {loss.item()} (gradient norm {norm.item()}) in epoch "
                     f"{epoch + 1}, step {step + 1}; lower its learning_rate (now {learning_rate}) or raise temperature"
                 )
-            optimizer.step()
+            optimizer.step(learning_rate * _schedule(epoch * steps_per_epoch + step, total))
             losses.append(loss.item())
         means.append(float(np.mean(losses)))
         if after_epoch:

@@ -5,8 +5,11 @@ Legend: B rows of the batch, U distinct items of the pool.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+from torch.nn import functional
+
+#: What is added to a logit that must not count; finite, because infinities slow exp down, and still exp() of it is 0.
+NEVER = -1e4
 
 
 def corrected_softmax(
@@ -15,11 +18,12 @@ def corrected_softmax(
     """Cross-entropy of the full softmax, estimated from a pool of sampled items.
 
     The full softmax needs `Z = exp(s_pos) + sum over every other item j of exp(s_j)`. The pool holds item j with
-    probability `pi_j`, so `exp(s_j - log pi_j)`, summed over the pool, estimates that sum without bias (Horvitz and
-    Thompson 1952; with `pi_j` for in-batch items this is the logQ correction of Yi et al., RecSys 2019, with uniform
-    items mixed in that of Yang et al., WWW 2020). The sign: a popular item is sampled often, hence its logit is
-    **lowered** by a large `log pi` less than a rare one's is raised. The positive itself is in the pool with
-    certainty, not by chance, so it is not corrected (Khrylchenko et al., RecSys 2025).
+    probability `pi_j`, so the sum of `exp(s_j - log pi_j)` over the pool estimates that sum without bias (Horvitz &
+    Thompson 1952; for in-batch items this is the logQ correction of Yi et al., RecSys 2019, and with uniform items
+    mixed in that of Yang et al., WWW 2020). The sign: a rare item is seldom drawn, so when it is, it stands for many
+    that were not, and its logit is raised; added the other way round, popular items would be punished twice. The
+    positive is in its own row's sum with certainty, not by chance, so it is not corrected (Khrylchenko et al., RecSys
+    2025).
 
     Args:
         logits_BU: scores over the temperature.
@@ -30,13 +34,11 @@ def corrected_softmax(
     Returns:
         The loss of each row, (B,).
     """
-    rows = torch.arange(len(positive_B))
-    corrected_BU = logits_BU - log_inclusion_U
+    correction_BU = (-log_inclusion_U).expand(logits_BU.shape)
     if masked_BU is not None:
-        corrected_BU = corrected_BU.masked_fill(masked_BU, float("-inf"))
-    positive_logit_B = logits_BU[rows, positive_B]
-    corrected_BU = corrected_BU.index_put((rows, positive_B), positive_logit_B)
-    return corrected_BU.logsumexp(1) - positive_logit_B
+        correction_BU = correction_BU.masked_fill(masked_BU, NEVER)
+    correction_BU = correction_BU.scatter(1, positive_B[:, None], 0.0)
+    return functional.cross_entropy(logits_BU + correction_BU, positive_B, reduction="none")
 
 
 def listwise_softmax(scores_BK: Tensor, log_inclusion_BK: Tensor, absent_BK: Tensor) -> Tensor:
@@ -50,5 +52,5 @@ def listwise_softmax(scores_BK: Tensor, log_inclusion_BK: Tensor, absent_BK: Ten
     Returns:
         The loss of each slate, (B,).
     """
-    corrected_BK = (scores_BK - log_inclusion_BK).masked_fill(absent_BK, float("-inf"))
+    corrected_BK = (scores_BK - log_inclusion_BK).masked_fill(absent_BK, NEVER)
     return corrected_BK.logsumexp(1) - scores_BK[:, 0]

@@ -76,7 +76,7 @@ def train(lessons: Slates, settings: Settings, *, seed: int) -> tuple[RankerWeig
         The weights, and the validation loss at the start and after each epoch.
     """
     config = fit_config(lessons, settings)
-    with loop.deterministic(settings.training.num_threads):
+    with loop.fixed_threads(settings.training.num_threads):
         model = Ranker(config, loop.generators(seed, 2)[1])
         train_S, check_S = _split(lessons, seed)
         best = {"loss": _loss(model, lessons, check_S), "epoch": -1}

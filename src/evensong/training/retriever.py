@@ -110,7 +110,7 @@ def train(
             "take a later as_of or a longer training window"
         )
     config = TwoTowerConfig(dimension=settings.dimension, temperature=settings.temperature)
-    with loop.deterministic(num_threads):
+    with loop.fixed_threads(num_threads):
         model = TwoTower(config, vocabularies, loop.generators(seed, 0)[1])
         model.fit_numeric(data.users)
         if start is not None:
@@ -160,14 +160,16 @@ def _epoch(
         rows_B = order_R[start : start + batch_size]
         pool = sampling.draw_pool(data.item_R[rows_B], share_N, settings.num_uniform_negatives, rng)
         masked_BU = data.positives.mask(data.user_R[rows_B], pool)
-        # an item that had not arrived was not declined
-        masked_BU |= data.arrival_N[pool.items_U][None, :] > data.seconds_R[rows_B][:, None]
+        arrival_U, seconds_B = data.arrival_N[pool.items_U], data.seconds_R[rows_B]
+        if arrival_U.max() > seconds_B.min():
+            # an item that had not arrived was not declined
+            masked_BU |= arrival_U[None, :] > seconds_B[:, None]
         drop_U = torch.rand(len(pool.items_U), generator=generator) < settings.id_dropout
         keep_BP = torch.rand(len(rows_B), model.pooled.in_features, generator=generator) >= POOL_DROPOUT
         items_UD = model.items(item_tensors(data.items, pool.items_U), drop_U)
         users_BD = model.users(user_tensors(data.users, rows_B), keep_BP / (1 - POOL_DROPOUT))
         yield losses.corrected_softmax(
-            users_BD @ items_UD.T / settings.temperature,
+            (users_BD / settings.temperature) @ items_UD.T,
             torch.from_numpy(pool.column_N[data.item_R[rows_B]]),
             torch.from_numpy(pool.log_inclusion_U),
             torch.from_numpy(masked_BU),
