@@ -154,6 +154,8 @@ def _guardrails(report: EvaluationReport, policy: PromotionPolicy, inputs: GateI
             highest.append(None if rule.max_ratio_to_champion is None else rule.max_ratio_to_champion * champion)
         low = max((bound for bound in lowest if bound is not None), default=None)
         high = min((bound for bound in highest if bound is not None), default=None)
+        if high is not None and rule.ignore_below is not None:
+            high = max(high, rule.ignore_below)
         if low is not None and figure < low:
             yield Check(
                 name=f"guardrail.{name}",

@@ -73,6 +73,8 @@ class GuardrailRule(Value):
     max: float | None = None
     min_ratio_to_champion: float | None = Field(None, gt=0)
     max_ratio_to_champion: float | None = Field(None, gt=0)
+    ignore_below: float | None = None
+    """Up to here the figure is good whatever the ratio says: twice a millisecond is two milliseconds."""
     with_champion_only: bool = False
     """The figure exists only where there is a champion to compare with."""
 
@@ -100,6 +102,8 @@ class InputsRule(Value):
 class OffPolicyRule(Value):
     """The challenger's online value, estimated from logged propensities."""
 
+    enabled: bool = True
+    """Estimate it where the log carries propensities."""
     required: bool = False
     """Fail where there is no estimate; otherwise an estimate that exists is judged, and none is said to be missing."""
     min_effective_sample_size: float = Field(100.0, ge=1)

@@ -102,8 +102,12 @@ def simulate(
 def judge(policy: PromotionPolicy, per_user: Frame, report: EvaluationReport, *, seed: int) -> PromotionDecision:
     """The gate's decision on one simulated night, everything but the figures being in order."""
     inputs = GateInputs(passed=dict.fromkeys(policy.inputs.required, True), champion_version="1")
-    reseeded = policy.model_copy(update={"primary": policy.primary.model_copy(update={"seed": seed})})
-    return decide(report, reseeded, per_user, inputs)
+    # What a bundle must be fit for is no figure of users, and the same on every simulated night.
+    simulated = {
+        "primary": policy.primary.model_copy(update={"seed": seed}),
+        "guardrails": {name: rule for name, rule in policy.guardrails.items() if name in report.challenger.metrics},
+    }
+    return decide(report, policy.model_copy(update=simulated), per_user, inputs)
 
 
 def interval_of(policy: PromotionPolicy, per_user: Frame) -> Interval:
@@ -132,7 +136,7 @@ def report_of(per_user: Frame) -> EvaluationReport:
 
     def model(name: str) -> ModelReport:
         means = per_user.filter(pl.col("model") == name).select(metrics).mean().row(0, named=True)
-        return ModelReport(model=name, metrics={**means, "coverage": 0.5})
+        return ModelReport(model=name, metrics={**means, "coverage": 0.5, "novelty": 8.0})
 
     return EvaluationReport(
         as_of=as_of,

@@ -11,7 +11,8 @@ from evensong.data import storage
 from evensong.errors import ConfigurationError
 from evensong.evaluation.gate import GateInputs, decide
 from evensong.evaluation.policy import PromotionPolicy, load_policy
-from evensong.registry import aliases, decisions, review, versions
+from evensong.pipelines import evidence
+from evensong.registry import decisions, review, versions
 from evensong.settings import Settings
 from evensong.types import EvaluationReport, Frame, Night
 
@@ -28,14 +29,14 @@ def run(settings: Settings, night: Night, version: str, evaluation_uri: str) -> 
     policy = read_policy(settings)
     report = EvaluationReport.model_validate(storage.read_json(evaluation_uri))
     challenger = versions.get(settings, version)
-    inputs = _inputs(settings, night)
-    evidence = _evidence(report, policy, inputs)
+    inputs = evidence.collect(settings, night, challenger, report, policy)
+    judged = _judged(report, policy, inputs)
     place = settings.run_uri(night.run_id, "decision.json")
-    if challenger.tags.get("evidence_hash") == evidence:
+    if challenger.tags.get("evidence_hash") == judged:
         decision = decisions.read(settings, challenger)
     else:
         decision = decide(report, policy, _per_user(report), inputs)
-        decisions.store(settings, challenger, decision, evidence=evidence, compared_with=inputs.champion_version)
+        decisions.store(settings, challenger, decision, evidence=judged, compared_with=inputs.champion_version)
     if decision.needs_review:
         rule = policy.review
         review.ask(settings, challenger, decision, deadline_hours=rule.deadline_hours, default=rule.default)
@@ -58,35 +59,18 @@ def read_policy(settings: Settings) -> PromotionPolicy:
     raise ConfigurationError(f"{named}: expected the promotion policy, found no file; set registry.policy_path")
 
 
-def _inputs(settings: Settings, night: Night) -> GateInputs:
-    before = aliases.champion_before(settings, night.as_of)
-    now = aliases.champion(settings)
-    passed, messages = {}, {}
-    validation = settings.run_uri(night.run_id, "validation.json")
-    if storage.exists(validation):
-        said = storage.read_json(validation)
-        passed["validation"] = bool(said.get("success", said.get("passed", False)))
-        messages["validation"] = "passed" if passed["validation"] else "this night's validation did not pass"
-    return GateInputs(
-        passed=passed,
-        messages=messages,
-        champion_version=before.version if before else None,
-        newest_champion_as_of=now.as_of if now else None,
-    )
-
-
 def _per_user(report: EvaluationReport) -> Frame | None:
     if report.per_user_uri is None or not storage.exists(report.per_user_uri):
         return None
     return storage.read_frame(report.per_user_uri)
 
 
-def _evidence(report: EvaluationReport, policy: PromotionPolicy, inputs: GateInputs) -> str:
+def _judged(report: EvaluationReport, policy: PromotionPolicy, inputs: GateInputs) -> str:
     """What was judged, without what changes by itself: where the champion has moved since, and measured times."""
-    judged = {
+    what = {
         "report": report.model_dump(mode="json"),
         "policy": policy.digest,
         "passed": inputs.passed,
         "champion": inputs.champion_version,
     }
-    return hashlib.sha256(json.dumps(judged, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -13,8 +13,9 @@ from evensong.types import EvaluationReport, Frame, ModelReport
 AS_OF = datetime(2026, 3, 3, tzinfo=UTC)
 METRICS = ("recall_at_20", "ndcg_at_10")
 SLICES = ("new_users", "new_items", "long_tail")
-SOUND = GateInputs(passed={"validation": True}, champion_version="1")
-FIRST = GateInputs(passed={"validation": True})
+SERVES = {"bundle_index_recall": 0.99, "bundle_megabytes": 10.0, "latency_p99_seconds": 0.005}
+FIRST = GateInputs(passed={"validation": True, "bundle": True}, figures=SERVES)
+SOUND = FIRST.model_copy(update={"champion_version": "1", "champion_figures": SERVES})
 
 
 def figures(num_users: int = 400, gain: float = 0.1, seed: int = 0) -> Frame:
@@ -44,7 +45,7 @@ def report_of(
 
     def model(name: str) -> ModelReport:
         means = per_user.filter(pl.col("model") == name).select(METRICS).mean().row(0, named=True)
-        return ModelReport(model=name, metrics={**means, "coverage": 0.4})
+        return ModelReport(model=name, metrics={**means, "coverage": 0.4, "novelty": 8.0})
 
     values: dict[str, object] = {
         "as_of": AS_OF,

@@ -251,12 +251,18 @@ def test_missing_slice_column_fails_closed() -> None:
 
 def test_inputs_nobody_reported_fail_closed() -> None:
     per_user = figures()
-    assert failed(decide(report_of(per_user), POLICY, per_user, None)) == ["input.validation"]
+    assert failed(decide(report_of(per_user), POLICY, per_user, None)) == [
+        "guardrail.bundle_index_recall",
+        "guardrail.bundle_megabytes",
+        "guardrail.latency_p99_seconds",
+        "input.validation",
+        "input.bundle",
+    ]
 
 
 def test_failed_input_keeps_the_champion_even_when_nobody_required_it() -> None:
     per_user = figures()
-    inputs = SOUND.model_copy(update={"passed": {"validation": True, "leak_canary": False}})
+    inputs = SOUND.model_copy(update={"passed": SOUND.passed | {"leak_canary": False}})
     assert failed(decide(report_of(per_user), POLICY, per_user, inputs)) == ["input.leak_canary"]
 
 
@@ -264,24 +270,43 @@ def test_skew_is_judged_when_the_policy_asks() -> None:
     per_user = figures()
     policy = with_policy(inputs={"required": ["validation"], "max_skew": 1e-6})
     assert failed(decide(report_of(per_user), policy, per_user, SOUND)) == ["input.skew"]
-    skewed = SOUND.model_copy(update={"figures": {"max_skew": 0.1}})
+    skewed = SOUND.model_copy(update={"figures": SOUND.figures | {"max_skew": 0.1}})
     assert failed(decide(report_of(per_user), policy, per_user, skewed)) == ["input.skew"]
-    same = SOUND.model_copy(update={"figures": {"max_skew": 0.0}})
+    same = SOUND.model_copy(update={"figures": SOUND.figures | {"max_skew": 0.0}})
     assert decide(report_of(per_user), policy, per_user, same).promote
 
 
-def test_slow_bundle_is_kept_out_by_its_latency_against_the_champions() -> None:
-    per_user = figures()
-    guardrails = POLICY.model_dump()["guardrails"] | {
-        "latency_p99_seconds": {"max_ratio_to_champion": 1.5, "with_champion_only": True}
-    }
-    policy = with_policy(guardrails=guardrails)
-    slow = SOUND.model_copy(
-        update={"figures": {"latency_p99_seconds": 0.2}, "champion_figures": {"latency_p99_seconds": 0.1}}
+def latency(ours: float, theirs: float | None) -> GateInputs:
+    champion = {} if theirs is None else {"latency_p99_seconds": theirs}
+    return SOUND.model_copy(
+        update={
+            "figures": SOUND.figures | {"latency_p99_seconds": ours},
+            "champion_figures": SOUND.champion_figures | champion if champion else {"bundle_megabytes": 10.0},
+        }
     )
-    assert failed(decide(report_of(per_user), policy, per_user, slow)) == ["guardrail.latency_p99_seconds"]
-    assert failed(decide(report_of(per_user), policy, per_user, SOUND)) == ["guardrail.latency_p99_seconds"]
-    assert decide(report_of(per_user, with_champion=False), policy, per_user, FIRST).promote
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "stopped"),
+    [(0.2, 0.09, True), (0.2, 0.11, False), (0.019, 0.001, False), (1.5, 1.4, True), (0.01, None, True)],
+)
+def test_slow_bundle_is_kept_out_by_its_latency_against_the_champions(
+    ours: float, theirs: float | None, stopped: bool
+) -> None:
+    per_user = figures()
+    decision = decide(report_of(per_user), POLICY, per_user, latency(ours, theirs))
+    assert failed(decision) == (["guardrail.latency_p99_seconds"] if stopped else [])
+
+
+def test_damaged_bundle_is_kept_out_and_the_file_is_named() -> None:
+    per_user = figures()
+    inputs = SOUND.model_copy(
+        update={
+            "passed": {"validation": True, "bundle": False},
+            "messages": {"bundle": "index.faiss: expected SHA-256"},
+        }
+    )
+    assert decide(report_of(per_user), POLICY, per_user, inputs).reasons == ["bundle: index.faiss: expected SHA-256"]
 
 
 def estimate(**changes: float) -> GateInputs:

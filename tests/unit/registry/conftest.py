@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
 
 from evensong.registry import bundle, tracking, versions
 from evensong.registry.versions import ModelVersion
@@ -28,10 +29,14 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path, empty_store: Path) -> Settings:
+    """A home with the repository's policy, less the guardrails of what these bundles do not hold."""
     home = tmp_path / "home"
     (home / "mlflow").mkdir(parents=True)
     shutil.copy(empty_store, home / "mlflow" / "mlflow.db")
-    return Settings(home=home)
+    policy = yaml.safe_load(Path("mlflow/promotion_policy.yaml").read_text())
+    policy["guardrails"] = {name: policy["guardrails"][name] for name in ("index_recall", "coverage")}
+    (home / "policy.yaml").write_text(yaml.safe_dump(policy))
+    return Settings(home=home, registry={"policy_path": home / "policy.yaml"})  # type: ignore[arg-type]
 
 
 def night(day: int) -> Night:
