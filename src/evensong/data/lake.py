@@ -174,11 +174,14 @@ class Lake:
         return held.select(keys).collect()
 
     def _commit(self, table: str, rows: Frame, found: Any, **options: Any) -> bool:
-        """Whether the rows went in as the commit right after `found`."""
+        """Whether the rows went in as the commit right after `found`, or as the very first one."""
         from deltalake import CommitProperties, write_deltalake
         from deltalake.exceptions import CommitFailedError, DeltaError
 
         uri = storage.join(self.uri, table)
+        if found is None:
+            # an append would join a table that another writer has created since we looked
+            options = {"mode": "error"}
         try:
             write_deltalake(
                 uri if found is None else found,

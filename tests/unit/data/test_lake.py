@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -144,6 +145,25 @@ def test_writers_at_once_add_each_row_once(tmp_path: Path) -> None:
     users = Lake(str(tmp_path)).read("interactions")["user_id"]
     assert sorted(users) == sorted(f"user{n}" for n in range(50))
     assert sum(added) == 50
+
+
+def test_a_commit_between_the_look_and_the_write_is_compared_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer comes in between twice: once creating the table, once adding to it."""
+    slow, quick = Lake(str(tmp_path)), Lake(str(tmp_path))
+    commit = Lake._commit
+    between = [views(("ann", "tea", 0), ("bob", "mug", 1)), views(("dan", "tea", 4))]
+
+    def late_commit(lake: Lake, *args: Any, **options: Any) -> bool:
+        if lake is slow and between:
+            quick.append_new("interactions", between.pop(0))
+        return commit(lake, *args, **options)
+
+    monkeypatch.setattr(Lake, "_commit", late_commit)
+    assert slow.append_new("interactions", views(("ann", "tea", 0), ("cid", "tea", 2), ("dan", "tea", 4))) == 1
+    assert not between
+    assert slow.read("interactions")["user_id"].to_list() == ["ann", "bob", "cid", "dan"]
 
 
 def test_a_frame_with_other_columns_is_refused_by_name(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evensong.data import tabular
@@ -76,6 +76,7 @@ def test_a_column_that_holds_no_times_is_refused() -> None:
         tabular.times(pl.Series("when", [[1]]), "clicks.csv")
 
 
+@settings(deadline=None)
 @given(st.datetimes(EARLY, LATE))
 def test_any_time_survives_as_text_and_as_microseconds(moment: datetime) -> None:
     there = moment.replace(tzinfo=UTC)
