@@ -112,12 +112,14 @@ def item_conversion(
 
     Returns:
         `item_id, item_views_<days>d, item_carts_<days>d, item_purchases_<days>d, item_cart_rate, item_purchase_rate`
-        and stamps, at each midnight after the state's at which a window was not empty, and the first at which all are.
+        and stamps, at each midnight (UTC) that ends a day in which a count changed. The state is that of the last
+        midnight: events since then are to come again with the next call.
     """
     state = state or empty_state()
     statistics = item_statistics()
+    until = max(state.until, until.replace(hour=0, minute=0, second=0, microsecond=0))
     moments = moments_of_change(interactions, statistics, entity="item_id", state=state, until=until)
-    moments = moments.filter(pl.col("moment") == pl.col("moment").dt.truncate("1d"))
+    moments = moments.select("item_id", _day_end(pl.col("moment"))).unique().sort("item_id", "moment")
     counts = read_at(state, interactions, statistics, entity="item_id", moments=moments)
     for name in CONVERSIONS:
         rates = smoothed_rates(counts[f"item_{name}s_30d"], counts["item_views_30d"], priors[name])
@@ -177,6 +179,10 @@ def _strength(successes: np.ndarray, sizes: np.ndarray, mean: float) -> float:
         return _STRONGEST if room > 0 else 1.0
     rho = min(beyond / room, 0.999)
     return float(np.clip(1 / rho - 1, 1e-3, _STRONGEST))
+
+
+def _day_end(moment: pl.Expr) -> pl.Expr:
+    return (moment - pl.duration(microseconds=1)).dt.truncate("1d") + pl.duration(days=1)
 
 
 def views(prior_strength: float = 0.0) -> list[ViewDeclaration]:

@@ -19,7 +19,7 @@ others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -46,6 +46,9 @@ _HALF_LIVES = 64
 #: After this many half-lives less than a hundredth is left, and no row is due for it any more.
 _HALF_LIVES_OF_ROWS = 7
 _NEVER = 2**62
+_DAY = 86_400_000_000
+#: Rows of cells and moments that are held at once; bounds the memory of `read_at`.
+_MOST_ROWS = 4_000_000
 _LARGEST = float(2**62)
 
 
@@ -94,7 +97,7 @@ TimeStatistic = Annotated[WindowStatistic | DecayStatistic | TotalStatistic, Fie
 
 @dataclass(frozen=True)
 class StatisticsState:
-    """What must be remembered of the events known by `until` to go on from there: MARKS, sorted, no zero amounts."""
+    """What must be remembered of the events known by `until` to go on from there: MARKS, sorted."""
 
     marks: Frame
     until: datetime
@@ -126,7 +129,7 @@ def update(
     _check(state, until)
     new = _as_marks(_arriving(batch, state.until, until), statistics, entity)
     marks = _summed(pl.concat([state.marks, new.select(MARKS.keys())]))
-    return StatisticsState(marks.filter(_alive(statistics, pl.lit(_micros(until)))), until)
+    return StatisticsState(marks.filter(_alive(statistics, pl.lit(_micros(until)), to_midnight=True)), until)
 
 
 def merge(left: StatisticsState, right: StatisticsState) -> StatisticsState:
@@ -146,7 +149,7 @@ def read(
     A statistic kept by a column is not among them; see `read_levels`. An entity without events has zeros.
     """
     _check(state, at)
-    found = _values(state.marks, statistics, pl.lit(_micros(at)))
+    found = _values(state.marks, statistics, at)
     values = found.filter(pl.col("level") == "").group_by("entity", "statistic").agg(pl.col("value").sum())
     return _wide(pl.DataFrame({entity: entities.cast(pl.String)}), values, statistics, [entity], {"entity": entity})
 
@@ -154,7 +157,7 @@ def read(
 def read_levels(state: StatisticsState, statistics: Sequence[TimeStatistic], *, at: datetime) -> Frame:
     """The statistics kept by a column at a moment: `statistic, entity, level, value`, sorted, no zeros."""
     _check(state, at)
-    found = _values(state.marks, [s for s in statistics if s.by], pl.lit(_micros(at)))
+    found = _values(state.marks, [s for s in statistics if s.by], at)
     return found.filter(pl.col("value") != 0).sort("statistic", "entity", "level")
 
 
@@ -189,51 +192,31 @@ def read_levels_at(
 def moments_of_change(
     batch: Frame, statistics: Sequence[TimeStatistic], *, entity: str, state: StatisticsState, until: datetime
 ) -> Frame:
-    """When rows of a feature view are due, `entity, moment`: as events become known, and at midnights after them.
+    """When rows of a feature view are due, `entity, moment`, after `state.until` and up to `until`.
 
-    Between events the windows empty and the decayed sums sink, so an entity has a row at every midnight (UTC) up to the
-    first one at which no window holds an event and no event has a hundredth of its weight left. The rows are those
-    after `state.until`, up to `until`.
+    They are due as events become known; at the midnight (UTC) that ends a day in which an event leaves a window; and as
+    decayed sums sink all the time, at the midnight after each whole half-life since 1970 until a hundredth is left. So
+    no row stands for a decay much longer than one half-life.
     """
-    plain = [statistic for statistic in statistics if not statistic.by]
     known = _arriving(batch, state.until, until)
     events = known.select(pl.col(entity).cast(pl.String).alias("entity"), pl.col("known").alias("moment")).unique()
-    new = _as_marks(known, plain, entity)
-    first = pl.concat(
-        [
-            state.marks.select("statistic", "entity", "mark", pl.lit(state.until, TIMESTAMP).alias("known")),
-            new.select("statistic", "entity", "mark", "known"),
-        ]
-    )
-    ends = pl.coalesce(
-        *(
-            pl.when(pl.col("statistic") == s.name).then(_end(s, _HALF_LIVES_OF_ROWS))
-            for s in plain
-            if not isinstance(s, TotalStatistic)
-        ),
-        pl.lit(None, pl.Int64),
-    )
-    spans = (
-        first.with_columns(pl.from_epoch(ends, time_unit="us").dt.replace_time_zone("UTC").alias("end"))
-        .drop_nulls("end")
-        .group_by("entity", pl.col("known").dt.truncate("1d").alias("day"))
-        .agg(pl.col("end").max())
-        .select(
-            "entity",
-            (pl.col("day") + pl.duration(days=1)).alias("from"),
-            pl.min_horizontal(
-                (pl.col("end") - pl.duration(microseconds=1)).dt.truncate("1d") + pl.duration(days=1),
-                pl.lit(until, TIMESTAMP),
-            ).alias("to"),
-        )
-        .filter(pl.col("from") <= pl.col("to"))
-    )
-    midnights = spans.select(
-        "entity", pl.datetime_ranges("from", "to", interval="1d", closed="both").alias("moment")
-    ).explode("moment")
-    rows = pl.concat([events, midnights.cast({"moment": TIMESTAMP})]).unique()
+    held = state.marks.select("statistic", "entity", "mark", pl.lit(state.until, TIMESTAMP).alias("known"))
+    marks = pl.concat([held, _as_marks(known, statistics, entity).select(held.columns)]).unique()
+    due = [events]
+    for statistic in statistics:
+        mine = marks.filter(pl.col("statistic") == statistic.name)
+        if isinstance(statistic, WindowStatistic):
+            ends = [pl.col("mark")]
+        elif isinstance(statistic, DecayStatistic) and not statistic.by:  # shares of a decay do not move by themselves
+            ends = [(pl.col("mark") + age) * statistic.microseconds for age in range(1, _HALF_LIVES_OF_ROWS + 1)]
+        else:
+            continue
+        for end in ends:
+            moment = pl.from_epoch(end, time_unit="us").dt.replace_time_zone("UTC").cast(TIMESTAMP)
+            midnight = (moment - pl.duration(microseconds=1)).dt.truncate("1d") + pl.duration(days=1)
+            due.append(mine.filter(midnight > pl.col("known")).select("entity", midnight.alias("moment")).unique())
     inside = (pl.col("moment") > state.until) & (pl.col("moment") <= until)
-    return rows.drop_nulls().filter(inside).sort("entity", "moment").rename({"entity": entity})
+    return pl.concat(due).unique().drop_nulls().filter(inside).sort("entity", "moment").rename({"entity": entity})
 
 
 def _arriving(batch: Frame, since: datetime, until: datetime) -> Frame:
@@ -292,31 +275,42 @@ def _marks_of(events: Frame, statistic: TimeStatistic, entity: str) -> Frame:
 
 
 def _summed(marks: Frame) -> Frame:
-    """One row a key; amounts that cancel out leave nothing behind."""
-    return marks.group_by(_KEY).agg(pl.col("amount").sum()).filter(pl.col("amount") != 0).sort(_KEY)
+    """One row a key. Amounts that cancel out stay, as zeros, since rows are due when they leave a window."""
+    return marks.group_by(_KEY).agg(pl.col("amount").sum()).sort(_KEY)
 
 
-def _end(statistic: TimeStatistic, half_lives: int = _HALF_LIVES) -> pl.Expr:
+def _end(statistic: TimeStatistic) -> pl.Expr:
     """The first microsecond at which a mark counts nothing any more."""
     if isinstance(statistic, WindowStatistic):
         return pl.col("mark")
     if isinstance(statistic, DecayStatistic):
-        return (pl.col("mark") + 1 + half_lives) * statistic.microseconds
+        return (pl.col("mark") + 1 + _HALF_LIVES) * statistic.microseconds
     return pl.lit(_NEVER, pl.Int64)
 
 
-def _alive(statistics: Sequence[TimeStatistic], at: pl.Expr) -> pl.Expr:
-    """Whether a mark still counts at the moment; marks of other statistics do not."""
-    return pl.any_horizontal(pl.lit(False), *((pl.col("statistic") == s.name) & (at < _end(s)) for s in statistics))
+def _alive(statistics: Sequence[TimeStatistic], at: pl.Expr, *, to_midnight: bool = False) -> pl.Expr:
+    """Whether a mark still counts at the moment, or did so on its day; marks of other statistics do not.
+
+    The state keeps an event that left a window until the midnight at which a row is due for that.
+    """
+    alive = []
+    for statistic in statistics:
+        end = _end(statistic)
+        if to_midnight and isinstance(statistic, WindowStatistic):
+            end = (end + _DAY - 1) // _DAY * _DAY
+        alive.append((pl.col("statistic") == statistic.name) & (at < end))
+    return pl.any_horizontal(pl.lit(False), *alive)
 
 
-def _values(marks: Frame, statistics: Sequence[TimeStatistic], at: pl.Expr) -> Frame:
+def _values(marks: Frame, statistics: Sequence[TimeStatistic], at: datetime) -> Frame:
     """`statistic, entity, level, value` at one moment, from the marks that still count."""
-    marks = marks.filter(_alive(statistics, at)).with_columns(at.alias("at"))
+    marks = marks.filter(_alive(statistics, pl.lit(_micros(at))))
     parts = [pl.DataFrame(schema={**dict.fromkeys(_KEY[:3], pl.String), "value": pl.Float64})]
     for statistic in statistics:
-        worth = _worth(marks.filter(pl.col("statistic") == statistic.name), statistic, "mark")
-        parts.append(_added(worth, _KEY[:3], statistic))
+        mine = marks.filter(pl.col("statistic") == statistic.name)
+        moments = np.full(len(mine), _micros(at), np.int64)
+        worth = _worth(mine["amount"].to_numpy(), mine["mark"].to_numpy(), moments, statistic)
+        parts.append(_added(mine.with_columns(pl.Series("amount", worth)), _KEY[:3], statistic))
     return pl.concat(parts)
 
 
@@ -330,31 +324,73 @@ def _long_at(
     _check(state, moments["moment"].min())
     steps = _steps(state, batch, statistics, entity, moments["moment"].max())  # type: ignore[arg-type]
     asked = moments.select(pl.col(entity).cast(pl.String).alias("entity"), "moment").with_row_index("row")
-    # Every cell (a window, or one half-life of a decay) is a running sum; the last step by the moment holds it.
-    cells = steps.select("statistic", "entity", "level", "cell").unique()
-    found = (
-        asked.join(cells, on="entity")
-        .sort("moment", "row", "statistic", "level", "cell")
-        .join_asof(
-            steps.sort("moment"), on="moment", by=["statistic", "entity", "level", "cell"], check_sortedness=False
-        )
-        .drop_nulls("amount")
-    )
-    found = found.with_columns(pl.col("moment").dt.epoch("us").alias("at"))
+    asked = asked.sort("entity", "moment", "row")
     parts = [nothing]
     for statistic in statistics:
-        worth = _worth(found.filter(pl.col("statistic") == statistic.name), statistic, "cell")
-        parts.append(_added(worth, ["row", "statistic", "level"], statistic))
+        mine = steps.filter(pl.col("statistic") == statistic.name)
+        parts.extend(_added(part, ["row", "statistic", "level"], statistic) for part in _met(mine, asked, statistic))
     return pl.concat(parts)
 
 
-def _worth(rows: Frame, statistic: TimeStatistic, cell: str) -> Frame:
-    """The rows with their `amount` as it counts at the moment `at`, still a whole number."""
+def _met(steps: Frame, asked: Frame, statistic: TimeStatistic) -> Iterator[Frame]:
+    """What each cell is worth at each moment asked: `row, statistic, level, amount`, some entities at a time.
+
+    A step holds from its moment to the next one of its cell, and so for a stretch of the entity's moments in order.
+    """
+    steps = steps.join(asked.select("entity").unique(), on="entity", how="semi").sort(
+        "entity", "level", "cell", "moment"
+    )
+    if steps.is_empty():
+        return
+    entities = asked["entity"].unique().sort()
+    times = pl.concat([asked["moment"], steps["moment"]]).rank("dense").cast(pl.Int64).to_numpy()
+    most = len(times) + 2
+    of_asked = entities.search_sorted(asked["entity"]).cast(pl.Int64).to_numpy() * most
+    of_steps = entities.search_sorted(steps["entity"]).cast(pl.Int64).to_numpy() * most
+    places = of_asked + times[: len(asked)]
+    begins = of_steps + times[len(asked) :]
+    same = (steps.select("entity", "level", "cell").to_struct().rle_id().diff() == 0).fill_null(False).to_numpy()
+    ends = np.where(np.append(same[1:], False), np.append(begins[1:], 0), of_steps + most)
+    first, last = np.searchsorted(places, begins, side="left"), np.searchsorted(places, ends, side="left")
+    at = asked["moment"].dt.epoch("us").to_numpy()
+    rows, amounts = asked["row"].to_numpy(), steps["amount"].to_numpy()
+    cells, levels = steps["cell"].to_numpy(), steps["level"]
+    for begin, end in _blocks(of_steps, np.cumsum(last - first)):
+        count = (last - first)[begin:end]
+        step = np.repeat(np.arange(begin, end), count)
+        place = np.arange(len(step)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first[begin:end], count)
+        yield pl.DataFrame(
+            {
+                "row": rows[place],
+                "statistic": pl.repeat(statistic.name, len(step), eager=True),
+                "level": levels[step],
+                "amount": _worth(amounts[step], cells[step], at[place], statistic),
+            }
+        )
+
+
+def _blocks(entities: NDArray[np.int64], total: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Cuts the steps, sorted by entity, at borders of entities into blocks of bounded size."""
+    borders = [*np.flatnonzero(np.diff(entities, prepend=-1)).tolist(), len(entities)]
+    begin, before = 0, 0
+    for border, following in zip(borders[1:], [*borders[2:], None], strict=True):
+        if following is None or total[following - 1] - before > _MOST_ROWS:
+            yield begin, border
+            begin, before = border, int(total[border - 1])
+
+
+def _worth(
+    amounts: NDArray[np.int64], cells: NDArray[np.int64], at: NDArray[np.int64], statistic: TimeStatistic
+) -> NDArray[np.int64]:
+    """What the amounts of cells (or marks) count at their moments, still as whole numbers."""
     if not isinstance(statistic, DecayStatistic):
-        return rows
-    ages = (rows["at"] - rows[cell] * statistic.microseconds).cast(pl.Float64).to_numpy() / statistic.microseconds
-    amounts = np.rint(rows["amount"].cast(pl.Float64).to_numpy() * power_of_two(-ages))
-    return rows.with_columns(pl.Series("amount", np.where(ages < 1 + _HALF_LIVES, amounts, 0.0)).cast(pl.Int64))
+        return amounts
+    # The age is a number of whole half-lives, by which halving is exact, and the moment's place in its own half-life.
+    whole, rest = np.divmod(at, statistic.microseconds)
+    weights = power_of_two(-rest.astype(np.float64) / statistic.microseconds)
+    ages = np.minimum(whole - cells, 2000).astype(np.int32)
+    counted = np.rint(np.ldexp(amounts.astype(np.float64) * weights, -ages)).astype(np.int64)
+    return np.where(ages <= _HALF_LIVES, counted, 0)
 
 
 def _added(rows: Frame, keys: list[str], statistic: TimeStatistic) -> Frame:

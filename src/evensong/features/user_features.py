@@ -106,8 +106,8 @@ def user_dynamics(
 
     Returns:
         Rows `user_id, decayed_events, decayed_<type>s, spend_1d, spend_7d, spend_30d, taste_categories, taste_shares,
-        hour_shares` and stamps, at the moments after the state's at which an event became known and at midnights while
-        a value still moves. Shares of tastes and hours sum to 1, hours in UTC; hours are an empty list without events.
+        hour_shares` and stamps, at the moments that `moments_of_change` names. Shares of tastes and hours sum to 1,
+        hours in UTC; hours are an empty list without events.
     """
     state = state or empty_state()
     statistics = user_statistics(half_life_days)

@@ -138,11 +138,11 @@ def test_a_missing_column_and_an_infinite_amount_are_refused() -> None:
         state_of(events(("ann", 1, 0, "view", float("inf"))), 2)
 
 
-def test_rows_are_due_as_events_become_known_and_at_midnights_until_empty() -> None:
+def test_rows_are_due_as_events_become_known_and_at_the_end_of_days_in_which_one_leaves() -> None:
     statistics = [WindowStatistic(name="events_1d", days=1)]
     frame = events(("ann", 5, 0, "view", None))
     due = moments_of_change(frame, statistics, entity="user_id", state=empty_state(), until=at(24 * 9))
-    assert due["moment"].to_list() == [at(5), at(24), at(48)]
+    assert due["moment"].to_list() == [at(5), at(48)]
     later = moments_of_change(
         frame,
         statistics,
@@ -214,7 +214,7 @@ def test_rows_of_a_decay_end_when_less_than_a_hundredth_is_left() -> None:
     due = moments_of_change(
         events(("ann", 5, 0, "view", None)), statistics, entity="user_id", state=empty_state(), until=at(24 * 90)
     )
-    assert due["moment"].to_list() == [at(5), *(at(24 * day) for day in range(1, 9))]
+    assert due["moment"].to_list() == [at(5), *(at(24 * day) for day in range(1, 8))]
 
 
 def test_levels_at_any_moment_are_those_of_the_state_at_that_moment() -> None:
