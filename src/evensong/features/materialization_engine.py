@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
@@ -28,15 +30,17 @@ from evensong.data import storage
 from evensong.features.encoding import encode, entity_keys, supports
 from evensong.features.offline_store import PolarsOfflineStore, latest_rows, scan
 from evensong.features.online_redis import RedisOnline
-from evensong.features.online_sqlite import SqliteOnline
+from evensong.features.online_sqlite import Rows, SqliteOnline
 from evensong.features.point_in_time import to_moments
 from evensong.types import TIMESTAMP, Frame
 
 Online = RedisOnline | SqliteOnline
 
 #: Entities encoded at once, which bounds the memory beside the rows themselves.
-BLOCK = 50_000
+BLOCK = 20_000
 _HASH = "__hash"
+
+_Block = tuple[pa.BinaryArray, dict[str, pa.BinaryArray], dict[str, pl.Series], pl.Series, pl.Series | None]
 
 
 class PolarsEngineConfig(FeastConfigBaseModel):
@@ -173,24 +177,27 @@ def _polars_type(dtype: Any) -> pl.DataType | None:
 
 
 def _write_rows(online: Online, view: FeatureView, rows: Frame) -> int:
-    event, *created = _stamps(view)
-    names = [feature.name for feature in view.features]
     if isinstance(online, SqliteOnline):
-        # One order over all blocks lets the file's index grow at its end.
+        # One order over all blocks lets the table's index grow at its end.
         keys = entity_keys([rows[key] for key in view.join_keys])
         rows = rows[pl.Series(pc.sort_indices(keys))]
-    written = 0
+        return online.write_blocks(view.name, (Rows(*block) for block in _encoded(view, rows)))
+    return sum(online.write(view.name, *block) for block in _encoded(view, rows))
+
+
+def _encoded(view: FeatureView, rows: Frame) -> Iterator[_Block]:
+    """The keys, the encoded and the plain features and the two times of the rows, a block of entities at a time."""
+    event, *created = _stamps(view)
+    names = [feature.name for feature in view.features]
     for start in range(0, len(rows), BLOCK):
         block = rows.slice(start, BLOCK)
-        written += online.write(
-            view.name,
+        yield (
             entity_keys([block[key] for key in view.join_keys]),
             {name: encode(block[name]) for name in names},
             {name: block[name] for name in names},
             _utc(block[event]),
             _utc(block[created[0]]) if created else None,
         )
-    return written
 
 
 def _read_snapshot(place: str, token: str, view: FeatureView) -> Frame | None:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from evensong.features.encoding import timestamps
 
-#: Keys in one block of commands: large enough to be quick, small enough to keep the server's answers in its buffers.
+#: Keys in one block of commands: many enough to be quick, few enough for the server to hold its answers.
 BLOCK = 20_000
 
 
