@@ -66,6 +66,9 @@ class SplitSettings(Section):
     min_value: dict[str, float] = Field(
         default={}, description="Per event type, the smallest value that counts as positive, such as rating: 4."
     )
+    max_propensity: float = Field(
+        0.5, gt=0, description="Held-out events shown with this probability or more judge no model."
+    )
     max_examples: int = Field(1_000_000, ge=100, description="Labels in a training set; the newest are kept.")
 
 

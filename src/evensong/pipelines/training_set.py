@@ -41,7 +41,7 @@ def build(settings: Settings, night: Night) -> str:
     targets = _targets(settings, labels, users)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        _write_examples(place / "examples.parquet", reader, labels)
+        _write_examples(place / "examples.parquet", reader, labels.drop("propensity"))
         for part, frame in items.items():
             frame.write_parquet(place / f"items_{part}.parquet")
         users.write_parquet(place / "users_holdout.parquet")
@@ -56,7 +56,7 @@ def _labels(settings: Settings, night: Night, holdout_start: datetime) -> Frame:
     from evensong.features.transformations import INTERACTION_COLUMNS, positive_events, with_known
 
     split = settings.split
-    known = Lake(settings.lake).scan("interactions", night.as_of).select(INTERACTION_COLUMNS).collect()
+    known = Lake(settings.lake).scan("interactions", night.as_of).select(*INTERACTION_COLUMNS, "propensity").collect()
     if known.is_empty():
         raise NothingToLearnError(
             f"as_of {night.as_of:%Y-%m-%d %H:%M}: expected interactions known by then, found none; "
@@ -78,7 +78,7 @@ def _labels(settings: Settings, night: Night, holdout_start: datetime) -> Frame:
     if split.training_days is not None:
         first = holdout_start - timedelta(days=split.training_days)
         labels = labels.filter(pl.col("event_timestamp") >= first)
-    columns = ["user_id", "item_id", "event_timestamp", "event_type", "value", "part"]
+    columns = ["user_id", "item_id", "event_timestamp", "event_type", "value", "propensity", "part"]
     labels = labels.select(columns).sort("event_timestamp", "user_id", "item_id", "event_type", "value")
     if not labels["part"].is_in(["retriever", "ranker"]).any():
         raise NothingToLearnError(
@@ -138,14 +138,32 @@ def _features_at(reader: Any, ids: Frame, moment: datetime, service: str, entity
 
 
 def _targets(settings: Settings, labels: Frame, users: Frame) -> Frame:
-    """Held-out positives without those that the filter rule would hide from the user."""
+    """Held-out positives that can judge any model, without those that the filter rule would hide from the user.
+
+    What a policy was bound to show can only confirm that policy: nothing else could be clicked. So where some positives
+    were shown by chance, only those count; the others would keep any champion on its own slates for ever.
+    """
     rule = settings.serving.filter
-    targets = labels.filter(pl.col("part") == "holdout").select("user_id", "item_id", "event_timestamp", "event_type")
+    held_out = labels.filter(pl.col("part") == "holdout")
+    by_chance = pl.col("propensity").is_null() | (pl.col("propensity") < settings.split.max_propensity)
+    fair = held_out.filter(by_chance)
+    if fair.is_empty() and len(held_out):
+        log.warning(
+            "every held-out event was shown with near certainty; all of them judge, in favour of who showed them"
+        )
+        fair = held_out
+    targets = fair.select("user_id", "item_id", "event_timestamp", "event_type")
     hidden = {"none": [], "purchased": ["purchased_item_ids"], "seen": ["seen_item_ids", "purchased_item_ids"]}[rule]
     for column in hidden:
         pairs = users.select("user_id", pl.col(column).alias("item_id")).explode("item_id").drop_nulls()
         targets = targets.join(pairs, on=["user_id", "item_id"], how="anti", maintain_order="left")
     return targets.sort("user_id", "event_timestamp", "item_id", "event_type")
+
+
+def _num_bound(settings: Settings, labels: Frame) -> int:
+    """Held-out positives that stood on a slate with near certainty."""
+    bound = (pl.col("part") == "holdout") & (pl.col("propensity") >= settings.split.max_propensity)
+    return labels.filter(bound).height
 
 
 def _meta(
@@ -172,6 +190,7 @@ def _meta(
         "num_items_final": len(items["final"]),
         "num_users_holdout": len(users),
         "num_targets": len(targets),
+        "num_bound_to_be_shown": _num_bound(settings, labels),
         "num_target_users": targets["user_id"].n_unique(),
         "filter": settings.serving.filter,
         "lake_versions": {

@@ -172,3 +172,29 @@ def test_join_keeps_rows_order_and_other_columns(settings: Settings, built: str)
     assert joined.select(slate.columns).equals(slate)
     assert joined["num_interactions"].to_list() == [2] * 19 + [None]
     assert joined["title"].to_list() == ["The a", "The b"] * 10
+
+
+def test_what_a_policy_was_bound_to_show_judges_no_model(tmp_path: Path) -> None:
+    settings = world(tmp_path)
+    rows = [("late", 0.9), ("c", 0.02), ("b", None)]
+    Lake(settings.lake).append_new(
+        "interactions",
+        pl.DataFrame(
+            {
+                "user_id": ["w"] * 3,
+                "item_id": [item for item, _ in rows],
+                "event_type": ["click"] * 3,
+                "event_timestamp": [at(9.7)] * 3,
+                "propensity": [propensity for _, propensity in rows],
+                "created_timestamp": [at(9.7)] * 3,
+            }
+        ),
+    )
+    night = Night(as_of=AS_OF)
+    features.build(settings, night)
+    built = training_set.build(settings, night)
+    targets = read(built, "targets").filter(pl.col("user_id") == "w")
+    assert sorted(targets["item_id"]) == ["b", "c"]
+    meta = storage.read_json(storage.join(built, "meta.json"))
+    assert meta["num_bound_to_be_shown"] == 1
+    assert meta["num_examples"]["holdout"] == 5
