@@ -48,9 +48,9 @@ def checks(
     except ValueError as error:
         yield missing(better, str(error))
         return
-    interval = primary_interval(paired, policy, inputs)
-    yield _better(better, interval, policy, report.champion_version)
-    yield _plausible(interval, figure_of(champion, metric) or 0.0, policy)
+    gain = primary_interval(paired, policy, inputs)
+    yield _better(better, gain, policy, report.champion_version)
+    yield _plausible(gain, figure_of(champion, metric) or 0.0, policy)
     for name, rule in sorted(policy.non_inferior.items()):
         question = Question(f"not_worse.{name}", name, rule.margin, rule.confidence, 2, rule.when_inconclusive)
         yield not_worse(question, differences(paired, name), policy)
@@ -91,6 +91,11 @@ def primary_interval(paired: Frame, policy: PromotionPolicy, inputs: GateInputs 
     return _interval(gained, policy.primary.confidence, policy)
 
 
+def interval(gained: Floats, policy: PromotionPolicy) -> Interval:
+    """The interval of a mean difference at the policy's confidence."""
+    return _interval(gained, policy.primary.confidence, policy)
+
+
 def not_worse(question: Question, gained: Floats, policy: PromotionPolicy) -> Check:
     """Passed when the lower bound stays above the margin, failed when the upper bound is below it, else in doubt."""
     num_users = len(gained)
@@ -106,53 +111,53 @@ def not_worse(question: Question, gained: Floats, policy: PromotionPolicy) -> Ch
             bound=-question.margin,
             message=f"{question.what}: {num_users} users are too few to tell, change {mean:+.4f}",
         )
-    interval = _interval(gained, 2 * question.confidence - 1, policy)
-    shown, worse = interval.lower >= -question.margin, interval.upper < -question.margin
+    bounds = _interval(gained, 2 * question.confidence - 1, policy)
+    shown, worse = bounds.lower >= -question.margin, bounds.upper < -question.margin
     verdict = "no worse" if shown else "worse" if worse else "cannot tell"
     return Check(
         name=question.name,
         passed=shown or (not worse and question.when_inconclusive == "pass"),
         doubtful=not shown and not worse,
-        figure=interval.upper if worse else interval.lower,
+        figure=bounds.upper if worse else bounds.lower,
         bound=-question.margin,
         message=(
-            f"{question.what}: {verdict}, change {mean:+.4f}, bounds {interval.lower:+.4f} to {interval.upper:+.4f} "
+            f"{question.what}: {verdict}, change {mean:+.4f}, bounds {bounds.lower:+.4f} to {bounds.upper:+.4f} "
             f"over {num_users} users, allowed {-question.margin:+.4f}"
         ),
     )
 
 
-def _better(name: str, interval: Interval, policy: PromotionPolicy, champion_version: str | None) -> Check:
+def _better(name: str, gain: Interval, policy: PromotionPolicy, champion_version: str | None) -> Check:
     rule = policy.primary
-    detectable = interval.smallest_detectable(rule.margin, rule.power)
-    passed = interval.lower > rule.margin
+    detectable = gain.smallest_detectable(rule.margin, rule.power)
+    passed = gain.lower > rule.margin
     verdict = "better than" if passed else "not shown to be better than"
     return Check(
         name=name,
         passed=passed,
-        figure=interval.lower,
+        figure=gain.lower,
         bound=rule.margin,
         message=(
-            f"{verdict} {named(champion_version)} on {rule.metric}: gain {interval.mean:+.4f}, "
-            f"{rule.confidence:.0%} interval {interval.lower:+.4f} to {interval.upper:+.4f}, "
-            f"needed above {rule.margin:+.4f}; these {interval.num_users} users could show a gain of {detectable:.4f} "
+            f"{verdict} {named(champion_version)} on {rule.metric}: gain {gain.mean:+.4f}, "
+            f"{rule.confidence:.0%} interval {gain.lower:+.4f} to {gain.upper:+.4f}, "
+            f"needed above {rule.margin:+.4f}; these {gain.num_users} users could show a gain of {detectable:.4f} "
             f"with {rule.power:.0%} power"
         ),
     )
 
 
-def _plausible(interval: Interval, champion: float, policy: PromotionPolicy) -> Check:
+def _plausible(gain: Interval, champion: float, policy: PromotionPolicy) -> Check:
     """A jump counts from the interval's lower bound: with few users a mean jumps by luck."""
     rule, metric = policy.plausibility, policy.primary.metric
     bound = max((rule.max_ratio_to_champion - 1) * champion, rule.min_level)
-    plausible = interval.lower <= bound
+    plausible = gain.lower <= bound
     return Check(
         name=f"plausible_gain.{metric}",
         passed=plausible,
         doubtful=not plausible,
-        figure=interval.lower,
+        figure=gain.lower,
         bound=bound,
-        message=f"a gain of at least {interval.lower:+.4f} on {metric} is "
+        message=f"a gain of at least {gain.lower:+.4f} on {metric} is "
         + (
             "plausible"
             if plausible

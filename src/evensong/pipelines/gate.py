@@ -11,7 +11,7 @@ from evensong.data import storage
 from evensong.errors import ConfigurationError
 from evensong.evaluation.gate import GateInputs, decide
 from evensong.evaluation.policy import PromotionPolicy, load_policy
-from evensong.pipelines import evidence
+from evensong.pipelines import dossier, evidence
 from evensong.registry import decisions, review, versions
 from evensong.settings import Settings
 from evensong.types import EvaluationReport, Frame, Night
@@ -35,11 +35,14 @@ def run(settings: Settings, night: Night, version: str, evaluation_uri: str) -> 
     if challenger.tags.get("evidence_hash") == judged:
         decision = decisions.read(settings, challenger)
     else:
-        decision = decide(report, policy, _per_user(report), inputs)
+        per_user = _per_user(report)
+        decision = decide(report, policy, per_user, inputs)
+        dossier.run(settings, night, challenger, report, decision, policy, per_user, inputs)
         decisions.store(settings, challenger, decision, evidence=judged, compared_with=inputs.champion_version)
     if decision.needs_review:
         rule = policy.review
         review.ask(settings, challenger, decision, deadline_hours=rule.deadline_hours, default=rule.default)
+    dossier.link(settings, version)
     value = decision.model_dump(mode="json")
     storage.write_json(place, value)
     return value

@@ -190,6 +190,21 @@ def finish(settings: Settings, night: Night, *, succeeded: bool) -> None:
         client(settings).set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
 
 
+def params_of(settings: Settings, run_id: str) -> dict[str, str]:
+    """The parameters of an MLflow run."""
+    with registry_errors(settings, f"run {run_id}"):
+        return dict(client(settings).get_run(run_id).data.params)
+
+
+def artifacts_page(settings: Settings, model_id: str) -> str:
+    """Where the MLflow UI shows the artifacts of a version's logged model."""
+    tracking = settings.tracking
+    base = (
+        tracking.rstrip("/") if tracking.startswith("http") else f"http://{settings.mlflow_host}:{settings.mlflow_port}"
+    )
+    return f"{_without_password(base)}/#/experiments/{experiment_id(settings)}/models/{model_id}/artifacts"
+
+
 def download(settings: Settings, artifact_uri: str, target: Path) -> Path:
     """Download one artifact, a file or a folder, into `target` and return where it lies."""
     with registry_errors(settings, artifact_uri):

@@ -226,3 +226,20 @@ def test_commands_answer_what_can_be_printed_as_json(settings: Settings, run: Ru
         json.dumps(answer)
     assert commands.verify(settings)["sound"]
     assert commands.show(settings, "1")["moves"][0]["to_version"] == "1"
+
+
+def test_dossier_lies_on_the_version_with_its_hash_and_is_linked(settings: Settings, run: Run) -> None:
+    import hashlib
+
+    run(1)
+    run(2, gain=0.1)
+    run(2, gain=0.1)
+    version = versions.get(settings, "2")
+    page = versions.read_attached(settings, version, "dossier.html")
+    assert hashlib.sha256(page).hexdigest() == version.tags["dossier_hash"]
+    data = versions.read_attached(settings, version, "dossier.json")
+    assert hashlib.sha256(data).hexdigest() == version.tags["dossier_json_hash"]
+    assert version.description.count("[Dossier](http://127.0.0.1:5000/#/experiments/") == 1
+    assert f"/models/{version.model_id}/artifacts)" in version.description
+    assert storage.read_bytes(settings.run_uri(night(2).run_id, "dossier.html")) == page
+    assert b"night.as_of" in page

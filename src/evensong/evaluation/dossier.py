@@ -1,0 +1,206 @@
+"""The dossier of a challenger: the decision, why, and everything that a reviewer wants to see, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import polars as pl
+from pydantic import Field
+
+from evensong.evaluation import against_champion
+from evensong.evaluation.bootstrap import Interval
+from evensong.evaluation.evidence import GateInputs, OffPolicyEstimate
+from evensong.evaluation.policy import PromotionPolicy
+from evensong.types import EvaluationReport, Frame, ModelReport, PromotionDecision, Value
+
+
+class Comparison(Value):
+    """One figure of every model, and the challenger's gain on the champion where users can be paired."""
+
+    name: str
+    challenger: float | None
+    champion: float | None = None
+    baselines: dict[str, float] = Field(default={})
+    gain: Interval | None = None
+    num_users: int | None = None
+
+
+class Example(Value):
+    """What one user would be shown by each."""
+
+    user_id: str
+    history: list[str]
+    """Titles, newest first."""
+    challenger: list[str]
+    champion: list[str] = Field(default=[])
+
+
+class Shift(Value):
+    """How far a feature's values in the judged window are from those of the training data."""
+
+    name: str
+    psi: float
+    verdict: str
+
+
+class Change(Value):
+    """One setting or version that is not what the champion had."""
+
+    name: str
+    champion: str | None
+    challenger: str | None
+
+
+class Dossier(Value):
+    """Everything about one challenger. A part that could not be made is empty, and `missing` says why."""
+
+    title: str
+    version: str
+    champion_version: str | None
+    as_of: datetime
+    decision: PromotionDecision
+    mode: str
+    policy_digest: str
+    num_users: int
+    num_events: int
+    window_start: datetime
+    window_end: datetime
+    smallest_detectable_gain: float | None = None
+    primary_metric: str
+    metrics: list[Comparison]
+    slices: list[Comparison] = Field(default=[])
+    curves: dict[str, list[float]] = Field(default={})
+    """Loss by epoch."""
+    rows: dict[str, dict[str, str]] = Field(default={})
+    """Table to its counts."""
+    validation: str = ""
+    data_docs: str | None = None
+    drift: list[Shift] = Field(default=[])
+    examples: list[Example] = Field(default=[])
+    changes: list[Change] = Field(default=[])
+    fitness: list[Comparison] = Field(default=[])
+    """Sizes, latencies, index recall."""
+    off_policy: list[OffPolicyEstimate] = Field(default=[])
+    lineage: dict[str, str] = Field(default={})
+    missing: dict[str, str] = Field(default={})
+
+
+def build(
+    report: EvaluationReport,
+    decision: PromotionDecision,
+    policy: PromotionPolicy,
+    per_user: Frame | None,
+    inputs: GateInputs,
+    *,
+    title: str,
+    version: str,
+    **parts: object,
+) -> Dossier:
+    """The dossier from what the gate judged; `parts` are the fields that other steps know."""
+    metrics = sorted(report.challenger.metrics)
+    paired, why = _paired(report, per_user, metrics)
+    missing = dict(parts.pop("missing", {}))  # type: ignore[call-overload]
+    if why:
+        missing["intervals"] = why
+    primary = policy.primary
+    interval = against_champion.primary_interval(paired, policy, inputs) if paired is not None else None
+    detectable = interval.smallest_detectable(primary.margin, primary.power) if interval else None
+    return Dossier.model_validate(
+        {
+            "title": title,
+            "version": version,
+            "champion_version": report.champion_version,
+            "as_of": report.as_of,
+            "decision": decision,
+            "mode": policy.mode,
+            "policy_digest": policy.digest,
+            "num_users": report.num_users,
+            "num_events": report.num_events,
+            "window_start": report.window_start,
+            "window_end": report.window_end,
+            "smallest_detectable_gain": detectable,
+            "primary_metric": primary.metric,
+            "metrics": [_comparison(name, report, paired, policy) for name in metrics],
+            "slices": _slices(report, paired, policy),
+            "fitness": _fitness(report, inputs),
+            "off_policy": list(inputs.off_policy),
+            "missing": missing,
+            **parts,
+        }
+    )
+
+
+def changes(champion: Mapping[str, str], challenger: Mapping[str, str]) -> list[Change]:
+    """What differs between two sets of names and values, by name."""
+    return [
+        Change(name=name, champion=champion.get(name), challenger=challenger.get(name))
+        for name in sorted(champion.keys() | challenger.keys())
+        if champion.get(name) != challenger.get(name)
+    ]
+
+
+def _paired(report: EvaluationReport, per_user: Frame | None, metrics: list[str]) -> tuple[Frame | None, str]:
+    if report.champion is None:
+        return None, "there was no champion to compare with"
+    columns = [name for name in metrics if per_user is not None and name in per_user.columns]
+    try:
+        return against_champion.pair(per_user, report.challenger.model, report.champion.model, columns), ""
+    except ValueError as error:
+        return None, f"needs {error}"
+
+
+def _comparison(name: str, report: EvaluationReport, paired: Frame | None, policy: PromotionPolicy) -> Comparison:
+    gain = None
+    if paired is not None and f"{name}_champion" in paired.columns and len(paired) > 1:
+        gain = against_champion.interval(against_champion.differences(paired, name), policy)
+    return Comparison(
+        name=name,
+        challenger=report.challenger.metrics.get(name),
+        champion=report.champion.metrics.get(name) if report.champion else None,
+        baselines={
+            baseline: model.metrics[name]
+            for baseline, model in sorted(report.baselines.items())
+            if name in model.metrics
+        },
+        gain=gain,
+    )
+
+
+def _slices(report: EvaluationReport, paired: Frame | None, policy: PromotionPolicy) -> list[Comparison]:
+    metric = policy.primary.metric
+    found = []
+    for name in sorted({*policy.slices.names, *report.challenger.slices}):
+        gain, column = None, f"slice_{name}"
+        if paired is not None and column in paired.columns:
+            inside = paired.filter(pl.col(column).fill_null(False))
+            if len(inside) > 1:
+                gain = against_champion.interval(against_champion.differences(inside, metric), policy)
+        users = _of_slice(report.challenger, name, "num_users")
+        found.append(
+            Comparison(
+                name=name,
+                challenger=_of_slice(report.challenger, name, metric),
+                champion=_of_slice(report.champion, name, metric),
+                baselines={
+                    baseline: value
+                    for baseline, model in sorted(report.baselines.items())
+                    if (value := _of_slice(model, name, metric)) is not None
+                },
+                gain=gain,
+                num_users=None if users is None else int(users),
+            )
+        )
+    return found
+
+
+def _fitness(report: EvaluationReport, inputs: GateInputs) -> list[Comparison]:
+    ours = report.guardrails | inputs.figures
+    return [
+        Comparison(name=name, challenger=ours[name], champion=inputs.champion_figures.get(name))
+        for name in sorted(ours)
+    ]
+
+
+def _of_slice(model: ModelReport | None, name: str, metric: str) -> float | None:
+    return None if model is None else model.slices.get(name, {}).get(metric)
