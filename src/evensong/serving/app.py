@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -17,6 +18,9 @@ from evensong.serving.metrics import Metrics
 from evensong.serving.recommend import UserReader
 from evensong.serving.request_log import RequestLog
 from evensong.settings import Settings, load_settings
+
+#: A process beside others begins to answer once it has a model, or after so long.
+FIRST_LOOK_SECONDS = 60
 
 DESCRIPTION = """Recommendations from the current champion.
 
@@ -42,6 +46,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.request_log.start()
         service.champion.start()
+        if settings.serving.workers > 1:
+            # one port, several processes: one that cannot answer yet must not take requests from those that can
+            await asyncio.to_thread(service.champion.looked.wait, FIRST_LOOK_SECONDS)
         try:
             yield
         finally:

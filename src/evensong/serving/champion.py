@@ -87,6 +87,8 @@ class Champion:
         self.in_use: InUse | None = None
         self.features: OnlineFeatures | None = None
         self.people = People(settings)
+        self.looked = threading.Event()
+        """Set once a model answers, or it is known that there is none to load."""
         self._settings = settings
         self._metrics = metrics
         self._warnings: dict[str, str] = {}
@@ -130,6 +132,8 @@ class Champion:
                 log.exception(
                     "looking for the champion failed; trying again in %g s", self._settings.serving.poll_seconds
                 )
+            if self.in_use or "registry" not in self._warnings:
+                self.looked.set()
             if self.in_use and not is_settled:
                 # What libraries hold lives as long as the process; walking through it in each full collection would
                 # hold up requests. A model needs no collection to be freed: nothing in it refers back.

@@ -1,0 +1,105 @@
+"""`evensong serve` as it is run: several processes on one port, a log of JSON lines, an end that drops no request."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+
+@contextmanager
+def served(world: Any, log: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = (
+        os.environ
+        | variables
+        | {
+            "EVENSONG_HOME": str(world.settings.home),
+            "EVENSONG_SERVING__POLL_SECONDS": "0.2",
+            "EVENSONG_FEATURES__HISTORY_LENGTH": "10",
+            "PYTHONWARNINGS": "ignore",
+        }
+    )
+    command = [sys.executable, "-m", "evensong.cli", "serve", "--port", str(port)]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, env=environment, stderr=stderr)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            yield process, client
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(timeout=30)
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_processes_swap_and_end_without_dropping_a_request(world: Any, wait_for: Any, tmp_path: Path) -> None:
+    world.promote(world.first)
+    log = tmp_path / "log"
+    answers: list[httpx.Response | Exception] = []
+    stop = threading.Event()
+    with served(world, log, EVENSONG_SERVING__WORKERS="2") as (process, client):
+        wait_for(lambda: is_ready(client) or process.poll() is not None, 180)
+
+        def ask() -> None:
+            while not stop.is_set():
+                try:
+                    # a connection each, so that both processes are asked
+                    answers.append(httpx.get(client.base_url.join("/recommend?user_id=au1&k=5"), timeout=30))
+                except Exception as error:
+                    if stop_told.is_set():
+                        # the port is closed; what was taken from it before is counted below
+                        return
+                    answers.append(error)
+
+        stop_told = threading.Event()
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+
+        def newest() -> set[str]:
+            return {
+                answer.json().get("model_version") for answer in answers[-30:] if isinstance(answer, httpx.Response)
+            }
+
+        wait_for(lambda: len(answers) > 80)
+        assert newest() == {world.first}
+        world.promote(world.second)
+        wait_for(lambda: newest() == {world.second})
+        counted = client.get("/metrics").text
+        stop_told.set()
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(timeout=60)
+        stop.set()
+        assert process.wait(timeout=60) == 0
+    assert [answer for answer in answers if isinstance(answer, Exception) or answer.status_code != 200] == []
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    told = [line for line in lines if line.get("route") == "/recommend"]
+    # every request that a process took was answered, those under way at the end as well
+    assert len(told) == len(answers)
+    assert {line["status"] for line in told} == {200}
+    (total,) = [
+        line for line in counted.splitlines() if line.startswith("evensong_requests_total") and '"/recommend"' in line
+    ]
+    assert 40 < float(total.rsplit(" ", 1)[1]) <= len(answers)
+    assert "evensong_model_swaps_total 4.0" in counted
+    assert "feast_" not in counted
