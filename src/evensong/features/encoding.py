@@ -2,7 +2,8 @@
 
 What stands here is the wire format of feast/types/Value.proto as Feast fills it (feast/type_map.py): a null, and a NaN
 in a scalar column, is an empty message; a scalar is one field; a list is one embedded message that repeats field 1,
-packed for numbers. Nothing in this module makes a Python object per value. The contract tests hold it against Feast's
+packed for numbers. Columns are made without a Python object per value; only a handful of rows, where the calls would
+cost more than the values, is read one by one. The contract tests hold it against Feast's
 own code, byte by byte, in both directions.
 """
 
@@ -47,6 +48,10 @@ _WIDTHS: dict[Any, Any] = {pl.Float64: np.float64, pl.Float32: np.float32}
 _KEY_TYPES: dict[Any, tuple[int, Any]] = {pl.String: (2, None), pl.Int32: (3, np.int32), pl.Int64: (4, np.int64)}
 
 
+#: Up to so many rows are decoded one by one.
+FEW = 8
+
+
 def supports(dtype: pl.DataType) -> bool:
     """Whether columns of this type can be encoded and decoded here."""
     if isinstance(dtype, pl.List):
@@ -82,6 +87,8 @@ def decode(values: pa.BinaryArray, dtype: pl.DataType) -> pl.Series:
     Raises:
         ValueError: the type is not supported, or a message holds another type.
     """
+    if len(values) <= FEW and supports(dtype):
+        return pl.Series([_decode_one(value, dtype) if value else None for value in values.to_pylist()], dtype=dtype)
     lengths, data = _lengths(values), _data(values)
     starts = lengths.cumsum() - lengths
     present = lengths > 0
@@ -115,9 +122,7 @@ def entity_keys(columns: Sequence[pl.Series]) -> pa.BinaryArray:
         ValueError: a key column is neither text nor integer, or holds a null.
     """
     columns = sorted(columns, key=lambda column: column.name)
-    names = [column.name.encode() for column in columns]
-    head = struct.pack("<I", len(names))
-    head += b"".join(struct.pack("<II", 2, len(name)) + name for name in names)
+    head = key_prefix([column.name for column in columns])
     parts = [_constant(head, len(columns[0]))]
     for column in columns:
         if column.dtype not in _KEY_TYPES or column.null_count():
@@ -133,11 +138,81 @@ def entity_keys(columns: Sequence[pl.Series]) -> pa.BinaryArray:
     return _join(*parts)
 
 
+def key_prefix(names: Sequence[str]) -> bytes:
+    """What every entity key of these join keys begins with: their number and names."""
+    encoded = [name.encode() for name in sorted(names)]
+    return struct.pack("<I", len(encoded)) + b"".join(struct.pack("<II", 2, len(name)) + name for name in encoded)
+
+
+def text_keys(name: str, values: Sequence[str]) -> pa.BinaryArray:
+    """`entity_keys` of one text column, for a handful of values."""
+    head = key_prefix([name])
+    encoded = [value.encode() for value in values]
+    return pa.array([head + struct.pack("<II", 2, len(value)) + value for value in encoded], pa.binary())
+
+
 def timestamps(moments: pl.Series) -> pa.BinaryArray:
     """google.protobuf.Timestamp of each moment (microseconds UTC): seconds and nanoseconds, left out when zero."""
     micros = moments.to_physical().to_numpy()
     seconds, nanos = micros // 1_000_000, micros % 1_000_000 * 1000
     return _join(_varint_field(1, seconds), _varint_field(2, nanos))
+
+
+def _decode_one(value: bytes, dtype: pl.DataType) -> Any:
+    """The Python value of one serialized `Value` that is not empty."""
+    inner = dtype.inner if isinstance(dtype, pl.List) else dtype
+    field, wire = (_LISTS[inner], _LENGTH) if isinstance(dtype, pl.List) else _SCALARS[inner]
+    tag = _tag(field, wire)
+    if not value.startswith(tag):
+        raise _other_type(dtype)
+    place = len(tag)
+    if wire == _LENGTH:
+        place = _read_varint(value, place)[1]
+    if not isinstance(dtype, pl.List):
+        return _read_one(value, place, len(value), inner)[0]
+    found, end = [], len(value)
+    if inner not in (pl.String, pl.Binary) and place < end:
+        place = _read_varint(value, place + 1)[1]  # numbers are packed: one tag and one length for all of them
+    while place < end:
+        stop = end
+        if inner in (pl.String, pl.Binary):
+            size, place = _read_varint(value, place + 1)
+            stop = place + size
+        item, place = _read_one(value, place, stop, inner)
+        found.append(item)
+    return found
+
+
+def _read_one(value: bytes, place: int, stop: int, dtype: Any) -> tuple[Any, int]:
+    """The scalar that stands at the place, and where it ends."""
+    if dtype == pl.String:
+        return value[place:stop].decode(), stop
+    if dtype == pl.Binary:
+        return value[place:stop], stop
+    if dtype == pl.Float32:
+        return struct.unpack_from("<f", value, place)[0], place + 4
+    if dtype == pl.Float64:
+        return struct.unpack_from("<d", value, place)[0], place + 8
+    number, after = _read_varint(value, place)
+    if dtype == pl.Boolean:
+        return bool(number), after
+    return (number - (1 << 64) if number >> 63 else number), after
+
+
+def _read_varint(value: bytes, place: int) -> tuple[int, int]:
+    """The varint at the place, and where it ends."""
+    number = shift = 0
+    while True:
+        byte = value[place]
+        place += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, place
+        shift += 7
+
+
+def _other_type(dtype: pl.DataType) -> ValueError:
+    return ValueError(f"expected values of type {dtype}, got others; apply the declarations and materialize again")
 
 
 def _encode_lists(column: pl.Series, inner: Any) -> pa.BinaryArray:

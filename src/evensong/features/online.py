@@ -19,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 
 from evensong.data import storage
-from evensong.features.encoding import decode, entity_keys
+from evensong.features.encoding import FEW, decode, entity_keys, key_prefix, text_keys
 from evensong.features.online_redis import RedisOnline
 from evensong.features.online_sqlite import SqliteOnline
 from evensong.features.store import PROJECT, is_redis, redis_connection
@@ -92,7 +92,8 @@ class OnlineFeatures:
         asked = pl.Series(entity, list(ids), dtype=pl.String)
         if asked.is_empty():
             return pl.DataFrame(schema={entity: pl.String(), **{name: dtype for (_, name), dtype in features.items()}})
-        found = self._online.read(entity_keys([asked]), list(features))
+        keys = text_keys(entity, asked.to_list()) if len(asked) <= FEW else entity_keys([asked])
+        found = self._online.read(keys, list(features))
         columns = [
             decode(values, dtype).alias(name)
             for values, ((_, name), dtype) in zip(found, features.items(), strict=True)
@@ -137,8 +138,7 @@ class OnlineFeatures:
 
     def _load_items(self) -> Frame:
         """Every item of the online store with its features, by id."""
-        empty = entity_keys([pl.Series("item_id", [""])])[0].as_py()
-        prefix = empty[:-4]  # up to the length of the id
+        prefix = key_prefix(["item_id"]) + struct.pack("<I", 2)  # up to the length of the id, which is text
         keys = self._online.every_key(prefix, list(dict.fromkeys(view for view, _ in _ITEMS)))
         ids = [_id_of(key, len(prefix)) for key in keys.to_pylist()]
         return self._read("item_id", ids, _ITEMS).sort("item_id")

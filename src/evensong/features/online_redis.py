@@ -7,6 +7,7 @@ column by column as one block of the Redis protocol, so that no Python object is
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -152,6 +153,7 @@ def _named(view: str, values: Mapping[str, pa.BinaryArray]) -> list[tuple[bytes,
     return [(_field(view, name), encoded) for name, encoded in values.items()]
 
 
+@functools.cache
 def _field(view: str, feature: str) -> bytes:
     return struct.pack("<I", mmh3.hash(f"{view}:{feature}", signed=False))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -19,7 +20,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evensong.features.encoding import decode, encode, entity_keys, timestamps
+from evensong.features import encoding
+from evensong.features.encoding import decode, encode, entity_keys, text_keys, timestamps
 
 texts = st.text(max_size=200)
 SCALARS: list[tuple[pl.DataType, ValueType, st.SearchStrategy[Any]]] = [
@@ -45,9 +47,11 @@ def test_bytes_are_those_of_feast_and_come_back(
     def check(rows: list[Any]) -> None:
         encoded = encode(pl.Series("x", rows, dtype=dtype))
         assert encoded.to_pylist() == [_feast(row, kind) for row in rows]
-        back = decode(encoded, dtype)
-        assert back.dtype == dtype
-        assert _comparable(back.to_list()) == _comparable([_as_feast_reads(row) for row in rows])
+        for few in (0, 8):
+            with mock.patch.object(encoding, "FEW", few):
+                back = decode(encoded, dtype)
+            assert back.dtype == dtype
+            assert _comparable(back.to_list()) == _comparable([_as_feast_reads(row) for row in rows])
 
     check()
 
@@ -93,6 +97,11 @@ def test_entity_keys_are_those_of_feast(rows: list[tuple[str, int]]) -> None:
         for text, number in rows
     ]
     assert entity_keys(columns).to_pylist() == wanted
+
+
+def test_a_handful_of_text_keys_are_the_same_keys() -> None:
+    names = ["", "ü", "x" * 300]
+    assert text_keys("user_id", names) == entity_keys([pl.Series("user_id", names)])
 
 
 def test_timestamps_are_those_of_protobuf() -> None:
