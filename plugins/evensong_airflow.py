@@ -34,6 +34,7 @@ def night_of_run() -> Night:
     The date is the logical date: when a scheduled run was due, the night that a backfill repeats, or what the person
     who triggered it chose (now, unless changed); a run that was started without one has the moment of its start.
     """
+    from evensong.settings import load_settings
     from evensong.types import Night
 
     context = get_current_context()
@@ -42,7 +43,10 @@ def night_of_run() -> Night:
         run = context["dag_run"]
         date = (run.logical_date or run.run_after).astimezone(UTC)
         fields["as_of"] = date.replace(hour=0, minute=0, second=0, microsecond=0)
-    return Night.model_validate(fields)
+    night = Night.model_validate(fields)
+    # runs that start together are in the queue before the first of them asks for its turn
+    _change(_book(load_settings()), lambda turns: in_queue(turns, context["run_id"], night.as_of.isoformat()))
+    return night
 
 
 @contextmanager
@@ -63,7 +67,7 @@ def step(night: dict[str, Any]) -> Iterator[tuple[Settings, Night]]:
 
     value = Night.model_validate(night)
     settings = load_settings()
-    take_turn(Path(settings.place("turn.json")), value.as_of)
+    take_turn(_book(settings), value.as_of)
     try:
         with hold_home(settings, wait_seconds=WAIT_FOR_LOCK_SECONDS):
             yield settings, value
@@ -114,6 +118,16 @@ def next_turn(turns: dict[str, Any], run_id: str, as_of: str, runs: Callable[[st
     return {"holder": holder, "waiting": waiting}
 
 
+def in_queue(turns: dict[str, Any], run_id: str, as_of: str) -> dict[str, Any]:
+    """The book after `run_id` has said that it will ask."""
+    holder = turns.get("holder")
+    return {"holder": holder, "waiting": turns.get("waiting", {}) | ({} if holder == run_id else {run_id: as_of})}
+
+
+def _book(settings: Settings) -> Path:
+    return Path(settings.place("turn.json"))
+
+
 def _change(book: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
     """Apply `change` to the book of turns while no other process reads it; the holder afterwards."""
     book.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +142,7 @@ def _change(book: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> s
         file.seek(0)
         file.truncate()
         file.write(json.dumps(turns))
-        return str(turns["holder"])
+        return str(turns["holder"] or "")
 
 
 class StepLink(BaseOperatorLink):

@@ -157,6 +157,21 @@ def test_the_oldest_night_that_waits_is_next(plugin: Any) -> None:
     assert turns == {"holder": "a", "waiting": {"c": "2026-01-03"}}
 
 
+def test_runs_that_start_together_have_their_turns_in_order_whoever_asks_first(plugin: Any) -> None:
+    turns: dict[str, Any] = {}
+    for run, as_of in (("b", "2026-01-02"), ("a", "2026-01-01"), ("c", "2026-01-03")):
+        turns = plugin.in_queue(turns, run, as_of)
+    running = {"a", "b", "c"}
+    order = []
+    while running:
+        for run, as_of in (("c", "2026-01-03"), ("b", "2026-01-02"), ("a", "2026-01-01")):
+            if run in running:
+                turns = plugin.next_turn(turns, run, as_of, running.__contains__)
+        order.append(turns["holder"])
+        running.remove(turns["holder"])
+    assert order == ["a", "b", "c"]
+
+
 def test_a_run_that_ended_while_it_waited_is_forgotten(plugin: Any) -> None:
     turns = {"holder": "b", "waiting": {"a": "2026-01-01", "c": "2026-01-03"}}
     assert plugin.next_turn(turns, "c", "2026-01-03", {"c"}.__contains__) == {"holder": "c", "waiting": {}}

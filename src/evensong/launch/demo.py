@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from evensong.data import storage
 from evensong.launch import components
@@ -225,7 +226,7 @@ def _progress(console: Console) -> Iterator[Progress]:
 
 def _story(result: dict[str, Any]) -> RenderableType:
     return Group(
-        _nights_table(result["nights"]),
+        _nights_text(result["nights"]),
         _days_table(result["days"]),
         _user_table(result["user"]),
         _seconds_table(result["nights"]),
@@ -233,21 +234,14 @@ def _story(result: dict[str, Any]) -> RenderableType:
     )
 
 
-def _nights_table(nights: list[dict[str, Any]]) -> Table:
-    metrics = [name for name in nights[0]["metrics"]["challenger"] if name.startswith(("recall", "ndcg"))]
-    table = Table(title="\nThe nights", title_justify="left")
-    for column in ("as of", "version", "the gate", "why"):
-        table.add_column(column, overflow="fold")
-    for name in metrics:
-        table.add_column(f"{name}\nnew / popular", justify="right")
+def _nights_text(nights: list[dict[str, Any]]) -> RenderableType:
+    """One line a night: what the gate decided, and why."""
+    lines = [Text("\nThe nights", style="italic")]
     for night in nights:
-        verdict = "[green]promoted[/]" if night["promoted"] else f"[yellow]kept {night['champion']}[/]"
-        figures = [
-            f"{night['metrics']['challenger'][name]:.3f} / {night['metrics']['popularity'][name]:.3f}"
-            for name in metrics
-        ]
-        table.add_row(night["as_of"][:10], night["version"], verdict, "\n".join(night["reasons"]), *figures)
-    return table
+        verdict = ("promoted", "green") if night["promoted"] else (f"kept {night['champion'] or 'nothing'}", "yellow")
+        reasons = "; ".join(night["reasons"])
+        lines.append(Text.assemble(f"{night['as_of'][:10]}  version {night['version']} ", verdict, f": {reasons}"))
+    return Group(*lines)
 
 
 def _days_table(days: list[dict[str, Any]]) -> Table:
