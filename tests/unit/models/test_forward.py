@@ -1,0 +1,130 @@
+"""The numpy models that serve are the PyTorch models that were trained, and come back from their files."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from evensong.errors import BundleError
+from evensong.models.config import RankerConfig, TwoTowerConfig
+from evensong.models.forward import RankerForward, TowersForward
+from evensong.models.inputs import UserInputs, Vocabularies, encode_items, encode_users
+from evensong.models.rank_features import FEATURES
+from evensong.models.ranker import Ranker
+from evensong.models.saved import RankerWeights, TowerWeights, load_ranker, load_towers, save_ranker, save_towers
+from evensong.models.two_tower import TwoTower, item_tensors, user_tensors
+from tests.taste_world import USERS, make
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def towers() -> tuple[TwoTower, TowerWeights, UserInputs]:
+    world = make()
+    wanted = world.events["item_id"].filter(world.events["item_id"] != "a00")
+    vocabularies = Vocabularies.fit(world.items, wanted, history_length=6, num_top_categories=2)
+    ids = sorted(world.events["user_id"].unique())
+    rows = [world.user_features(user_id, world.cutoff) for user_id in ids] + [{}]
+    users = encode_users(pl.DataFrame(rows, schema=USERS), vocabularies, world.cutoff)
+    config = TwoTowerConfig(dimension=8, temperature=0.1)
+    model = TwoTower(config, vocabularies, torch.Generator().manual_seed(3))
+    model.fit_numeric(users)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)) * 0.1)
+        for table in (model.item_id, model.history, model.word, *model.category):
+            table.weight[0].zero_()
+    return model, TowerWeights(config, vocabularies, tensors_of(model)), users
+
+
+def test_item_tower_in_numpy_equals_the_trained_one(towers: tuple[TwoTower, TowerWeights, UserInputs]) -> None:
+    model, weights, _ = towers
+    items = encode_items(make().items, weights.vocabularies)
+    with torch.no_grad():
+        expected = model.items(item_tensors(items)).numpy()
+    found = TowersForward(weights.tensors, 0.1).items(items)
+    assert np.abs(found - expected).max() < 1e-5
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_user_tower_in_numpy_equals_the_trained_one(towers: tuple[TwoTower, TowerWeights, UserInputs]) -> None:
+    model, weights, users = towers
+    with torch.no_grad():
+        expected = model.users(user_tensors(users)).numpy()
+    found = TowersForward(weights.tensors, 0.1).users(users)
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_a_brand_new_item_has_an_embedding_near_its_shelf(towers: tuple[TwoTower, TowerWeights, UserInputs]) -> None:
+    _, weights, _ = towers
+    new = make().items.head(1).with_columns(item_id=pl.lit("never seen"))
+    vector = TowersForward(weights.tensors, 0.1).items(encode_items(new, weights.vocabularies))
+    assert np.isfinite(vector).all()
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+
+
+def test_towers_come_back_from_their_folder(
+    towers: tuple[TwoTower, TowerWeights, UserInputs], tmp_path: Path
+) -> None:
+    _, weights, users = towers
+    save_towers(tmp_path, weights)
+    back = load_towers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "towers.safetensors", "vocabulary.json"]
+    assert np.array_equal(back.forward().users(users), weights.forward().users(users))
+
+
+def ranker() -> tuple[Ranker, RankerWeights]:
+    rng = np.random.default_rng(0)
+    config = RankerConfig(
+        hidden=(8, 4),
+        mean=tuple(rng.normal(size=len(FEATURES)).tolist()),
+        std=tuple(rng.uniform(0.5, 2, size=len(FEATURES)).tolist()),
+    )
+    model = Ranker(config, torch.Generator().manual_seed(1))
+    return model, RankerWeights(config, tensors_of(model))
+
+
+def test_ranker_begins_as_popularity() -> None:
+    model, _ = ranker()
+    features = torch.randn(3, 5, len(FEATURES), generator=torch.Generator().manual_seed(2))
+    popularity = features[..., FEATURES.index("log_item_events_30d")]
+    with torch.no_grad():
+        scores = model(features)
+    differences = (scores - scores[:, :1]) - (popularity - popularity[:, :1])
+    assert differences.abs().max() < 1e-4
+
+
+def test_ranker_in_numpy_equals_the_trained_one(tmp_path: Path) -> None:
+    model, _ = ranker()
+    with torch.no_grad():
+        model.out.weight.normal_(0, 1, generator=torch.Generator().manual_seed(5))
+    save_ranker(tmp_path, RankerWeights(model.config, tensors_of(model)))
+    weights = load_ranker(tmp_path)
+    features = np.random.default_rng(3).normal(size=(7, len(FEATURES))).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(features)[None])[0].numpy()
+    assert np.abs(RankerForward(weights.tensors, 2)(features) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["config.json", "ranker.safetensors"])
+def test_a_damaged_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    model, weights = ranker()
+    save_ranker(tmp_path, weights)
+    (tmp_path / name).write_bytes(b"\x00garbage")
+    with pytest.raises(BundleError, match="train the night again"):
+        load_ranker(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(BundleError, match=name):
+        load_ranker(tmp_path)
+
+
+def test_a_ranker_of_other_features_is_refused(tmp_path: Path) -> None:
+    _, weights = ranker()
+    config = weights.config.model_copy(update={"features": ("something", *FEATURES[1:])})
+    save_ranker(tmp_path, RankerWeights(config, weights.tensors))
+    with pytest.raises(BundleError, match="something"):
+        load_ranker(tmp_path)
