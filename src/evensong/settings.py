@@ -170,6 +170,8 @@ class RegistrySettings(Section):
 
     model_name: str = Field("recommender", description="The registered model.")
     policy_path: Path = Field(Path("mlflow/promotion_policy.yaml"), description="What a challenger must show.")
+    keep_versions: int = Field(14, ge=1, description="Newest versions whose bundles the retention rule keeps.")
+    keep_champions: int = Field(3, ge=2, description="Last champions whose bundles stay, ready for a rollback.")
 
 
 class AirflowSettings(Section):

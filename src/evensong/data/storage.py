@@ -122,6 +122,16 @@ def remove(uri: str) -> None:
         Path(uri).unlink(missing_ok=True)
 
 
+def remove_folder(uri: str) -> None:
+    """Remove a folder with everything below it; nothing happens when there is none."""
+    if is_remote(uri):
+        bucket, prefix = _split(uri)
+        for key in _keys(bucket, prefix.rstrip("/") + "/"):
+            _client().delete_object(Bucket=bucket, Key=key)
+    elif Path(uri).exists():
+        shutil.rmtree(uri)
+
+
 def read_json(uri: str) -> Any:
     """The content of a JSON file."""
     return json.loads(read_bytes(uri))

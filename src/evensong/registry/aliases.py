@@ -26,6 +26,7 @@ __all__ = [
     "block",
     "champion",
     "champion_before",
+    "held",
     "ledger_verify",
     "move",
     "recent_champions",
@@ -79,6 +80,10 @@ def move(
         if "foreign" in target.tags:
             raise PromotionRefusedError(
                 f"version {version}: was not registered by Evensong, so it holds no verified bundle; register one"
+            )
+        if when := target.tags.get("collected"):
+            raise PromotionRefusedError(
+                f"version {version}: its bundle was collected at {when}; `evensong reproduce {version}` makes it anew"
             )
         now = champion(settings)
         current = now.version if now else None
@@ -185,6 +190,17 @@ def ledger_verify(settings: Settings) -> LedgerState:
         if str(error) not in found:
             found.append(str(error))
     return LedgerState(sound=not found, lines=lines, champion=current, problems=found)
+
+
+@contextlib.contextmanager
+def held(settings: Settings) -> Iterator[None]:
+    """Hold the champion where it is.
+
+    Raises:
+        BusyError: it is being moved.
+    """
+    with tracking.locked(settings, "champion", wait_seconds=10), shared_lock(settings, "champion"):
+        yield
 
 
 @contextlib.contextmanager

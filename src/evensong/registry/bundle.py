@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evensong.errors import BundleError
+from evensong.errors import BundleError, RegistryError
 from evensong.settings import Settings
 
 MANIFEST = "manifest.json"
@@ -142,6 +142,11 @@ def fetch(settings: Settings, version: str) -> Path:
     version = str(version)
     with tracking.registry_errors(settings, f"model version {version}"):
         registered = tracking.client(settings).get_model_version(settings.registry.model_name, version)
+    if when := registered.tags.get("collected"):
+        raise RegistryError(
+            f"model version {version}: its bundle was collected at {when} by the retention rule; "
+            f"`evensong reproduce {version}` makes it anew"
+        )
     expected = registered.tags.get("bundle_digest")
     target = Path(settings.place("serving", "bundles", f"v{registered.version}"))
     with tracking.locked(settings, f"bundle-v{registered.version}", wait_seconds=600):

@@ -6,7 +6,7 @@ import getpass
 from typing import Any
 
 from evensong.errors import PromotionRefusedError
-from evensong.registry import aliases, ledger, review, tracking, versions
+from evensong.registry import aliases, ledger, retention, review, tracking, versions
 from evensong.registry.versions import ModelVersion
 from evensong.settings import Settings
 
@@ -98,6 +98,11 @@ def rollback(settings: Settings, *, reason: str, actor: str | None = None, to: s
 def reviews(settings: Settings) -> list[dict[str, Any]]:
     """Every review that waits for a person, newest first."""
     return [waiting.model_dump(mode="json") for waiting in review.waiting(settings)]
+
+
+def collect(settings: Settings, *, dry_run: bool = True) -> list[dict[str, Any]]:
+    """What the retention rule keeps and lets go; without `dry_run` what may go is removed."""
+    return [one.model_dump(mode="json") for one in retention.collect(settings, dry_run=dry_run)]
 
 
 def read_ledger(settings: Settings) -> list[dict[str, Any]]:

@@ -205,6 +205,20 @@ def artifacts_page(settings: Settings, model_id: str) -> str:
     return f"{_without_password(base)}/#/experiments/{experiment_id(settings)}/models/{model_id}/artifacts"
 
 
+def artifact_location(settings: Settings, model_id: str) -> str:
+    """Where a logged model's artifacts lie: a local path or `s3://…`.
+
+    Raises:
+        RegistryError: only MLflow's server can reach them.
+    """
+    with registry_errors(settings, f"model {model_id}"):
+        location: str = client(settings).get_logged_model(model_id).artifact_location
+    location = location.removeprefix("file://")
+    if ("://" in location and not location.startswith("s3://")) or location.startswith("mlflow-artifacts:"):
+        raise RegistryError(f"{location}: expected a folder or s3://; set mlflow_artifacts_uri to where they lie")
+    return location
+
+
 def download(settings: Settings, artifact_uri: str, target: Path) -> Path:
     """Download one artifact, a file or a folder, into `target` and return where it lies."""
     with registry_errors(settings, artifact_uri):
