@@ -105,7 +105,9 @@ class TasteWorld:
         instant = timedelta(microseconds=1)
         features = pl.DataFrame([self.user_features(u, self.cutoff + instant) for u in ids], schema=USERS)
         seen = [
-            self.events.filter((pl.col("user_id") == u) & (pl.col("event_timestamp") <= self.cutoff))["item_id"].to_list()
+            self.events.filter((pl.col("user_id") == u) & (pl.col("event_timestamp") <= self.cutoff))[
+                "item_id"
+            ].to_list()
             for u in ids
         ]
         lists = pl.Series(seen, dtype=pl.List(pl.String))

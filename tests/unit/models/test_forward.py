@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from tests.taste_world import USERS, make
 
 from evensong.errors import BundleError
 from evensong.models.config import RankerConfig, TwoTowerConfig
@@ -15,7 +16,6 @@ from evensong.models.rank_features import FEATURES
 from evensong.models.ranker import Ranker
 from evensong.models.saved import RankerWeights, TowerWeights, load_ranker, load_towers, save_ranker, save_towers
 from evensong.models.two_tower import TwoTower, item_tensors, user_tensors
-from tests.taste_world import USERS, make
 
 
 def tensors_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -67,9 +67,7 @@ def test_a_brand_new_item_has_an_embedding_near_its_shelf(towers: tuple[TwoTower
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
-def test_towers_come_back_from_their_folder(
-    towers: tuple[TwoTower, TowerWeights, UserInputs], tmp_path: Path
-) -> None:
+def test_towers_come_back_from_their_folder(towers: tuple[TwoTower, TowerWeights, UserInputs], tmp_path: Path) -> None:
     _, weights, users = towers
     save_towers(tmp_path, weights)
     back = load_towers(tmp_path)

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+from tests.taste_world import USERS, make
 
 from evensong.models.inputs import Vocabularies, encode_items, encode_users
-from tests.taste_world import USERS, make
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 

@@ -3,10 +3,10 @@
 import numpy as np
 import polars as pl
 import pytest
+from tests.taste_world import START, make
 
 from evensong.models.inputs import UserInputs, Vocabularies
 from evensong.models.rank_features import FEATURES, History, Item, assemble, item_columns
-from tests.taste_world import START, make
 
 DAY = 86_400.0
 
@@ -85,8 +85,10 @@ def test_padding_of_the_history_is_never_similar(slate: dict[str, object]) -> No
 def test_nulls_of_the_feature_store_count_as_nothing() -> None:
     vocabularies = Vocabularies.fit(make().items, pl.Series(["a00"]), 4, 2)
     names = ["item_events_1d", "item_events_7d", "item_events_30d", "item_events_total", "item_users_30d"]
-    frame = make().items.head(1).with_columns(
-        *(pl.lit(None, pl.Int64).alias(name) for name in names), price=pl.lit(None, pl.Float64)
+    frame = (
+        make()
+        .items.head(1)
+        .with_columns(*(pl.lit(None, pl.Int64).alias(name) for name in names), price=pl.lit(None, pl.Float64))
     )
     found = item_columns(frame, vocabularies)
     assert not found.log_events.any()

@@ -5,6 +5,7 @@ from datetime import timedelta
 import numpy as np
 import polars as pl
 import pytest
+from tests.taste_world import START, TasteWorld, make
 
 from evensong.models.inputs import Vocabularies
 from evensong.models.rank_features import FEATURES
@@ -12,7 +13,6 @@ from evensong.models.saved import TowerWeights
 from evensong.settings import Settings, load_settings
 from evensong.training import ranker, retriever
 from evensong.training.slates import DailyPopularity, Slates
-from tests.taste_world import START, TasteWorld, make
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from tests.taste_world import TasteWorld, make
 
 from evensong.errors import NothingToLearnError
 from evensong.models.inputs import Vocabularies, encode_items, encode_users
@@ -13,7 +14,6 @@ from evensong.settings import RetrieverSettings
 from evensong.training import retriever
 from evensong.training.checkpoints import Checkpoints
 from evensong.training.retriever import RetrieverData
-from tests.taste_world import TasteWorld, make
 
 SMALL = RetrieverSettings(dimension=16, epochs=12, batch_size=64, learning_rate=0.01, num_uniform_negatives=16)
 
@@ -78,9 +78,7 @@ def test_the_same_seed_gives_the_same_bytes(world: TasteWorld, examples: pl.Data
 
 def test_two_threads_repeat_themselves(world: TasteWorld, examples: pl.DataFrame) -> None:
     data, vocabularies = prepared(world, examples)
-    first, second = (
-        retriever.train(data, vocabularies, SMALL, seed=3, num_threads=2, num_epochs=2) for _ in range(2)
-    )
+    first, second = (retriever.train(data, vocabularies, SMALL, seed=3, num_threads=2, num_epochs=2) for _ in range(2))
     assert all(np.array_equal(first.tensors[name], value) for name, value in second.tensors.items())
 
 
@@ -117,9 +115,7 @@ def test_nobody_with_a_history_is_nothing_to_learn_from(world: TasteWorld, examp
         trained(*prepared(world, examples.filter(pl.col("recent_item_ids").is_null())))
 
 
-def test_a_warm_start_maps_weights_by_token(
-    world: TasteWorld, examples: pl.DataFrame, weights: TowerWeights
-) -> None:
+def test_a_warm_start_maps_weights_by_token(world: TasteWorld, examples: pl.DataFrame, weights: TowerWeights) -> None:
     data, vocabularies = prepared(world, examples.filter(pl.col("item_id") != "a00"))
     assert "a00" not in vocabularies.items.tokens
     started = trained(data, vocabularies, start=weights, num_epochs=0)
