@@ -2,7 +2,7 @@
 
 
 class EvensongError(Exception):
-    """Base of every error that Evensong raises on purpose; the command line prints its message and exits with `exit_code`."""
+    """Base of every error raised on purpose; the command line prints its message and exits with `exit_code`."""
 
     exit_code = 2
 

@@ -153,7 +153,7 @@ def _challenger_slates(settings: Settings, night: Night, log: Frame, moment: dat
         )
         popularity = evaluate.popular(settings, training_set, items, moment, final=False)
         challenger = Recommender.of_parts(retriever, ranker, index, popularity)
-    depth = int(log["position"].max()) + 1  # type: ignore[call-overload]
+    depth = log.select(pl.col("position").max()).item() + 1
     lists = challenger.recommend(
         features,
         challenger.prepare_items(items),

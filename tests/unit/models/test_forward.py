@@ -110,7 +110,7 @@ def test_ranker_in_numpy_equals_the_trained_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "ranker.safetensors"])
 def test_a_damaged_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
-    model, weights = ranker()
+    _, weights = ranker()
     save_ranker(tmp_path, weights)
     (tmp_path / name).write_bytes(b"\x00garbage")
     with pytest.raises(BundleError, match="train the night again"):

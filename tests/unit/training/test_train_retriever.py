@@ -1,4 +1,4 @@
-"""The retriever learns two tastes, repeats itself exactly, knows new items by content, and continues from a champion."""
+"""The retriever learns two tastes, repeats itself exactly, knows new items by content, continues from a champion."""
 
 from pathlib import Path
 
