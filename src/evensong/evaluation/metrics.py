@@ -33,7 +33,7 @@ def ndcg_at_k(hits_UK: Bools, num_targets_U: Ints, k: int) -> Floats:
     width = min(k, hits_UK.shape[1])
     gained_U = hits_UK[:, :width] @ discount_K[:width]
     ideal_K = np.cumsum(discount_K)
-    ndcg_U: Floats = np.divide(gained_U, ideal_K[np.minimum(num_targets_U, k) - 1])
+    ndcg_U: Floats = np.asarray(gained_U / ideal_K[np.minimum(num_targets_U, k) - 1])
     return ndcg_U
 
 

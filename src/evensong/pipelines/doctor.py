@@ -68,8 +68,8 @@ def _lake(settings: Settings) -> _Look:
     if versions["interactions"] is None:
         yield "warning", f"{settings.lake}: empty; run `evensong import …` or `evensong simulate`, then a night"
         return
-    newest = lake.read("interactions", datetime.now(UTC))["event_timestamp"].dt.to_string("%Y-%m-%d %H:%M").max()
-    yield "good", f"{settings.lake}: {versions}, newest event {newest}"
+    newest = str(lake.read("interactions", datetime.now(UTC))["event_timestamp"].max())
+    yield "good", f"{settings.lake}: {versions}, newest event {newest[:16]}"
 
 
 def _online_store(settings: Settings) -> _Look:
