@@ -7,6 +7,7 @@ targets (false past the end of a shorter list); `num_targets_U` counts the user'
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -33,8 +34,7 @@ def ndcg_at_k(hits_UK: Bools, num_targets_U: Ints, k: int) -> Floats:
     width = min(k, hits_UK.shape[1])
     gained_U = hits_UK[:, :width] @ discount_K[:width]
     ideal_K = np.cumsum(discount_K)
-    ndcg_U: Floats = np.asarray(gained_U / ideal_K[np.minimum(num_targets_U, k) - 1])
-    return ndcg_U
+    return cast("Floats", gained_U / ideal_K[np.minimum(num_targets_U, k) - 1])
 
 
 def hit_rate_at_k(hits_UK: Bools, k: int) -> Floats:
