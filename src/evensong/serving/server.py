@@ -23,6 +23,9 @@ GRACE_SECONDS = 20
 def run(settings: Settings) -> None:
     """Serve until told to stop (SIGTERM or Ctrl-C); requests in flight are answered first."""
     log_as_json()
+    # A request is small: several threads for one cost more than they save, and requests run beside each other anyway.
+    for variable in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ.setdefault(variable, "1")
     if settings.serving.workers == 1:
         uvicorn.Server(config(settings)).run()
         return
