@@ -39,7 +39,7 @@ def ndcg_at_k(hits_UK: Bools, num_targets_U: Ints, k: int) -> Floats:
 
 def hit_rate_at_k(hits_UK: Bools, k: int) -> Floats:
     """1 when any of the first `k` is a target, else 0 (Deshpande & Karypis, TOIS 2004)."""
-    return hits_UK[:, :k].any(1).astype(np.float64)
+    return cast("Floats", hits_UK[:, :k].any(1).astype(np.float64))
 
 
 def mrr(hits_UK: Bools) -> Floats:
