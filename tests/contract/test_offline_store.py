@@ -31,6 +31,7 @@ from feast.on_demand_feature_view import OnDemandFeatureView, PandasTransformati
 from feast.types import Array, Float32, Float64, Int64, String
 
 from evensong.errors import StorageError
+from evensong.features import offline_store
 
 # Feast says of some of its parts that they are experimental, each time that they are used.
 pytestmark = [
@@ -228,6 +229,14 @@ def test_lists_come_back_as_lists(world: World) -> None:
     ).to_arrow()
     assert table.schema.field("places").type == pa.list_(pa.string())
     assert table["places"].to_pylist() == [["a"], None, ["d"]]
+
+
+def test_streamed_and_read_whole_the_answer_is_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = entities((2, "x", 5), (1, "x", 3), (3, "y", 9), (2, "x", 5), (1, "x", 1))
+    whole = world.join(asked, ["rates:rate"])
+    monkeypatch.setattr(offline_store, "MAX_READ_BYTES", 0)
+    pd.testing.assert_frame_equal(world.join(asked, ["rates:rate"]), whole)
+    assert _plain(whole["rate"]) == [0.4, 0.2, None, 0.4, 0.1]
 
 
 def test_a_slate_of_one_user_at_one_moment_keeps_its_rows(world: World) -> None:

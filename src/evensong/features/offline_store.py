@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -41,6 +42,14 @@ from evensong.features.point_in_time import match_rows, to_moments
 from evensong.types import TIMESTAMP, Frame
 
 EVENT_TIMESTAMP = "event_timestamp"
+#: Features of a fixed width are read whole up to this size.
+MAX_READ_BYTES = 512 * 2**20
+_WIDTHS: dict[Any, int] = {
+    **dict.fromkeys((pl.Boolean, pl.Int8, pl.UInt8), 1),
+    **dict.fromkeys((pl.Int16, pl.UInt16), 2),
+    **dict.fromkeys((pl.Int32, pl.UInt32, pl.Float32, pl.Date), 4),
+    **dict.fromkeys((pl.Int64, pl.UInt64, pl.Float64, pl.Datetime, pl.Duration, pl.Time), 8),
+}
 _ROW = "__row"
 
 
@@ -342,10 +351,15 @@ class _Plan:
 
     def join(self, entities: Frame, moment: str, known_only: bool, earliest: datetime | None) -> Frame:
         rows = scan(self.source, self.config.repo_path)
-        narrow = self._narrow(rows, entities, moment, earliest)
+        stamps = [self.event, *([self.created] if self.created else [])]
+        narrow = rows.select(list(dict.fromkeys([*self.keys.values(), *stamps])))
+        if earliest is not None:
+            # A row from before is as good as a row without a moment: it stays where it is and matches nothing.
+            before = ~_inside(narrow, self.event, earliest, None)
+            narrow = narrow.with_columns(pl.when(~before).then(pl.col(self.event)).alias(self.event))
         found = match_rows(
             entities,
-            narrow,
+            narrow.collect(engine="streaming"),
             keys=self.keys,
             moment=moment,
             event_timestamp=self.event,
@@ -353,18 +367,8 @@ class _Plan:
             ttl=self.ttl,
             known_only=known_only,
         )
-        features = _gather(rows, narrow[_ROW][found], list(self.columns))
+        features = _gather(rows, found, list(self.columns))
         return entities.with_columns(features[feature].alias(name) for feature, name in self.columns.items())
-
-    def _narrow(self, rows: pl.LazyFrame, entities: Frame, moment: str, earliest: datetime | None) -> Frame:
-        """The keys and timestamps of the rows that any entity row may match, and where they stand in the source."""
-        stamps = [self.event, *([self.created] if self.created else [])]
-        moments = to_moments(entities[moment])
-        first, last = earliest, moments.max()
-        if self.ttl and (oldest := moments.min()) is not None:
-            first = max(filter(None, [earliest, oldest - self.ttl]))  # type: ignore[operator]
-        kept = _within(rows.with_row_index(_ROW), self.event, first, last)  # type: ignore[arg-type]
-        return kept.select(_ROW, *dict.fromkeys([*self.keys.values(), *stamps])).collect(engine="streaming")
 
 
 def _every_row(plans: Sequence[_Plan], start: datetime, end: datetime) -> Frame:
@@ -417,7 +421,12 @@ def _check_columns(entities: Frame, plans: Sequence[_Plan]) -> None:
 
 
 def _within(rows: pl.LazyFrame, column: str, start: datetime | None, end: datetime | None) -> pl.LazyFrame:
-    """The rows with `start <= column <= end`; a bound without a zone means UTC, as a column without one does."""
+    """The rows with `start <= column <= end`."""
+    return rows.filter(_inside(rows, column, start, end))
+
+
+def _inside(rows: pl.LazyFrame, column: str, start: datetime | None, end: datetime | None) -> pl.Expr:
+    """Whether `start <= column <= end`; a bound without a zone means UTC, as a column without one does."""
     dtype = rows.collect_schema()[column]
     moment = pl.col(column)
     if isinstance(dtype, pl.Datetime) and dtype.time_zone is None:
@@ -426,31 +435,42 @@ def _within(rows: pl.LazyFrame, column: str, start: datetime | None, end: dateti
         moment = moment.str.to_datetime(time_unit="us", time_zone="UTC")
     elif dtype == pl.Date:
         moment = moment.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    inside = pl.lit(True)
     for bound, keep in ((start, moment.ge), (end, moment.le)):
         if bound is not None:
             utc = bound.replace(tzinfo=UTC) if bound.tzinfo is None else bound.astimezone(UTC)
-            rows = rows.filter(keep(pl.lit(utc, TIMESTAMP)))
-    return rows
+            inside &= keep(pl.lit(utc, TIMESTAMP))
+    return inside
 
 
 def _gather(rows: pl.LazyFrame, positions: pl.Series, columns: Sequence[str]) -> Frame:
-    """The columns of the rows at the positions, in their order, nulls for null; reads the source in a stream."""
-    needed = positions.drop_nulls().unique().sort()
+    """The columns of the rows at the positions, in their order, nulls for null.
+
+    Columns of a fixed width that fit are read and picked from. All others come in a stream, and the needed rows stay.
+    """
     wanted = rows.select(columns)
-    if needed.is_empty():
-        nothing = pl.DataFrame(schema=wanted.collect_schema())
-        return nothing.clear(len(positions))
+    schema = wanted.collect_schema()
+    if positions.null_count() == len(positions):
+        return pl.DataFrame(schema=schema).clear(len(positions))
+    widths = [_WIDTHS.get(dtype.base_type()) for dtype in schema.values()]
+    size = rows.select(pl.len()).collect().item()
+    if None not in widths and sum(filter(None, widths)) * size <= MAX_READ_BYTES:
+        return wanted.collect()[positions]
+    used = np.zeros(size, bool)
+    used[positions.drop_nulls().to_numpy()] = True
+    needed = np.flatnonzero(used)
     found = (
         wanted.with_row_index(_ROW)
-        .join(pl.LazyFrame({_ROW: needed}), on=_ROW, how="semi")
+        .join(pl.LazyFrame({_ROW: pl.Series(needed).cast(pl.get_index_type())}), on=_ROW, how="semi")
         .collect(engine="streaming")
         .sort(_ROW)
+        .drop(_ROW)
     )
     assert len(found) == len(needed), "the source changed between two reads of one join"
-    if len(needed) == len(positions) and not positions.null_count() and positions.is_sorted():
-        return found.select(columns)
-    place = needed.search_sorted(positions).set(positions.is_null(), None)
-    return found.select(columns)[place]
+    places = np.zeros(size, np.uint32)
+    places[needed] = np.arange(len(needed))
+    known = positions.is_not_null()
+    return found[pl.Series(places[positions.fill_null(0).to_numpy()]).set(~known, None)]
 
 
 def _plain_arrow(frame: Frame) -> pa.Table:

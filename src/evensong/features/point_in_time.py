@@ -99,26 +99,27 @@ def match_rows(
         stamps.append(features[created_timestamp])
     moments, events, *others = _in_one_unit([to_moments(stamp) for stamp in stamps])
     created = others[0] if others else None
-    usable = (right_keys >= 0) & events.is_not_null().to_numpy()
-    if known_only and created is not None:
-        usable &= created.is_not_null().to_numpy()
-    asked = (left_keys >= 0) & moments.is_not_null().to_numpy()
-    rows, places = np.flatnonzero(usable), np.flatnonzero(asked)
+    usable = _present(right_keys, events, created if known_only else None)
+    asked = _present(left_keys, moments)
+    if (last := moments.max()) is not None and (events > last).sum() > len(features) // 4:
+        late = (events > last).fill_null(True).to_numpy()
+        usable = ~late if usable is None else usable & ~late
     found = _search(
-        left_keys[places],
-        _numbers(moments)[places],
-        right_keys[rows],
-        _numbers(events)[rows],
-        None if created is None else _numbers(created)[rows],
+        _take(left_keys, asked),
+        _take(_numbers(moments), asked),
+        _take(right_keys, usable),
+        _take(_numbers(events), usable),
+        None if created is None else _take(_numbers(created), usable),
         known_only=known_only,
+        ttl=_in_unit(ttl, moments.dtype),
     )
-    if ttl:
-        age = _numbers(moments)[places] - _numbers(events)[rows][np.maximum(found, 0)] if len(rows) else found
-        longest = ttl // timedelta(microseconds=1) * (1000 if moments.dtype == _NANOS else 1)
-        found = np.where((found >= 0) & (age <= longest), found, -1)
-    matches = np.full(len(entities), -1, np.int64)
-    matches[places] = np.where(found >= 0, rows[np.maximum(found, 0)], -1) if len(rows) else -1
-    return pl.Series("match", matches).set(pl.Series(matches < 0), None).cast(pl.get_index_type())
+    if usable is not None:
+        found = np.where(found >= 0, np.append(np.flatnonzero(usable), -1)[found], -1)
+    if asked is not None:
+        matches = np.full(len(entities), -1, np.int64)
+        matches[asked] = found
+        found = matches
+    return pl.Series("match", found).set(pl.Series(found < 0), None).cast(pl.get_index_type())
 
 
 def to_moments(column: pl.Series) -> pl.Series:
@@ -149,43 +150,70 @@ def _in_one_unit(stamps: list[pl.Series]) -> list[pl.Series]:
 
 
 def _search(
-    left_keys: Longs, moments: Longs, right_keys: Longs, events: Longs, created: Longs | None, *, known_only: bool
+    left_keys: Longs,
+    moments: Longs,
+    right_keys: Longs,
+    events: Longs,
+    created: Longs | None,
+    *,
+    known_only: bool,
+    ttl: int | None,
 ) -> Longs:
-    """The position of the right row that each left row matches, -1 for none; the time to live is not looked at."""
+    """The position of the right row that each left row matches, -1 for none."""
     if not len(left_keys) or not len(right_keys):
         return np.full(len(left_keys), -1, np.int64)
     known = np.maximum(events, created) if known_only and created is not None else events
-    bits, moments, events, known = _fit(max(left_keys.max(), right_keys.max()), moments, events, known)
-    codes = (right_keys << bits) | known
+    moments_, events_, known_, first, bits = _fit(max(left_keys.max(), right_keys.max()), moments, events, known)
+    begin = (right_keys << bits) - first  # added to a time it gives the code: the key, then the time from 0 on
+    codes = begin + known_
     order = _order(codes, created)
-    codes, newest = codes[order], ((right_keys << bits) | events)[order]
-    # Where no row up to this place has a newer event, the row here is the best; a later key beats every earlier one.
-    places = np.where(newest >= np.maximum.accumulate(newest), np.arange(len(newest)), 0)
-    best = np.maximum.accumulate(places)
-    asked = (left_keys << bits) | moments
+    codes = codes[order]
+    best = _best(None if known is events else (begin + events_)[order])
+    asked = (left_keys << bits) - first + moments_
     sequence = np.argsort(asked)  # a search for sorted values walks through memory instead of jumping
-    found = np.empty(len(asked), np.int64)
-    found[sequence] = np.searchsorted(codes, asked[sequence], side="right") - 1
-    same_key = (found >= 0) & (codes[np.maximum(found, 0)] >> bits == left_keys)
-    return np.where(same_key, order[best[np.maximum(found, 0)]], -1)
+    place = np.empty(len(asked), np.int64)
+    place[sequence] = np.searchsorted(codes, asked[sequence], side="right") - 1
+    missing = (place < 0) | (codes[place] >> bits != left_keys)
+    found = order[place if best is None else best[place]]
+    if ttl:
+        missing |= moments - events[found] > ttl
+    found[missing] = -1
+    return found
 
 
-def _fit(last_key: int, *times: Longs) -> tuple[int, Longs, Longs, Longs]:
-    """Times from 0 on, in so few bits that a key fits in front of them; their ranks where they are too long."""
+def _best(newest: Longs | None) -> Longs | None:
+    """For each place in the order of becoming known, the place of the newest row up to it; none: its own.
+
+    `newest` are the codes of key and event time in that order; a later key is above every earlier one.
+    """
+    if newest is None:
+        return None
+    older = newest < np.maximum.accumulate(newest)
+    if not older.any():
+        return None
+    places = np.arange(len(newest))
+    places[older] = 0
+    np.maximum.accumulate(places, out=places)
+    return places
+
+
+def _fit(last_key: int, *times: Longs) -> tuple[Longs, Longs, Longs, int, int]:
+    """Times, the smallest of them, and how many bits they take from it on; ranks where a key does not fit in front."""
     first = min(int(time.min()) for time in times)
     longest = max(int(time.max()) for time in times) - first
     if longest.bit_length() + int(last_key).bit_length() > _BITS:
         ranks = np.unique(np.concatenate(times), return_inverse=True)[1].reshape(-1)
         times = tuple(np.split(ranks, np.cumsum([len(time) for time in times])[:-1]))
         first, longest = 0, int(ranks.max())
-    left, events, known = (time - first for time in times)
-    return longest.bit_length(), left, events, known
+    left, events, known = times
+    return left, events, known, first, longest.bit_length()
 
 
 def _order(codes: Longs, created: Longs | None) -> Longs:
     """The order by (code, created, position)."""
     order = np.argsort(codes)
-    ties = np.flatnonzero(np.diff(codes[order]) == 0)
+    ordered = codes[order]
+    ties = np.flatnonzero(ordered[1:] == ordered[:-1])
     if len(ties):
         # The sort is not stable: put the rows of each tie, and only those, in order.
         tied = np.union1d(ties, ties + 1)
@@ -193,6 +221,23 @@ def _order(codes: Longs, created: Longs | None) -> Longs:
         ages = rows if created is None else created[rows]
         order[tied] = rows[np.lexsort((rows, ages, codes[rows]))]
     return order
+
+
+def _present(keys: Longs, *stamps: pl.Series | None) -> npt.NDArray[np.bool_] | None:
+    """Which rows have a key and all the times; none: every one, so that nothing need be picked."""
+    nulls = [stamp for stamp in stamps if stamp is not None and stamp.null_count()]
+    present = keys >= 0
+    for stamp in nulls:
+        present &= stamp.is_not_null().to_numpy()
+    return None if present.all() else present
+
+
+def _take(values: Longs, wanted: npt.NDArray[np.bool_] | None) -> Longs:
+    return values if wanted is None else values[wanted]
+
+
+def _in_unit(ttl: timedelta | None, dtype: pl.DataType) -> int | None:
+    return ttl // timedelta(microseconds=1) * (1000 if dtype == _NANOS else 1) if ttl else None
 
 
 def _number_keys(entities: Frame, features: Frame, keys: Mapping[str, str]) -> tuple[Longs, Longs]:

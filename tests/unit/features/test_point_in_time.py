@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from unittest import mock
 
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evensong.features import point_in_time
 from evensong.features.point_in_time import match_rows, point_in_time_join
 from evensong.types import TIMESTAMP, Frame
 
@@ -123,12 +125,14 @@ keys = st.sampled_from(["a", "b", None])
     entities=st.lists(st.tuples(keys, keys, moments), max_size=8),
     ttl=st.none() | st.integers(0, 4),
     known_only=st.booleans(),
+    bits=st.sampled_from([63, 4]),  # few bits: the times are packed as ranks
 )
 def test_agrees_with_the_definition_row_by_row(
     features: list[tuple[str | None, str | None, int, int | None]],
     entities: list[tuple[str | None, str | None, int]],
     ttl: int | None,
     known_only: bool,
+    bits: int,
 ) -> None:
     feature_frame = pl.DataFrame(
         [(a, b, at(event), None if created is None else at(created)) for a, b, event, created in features],
@@ -140,16 +144,17 @@ def test_agrees_with_the_definition_row_by_row(
         schema={"left_a": pl.String, "left_b": pl.String, "t": TIMESTAMP},
         orient="row",
     )
-    found = match_rows(
-        entity_frame,
-        feature_frame,
-        keys={"left_a": "a", "left_b": "b"},
-        moment="t",
-        event_timestamp="e",
-        created_timestamp="c",
-        ttl=None if ttl is None else timedelta(hours=ttl),
-        known_only=known_only,
-    )
+    with mock.patch.object(point_in_time, "_BITS", bits):
+        found = match_rows(
+            entity_frame,
+            feature_frame,
+            keys={"left_a": "a", "left_b": "b"},
+            moment="t",
+            event_timestamp="e",
+            created_timestamp="c",
+            ttl=None if ttl is None else timedelta(hours=ttl),
+            known_only=known_only,
+        )
     assert found.to_list() == [_oracle(row, features, ttl, known_only) for row in entities]
 
 
