@@ -289,7 +289,7 @@ def _next_steps(addresses: dict[str, str]) -> str:
     opened = {
         "airflow-api-server": "the runs; press Trigger on nightly_retraining",
         "mlflow": "the registered model: versions, evidence, the champion",
-        "service": "recommendations to look at; /docs for the API",
+        "service": "recommendations to look at; /openapi.json is the API",
     }
     lines = [f"  {addresses[name]:<24} {meaning}" for name, meaning in opened.items() if name in addresses]
     return "\n".join(["", "Next: [bold]make up[/], then open", *lines, ""])
