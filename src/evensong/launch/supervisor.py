@@ -59,7 +59,7 @@ def up(settings: Settings) -> None:
             settings, parts, report=lambda line: console.print(f"[yellow]{line}[/]", highlight=False)
         ) as running:
             with console.status(f"starting {', '.join(part.name for part in parts)}"):
-                running.wait_ready(timeout=180, stopping=stopping)
+                running.wait_ready(timeout=300, stopping=stopping)
             if not stopping.is_set():
                 console.print(_addresses(settings, parts))
             while not stopping.wait(0.5):
