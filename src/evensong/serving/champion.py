@@ -104,6 +104,11 @@ class Champion:
         """What is wrong at this moment, and what to do."""
         return [self._warnings[key] for key in sorted(self._warnings)]
 
+    @property
+    def registry_is_away(self) -> bool:
+        """Whether the last look got no answer from the registry, and nothing could be loaded."""
+        return self.in_use is None and "registry" in self._warnings
+
     def start(self) -> None:
         """Begin to follow the alias."""
         self._thread = threading.Thread(target=self._run, name="champion", daemon=True)

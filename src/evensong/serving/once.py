@@ -31,12 +31,12 @@ def answer(settings: Settings, user_id: str, k: int | None = None) -> dict[str, 
     deadline = time.monotonic() + PATIENCE_SECONDS
     champion.look()
     # the first question to a registry waits for MLflow's import, which a busy machine takes its time for
-    while champion.in_use is None and champion.warnings and time.monotonic() < deadline:
+    while champion.registry_is_away and time.monotonic() < deadline:
         time.sleep(0.5)
         champion.look()
     if champion.in_use is None:
-        reasons = "; ".join(champion.warnings) or "no version carries the alias champion"
-        raise RegistryError(f"no model to answer with: {reasons}; run `evensong nightly`")
+        reasons = "; ".join(champion.warnings) or "no version carries the alias champion; run `evensong nightly`"
+        raise RegistryError(f"no model to answer with: {reasons}")
     ask = Ask(request_id=f"cli-{uuid.uuid4().hex[:12]}", user_id=user_id, k=count)
     reply = recommend(
         ask,
