@@ -88,8 +88,8 @@ def _answer(value: Any, as_json: bool, show: Callable[[Any], None] | None = None
 
 def _rows(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
     table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*[_cell(row.get(column)) for column in columns])
     screen.print(table)
