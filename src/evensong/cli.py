@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_origin
 
 import typer
@@ -35,6 +36,8 @@ importing = typer.Typer(
 registry = typer.Typer(help="Versions, the champion, and the ledger of its moves.", no_args_is_help=True)
 app.add_typer(importing, name="import")
 app.add_typer(registry, name="registry")
+features = typer.Typer(help="Every feature: what it means, where it comes from, its version.", no_args_is_help=True)
+app.add_typer(features, name="features")
 
 screen = Console()
 notes = Console(stderr=True)
@@ -304,6 +307,53 @@ def registry_ledger(
 def _show_move(answer: dict[str, Any]) -> None:
     word = "is now" if answer["moved"] else "was already"
     screen.print(f"version {answer['champion']} {word} the champion ({answer['registry']})", markup=False)
+
+
+# ---------------------------------------------------------------- features
+
+
+@features.command("list")
+def features_list(as_json: AsJson = False) -> None:
+    """Every feature with type, source, window and version; the JSON is what `features diff` takes."""
+    from evensong.features.dictionary import build_dictionary
+
+    dictionary = build_dictionary(load_settings())
+    answer = dictionary.model_dump(mode="json") | {"version": dictionary.version}
+    columns = ["name", "type", "entity", "source", "window", "version"]
+    _answer(answer, as_json, lambda found: _rows(f"dictionary {found['version']}", found["features"], columns))
+
+
+@features.command("show")
+def features_show(name: Annotated[str, typer.Argument(help="view.feature")], as_json: AsJson = False) -> None:
+    """One feature, in full."""
+    from evensong.features.dictionary import show
+
+    _answer(show(load_settings(), name).model_dump(mode="json"), as_json)
+
+
+@features.command("diff")
+def features_diff(
+    before: Annotated[Path, typer.Argument(help="A file that `evensong features list --json` wrote.")],
+    after: Annotated[Path | None, typer.Argument(help="Another one; without it, the dictionary as it is now.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What came, went and changed from one dictionary to another."""
+    from evensong.features.dictionary import build_dictionary, diff
+
+    now = _read_dictionary(after) if after else build_dictionary(load_settings())
+    _answer(diff(_read_dictionary(before), now).model_dump(mode="json"), as_json)
+
+
+def _read_dictionary(path: Path) -> Any:
+    from evensong.errors import SourceError
+    from evensong.features.dictionary import Dictionary
+
+    try:
+        return Dictionary.model_validate({"features": json.loads(path.read_text())["features"]})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(
+            f"{path}: expected what `evensong features list --json` prints, found {error}; write the file with it"
+        ) from error
 
 
 # ---------------------------------------------------------------- serving

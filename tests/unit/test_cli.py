@@ -66,3 +66,23 @@ def test_settings_show_no_password(tmp_path: Path) -> None:
     done = evensong(tmp_path, "settings", "--json")
     assert "secret" not in done.stdout
     assert "postgresql://me:***@db/mlflow" in done.stdout
+
+
+def test_features_are_listed_shown_and_compared(tmp_path: Path) -> None:
+    listed = evensong(tmp_path, "features", "list", "--json").stdout
+    (tmp_path / "before.json").write_text(listed)
+    shown = json.loads(evensong(tmp_path, "features", "show", "user_history.recent_item_ids", "--json").stdout)
+    assert shown["entity"] == "user_id"
+    assert shown in json.loads(listed)["features"]
+    assert json.loads(evensong(tmp_path, "features", "diff", "before.json", "--json").stdout) == {
+        "added": [],
+        "removed": [],
+        "changed": [],
+    }
+    changed = listed.replace(shown["version"], "another")
+    (tmp_path / "before.json").write_text(changed)
+    difference = json.loads(evensong(tmp_path, "features", "diff", "before.json", "--json").stdout)
+    assert "user_history.recent_item_ids" in [change["name"] for change in difference["changed"]]
+    refused = evensong(tmp_path, "features", "diff", "nowhere.json")
+    assert refused.returncode == 2
+    assert "nowhere.json" in refused.stderr
