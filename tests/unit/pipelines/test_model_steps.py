@@ -1,9 +1,8 @@
-"""The steps from the training set to the bundle, on a real lake, feature store and registry, in a world of two tastes."""
+"""The steps from training set to bundle, on a real lake, feature store and registry, in a world of two tastes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -78,10 +77,10 @@ def world() -> TasteWorld:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, world: TasteWorld) -> Iterator[Settings]:
+def home(tmp_path_factory: pytest.TempPathFactory, world: TasteWorld) -> Settings:
     settings = load_settings(home=tmp_path_factory.mktemp("home"), **RECIPE)
     fill_lake(settings, world)
-    yield settings
+    return settings
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +227,7 @@ def test_more_users_than_may_be_judged_are_drawn_by_seed(first: Steps) -> None:
 
 def test_one_event_a_user_is_nothing_to_learn_from(tmp_path: Path, world: TasteWorld) -> None:
     settings = load_settings(home=tmp_path, **RECIPE)
-    firsts = TasteWorld(
-        world.events.unique("user_id", keep="first", maintain_order=True), *list(vars(world).values())[1:]
-    )
+    firsts = replace(world, events=world.events.unique("user_id", keep="first", maintain_order=True))
     fill_lake(settings, firsts)
     night = Night(as_of=world.as_of)
     features.build(settings, night)
