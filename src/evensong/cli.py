@@ -384,7 +384,7 @@ def demo(as_json: AsJson = False) -> None:
     """A simulated shop, three nights through Airflow, a champion, recommendations on the screen."""
     from evensong.launch import demo as demonstration
 
-    result = demonstration.run(load_settings())
+    result = demonstration.run(load_settings(), show=not as_json)
     if as_json:
         print(json.dumps(result, default=str))
 

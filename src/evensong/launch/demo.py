@@ -47,8 +47,8 @@ STEPS = (
 )
 
 
-def run(settings: Settings) -> dict[str, Any]:
-    """Live through the demo, or through what is left of it, and show what came of it.
+def run(settings: Settings, *, show: bool = True) -> dict[str, Any]:
+    """Live through the demo, or through what is left of it, and `show` what came of it on standard output.
 
     Returns:
         `nights` (decision, metrics and seconds of each), `days` (click rates), `user` (history and recommendations)
@@ -62,18 +62,32 @@ def run(settings: Settings) -> dict[str, Any]:
     with hold_launch(settings), _progress(console) as progress:
         start = _opening_day(settings)
         nights = [_night(start, number) for number in range(NUM_NIGHTS)]
-        days = _warm_up(settings, start, progress)
-        if missing := [night for night in nights if not storage.exists(_record_uri(settings, night))]:
-            with _airflow(settings, progress) as api:
-                for night in missing:
-                    days += _day_before(settings, start, night)
-                    _live(settings, api, night, progress)
-        days = days[:WARM_UP_DAYS] + [day for night in nights[1:] for day in _day_before(settings, start, night)]
+        days = _days(settings) or _live_through(settings, start, nights, progress)
         records = [storage.read_json(_record_uri(settings, night)) for night in nights]
         user = _user(settings)
     result = {"nights": records, "days": days, "user": user, "addresses": _addresses(settings)}
-    Console().print(_story(result))
+    if show:
+        Console().print(_story(result))
     return result
+
+
+def _live_through(settings: Settings, start: date, nights: list[Night], progress: Progress) -> list[dict[str, Any]]:
+    """Every day of the shop with every night that is not done; the days' figures, kept for the next time."""
+    days = _warm_up(settings, start, progress)
+    if missing := [night for night in nights if not storage.exists(_record_uri(settings, night))]:
+        with _airflow(settings, progress) as api:
+            for night in missing:
+                _day_before(settings, start, night)
+                _live(settings, api, night, progress)
+    days += [day for night in nights for day in _day_before(settings, start, night)]
+    storage.write_json(settings.place("demo", "days.json"), days)
+    return days
+
+
+def _days(settings: Settings) -> list[dict[str, Any]]:
+    """The figures of the days of a demo that is done; none of one that is not."""
+    uri = settings.place("demo", "days.json")
+    return list(storage.read_json(uri)) if storage.exists(uri) else []
 
 
 def _opening_day(settings: Settings) -> date:
@@ -238,7 +252,8 @@ def _nights_text(nights: list[dict[str, Any]]) -> RenderableType:
     """One line a night: what the gate decided, and why."""
     lines = [Text("\nThe nights", style="italic")]
     for night in nights:
-        verdict = ("promoted", "green") if night["promoted"] else (f"kept {night['champion'] or 'nothing'}", "yellow")
+        stays = f"version {night['champion']} stays" if night["champion"] else "there is no champion yet"
+        verdict = ("promoted", "green") if night["promoted"] else (f"not promoted, {stays}", "yellow")
         reasons = "; ".join(night["reasons"])
         lines.append(Text.assemble(f"{night['as_of'][:10]}  version {night['version']} ", verdict, f": {reasons}"))
     return Group(*lines)
