@@ -454,21 +454,16 @@ def _gather(rows: pl.LazyFrame, positions: pl.Series, columns: Sequence[str]) ->
         return pl.DataFrame(schema=schema).clear(len(positions))
     widths = [_WIDTHS.get(dtype.base_type()) for dtype in schema.values()]
     size = rows.select(pl.len()).collect().item()
-    if None not in widths and sum(filter(None, widths)) * size <= MAX_READ_BYTES:
-        return wanted.collect()[positions]
     used = np.zeros(size, bool)
     used[positions.drop_nulls().to_numpy()] = True
-    needed = np.flatnonzero(used)
-    found = (
-        wanted.with_row_index(_ROW)
-        .join(pl.LazyFrame({_ROW: pl.Series(needed).cast(pl.get_index_type())}), on=_ROW, how="semi")
-        .collect(engine="streaming")
-        .sort(_ROW)
-        .drop(_ROW)
-    )
-    assert len(found) == len(needed), "the source changed between two reads of one join"
-    places = np.zeros(size, np.uint32)
-    places[needed] = np.arange(len(needed))
+    if None not in widths and sum(filter(None, widths)) * size <= MAX_READ_BYTES:
+        found = wanted.collect().filter(pl.Series(used))
+    else:
+        needed = pl.LazyFrame({_ROW: pl.Series(np.flatnonzero(used)).cast(pl.get_index_type())})
+        streamed = wanted.with_row_index(_ROW).join(needed, on=_ROW, how="semi")
+        found = streamed.collect(engine="streaming").sort(_ROW).drop(_ROW)
+    assert len(found) == used.sum(), "the source changed between two reads of one join"
+    places = np.cumsum(used, dtype=np.uint32) - np.uint32(1)
     known = positions.is_not_null()
     return found[pl.Series(places[positions.fill_null(0).to_numpy()]).set(~known, None)]
 

@@ -20,6 +20,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -32,6 +33,8 @@ Longs = npt.NDArray[np.int64]
 
 _ROW, _KEY = "__row", "__key"
 _BITS = 63
+#: From so many feature rows on the threads are worth their parts.
+_ROWS_FOR_THREADS = 500_000
 _NANOS = pl.Datetime("ns", "UTC")
 #: What nanoseconds in 64 bits reach.
 _FIRST_NANO, _LAST_NANO = datetime(1678, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
@@ -159,7 +162,41 @@ def _search(
     known_only: bool,
     ttl: int | None,
 ) -> Longs:
-    """The position of the right row that each left row matches, -1 for none."""
+    """The position of the right row that each left row matches, -1 for none; many rows by several threads, each a part
+    of the keys."""
+    parts = pl.thread_pool_size() if len(right_keys) >= _ROWS_FOR_THREADS else 1
+    if parts == 1:
+        return _search_part(left_keys, moments, right_keys, events, created, known_only=known_only, ttl=ttl)
+    found = np.full(len(left_keys), -1, np.int64)
+
+    def search(part: int) -> None:
+        left, right = np.flatnonzero(left_keys % parts == part), np.flatnonzero(right_keys % parts == part)
+        rows = _search_part(
+            left_keys[left] // parts,
+            moments[left],
+            right_keys[right] // parts,
+            events[right],
+            None if created is None else created[right],
+            known_only=known_only,
+            ttl=ttl,
+        )
+        found[left] = np.append(right, -1)[rows]
+
+    with ThreadPoolExecutor(parts) as threads:
+        list(threads.map(search, range(parts)))
+    return found
+
+
+def _search_part(
+    left_keys: Longs,
+    moments: Longs,
+    right_keys: Longs,
+    events: Longs,
+    created: Longs | None,
+    *,
+    known_only: bool,
+    ttl: int | None,
+) -> Longs:
     if not len(left_keys) or not len(right_keys):
         return np.full(len(left_keys), -1, np.int64)
     known = np.maximum(events, created) if known_only and created is not None else events

@@ -126,6 +126,7 @@ keys = st.sampled_from(["a", "b", None])
     ttl=st.none() | st.integers(0, 4),
     known_only=st.booleans(),
     bits=st.sampled_from([63, 4]),  # few bits: the times are packed as ranks
+    threads=st.booleans(),
 )
 def test_agrees_with_the_definition_row_by_row(
     features: list[tuple[str | None, str | None, int, int | None]],
@@ -133,6 +134,7 @@ def test_agrees_with_the_definition_row_by_row(
     ttl: int | None,
     known_only: bool,
     bits: int,
+    threads: bool,
 ) -> None:
     feature_frame = pl.DataFrame(
         [(a, b, at(event), None if created is None else at(created)) for a, b, event, created in features],
@@ -144,7 +146,7 @@ def test_agrees_with_the_definition_row_by_row(
         schema={"left_a": pl.String, "left_b": pl.String, "t": TIMESTAMP},
         orient="row",
     )
-    with mock.patch.object(point_in_time, "_BITS", bits):
+    with mock.patch.multiple(point_in_time, _BITS=bits, _ROWS_FOR_THREADS=0 if threads else 1000):
         found = match_rows(
             entity_frame,
             feature_frame,
