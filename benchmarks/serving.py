@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
     options.add_argument("--k", type=int, default=20)
     options.add_argument("--connections", type=int, default=4, help="for the throughput")
     chosen = options.parse_args(argv)
+    # as the service itself has it, before the libraries that read it are imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="evensong-serving-") as folder:
         port = _free_port()
         serving = {"port": port, "page": True, "max_waiting": 10_000}

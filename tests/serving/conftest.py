@@ -98,7 +98,7 @@ def serve() -> Callable[..., AbstractContextManager[httpx.Client]]:
     return running
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
     """Wait until the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():

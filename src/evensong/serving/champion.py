@@ -40,8 +40,8 @@ log = logging.getLogger("evensong.serving")
 
 #: A bundle that could not be taken into use is tried again after so long, doubling up to the second figure.
 RETRY_SECONDS, MAX_RETRY_SECONDS = 10.0, 300.0
-#: A registry that does not answer for so long counts as away.
-ASK_SECONDS = 10.0
+#: A registry that does not answer for so long counts as away; the first question waits for its client's import as well.
+FIRST_ASK_SECONDS, ASK_SECONDS = 30.0, 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Champion:
         """The version that could not be taken into use, when to try it again, and the wait before that."""
         self._newest: Materialized | None = None
         self._question: Future[ModelVersion | None] | None = None
+        self._has_asked = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -195,9 +196,11 @@ class Champion:
             self._question = Future()
             # a daemon, so that a registry that hangs cannot hold up the end of the process
             threading.Thread(target=self._ask, args=(self._question,), name="registry", daemon=True).start()
-        wait([self._question], timeout=ASK_SECONDS)
+        seconds = ASK_SECONDS if self._has_asked else FIRST_ASK_SECONDS
+        self._has_asked = True
+        wait([self._question], timeout=seconds)
         if not self._question.done():
-            raise RegistryError(f"no answer within {ASK_SECONDS:g} s")
+            raise RegistryError(f"no answer within {seconds:g} s")
         answered, self._question = self._question, None
         return answered.result()
 
