@@ -54,16 +54,32 @@ def client(settings: Settings) -> MlflowClient:
     if uri in _initialized:
         return MlflowClient(uri, uri)
     with registry_errors(settings, "opening the store"):
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        elif not uri.startswith("http"):
+        if not uri.startswith(("sqlite:///", "http")):
             _knock(uri)
         # Two processes that migrate a new database at once would trip over each other.
         with locked(settings, "mlflow-init", wait_seconds=120):
+            if uri.startswith("sqlite:///"):
+                _make_database(Path(uri.removeprefix("sqlite:///")))
             made = MlflowClient(uri, uri)
             made.search_experiments(max_results=1)
     _initialized.add(uri)
     return made
+
+
+def _make_database(path: Path) -> None:
+    """Make MLflow's SQLite database beside its place and move it there: half of its tables would be there for good."""
+    if path.exists():
+        return
+    from mlflow.store.db.utils import _initialize_tables
+    from sqlalchemy import create_engine
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    draft.unlink(missing_ok=True)
+    engine = create_engine(f"sqlite:///{draft}")
+    _initialize_tables(engine)
+    engine.dispose()
+    draft.replace(path)
 
 
 def experiment_id(settings: Settings) -> str:
