@@ -300,8 +300,16 @@ def registry_ledger(
         if not state["sound"]:
             raise typer.Exit(1)
         return
-    columns = ["number", "at", "kind", "actor", "from_version", "to_version", "reason"]
-    _answer(commands.read_ledger(load_settings()), as_json, lambda rows: _rows("ledger", rows, columns))
+    _answer(commands.read_ledger(load_settings()), as_json, _show_ledger)
+
+
+def _show_ledger(lines: list[dict[str, Any]]) -> None:
+    for line in lines:
+        move = f"version {line['from_version'] or 'none'} to {line['to_version']}"
+        screen.print(f"{line['number']}  {line['at'][:19]}  {line['kind']}: {move}, by {line['actor']}", markup=False)
+        screen.print(f"   {line['reason']}", markup=False)
+    if not lines:
+        screen.print("no champion was ever chosen here; run `evensong nightly`")
 
 
 def _show_move(answer: dict[str, Any]) -> None:
