@@ -94,7 +94,7 @@ def take_turn(book: Path, as_of: datetime) -> None:
 
     def runs(other: str) -> bool:
         try:
-            return str(ti.get_dagrun_state(ti.dag_id, other)) == "running"
+            return bool(ti.get_dagrun_state(ti.dag_id, other) == "running")
         except Exception as error:  # a run that somebody deleted
             log.info("the run %s cannot be found (%s); its turn is over", other, error)
             return False

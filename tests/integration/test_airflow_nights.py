@@ -154,6 +154,14 @@ def test_the_form_refuses_what_a_night_cannot_be(airflow: AirflowApi) -> None:
             airflow._call("POST", f"/api/v2/dags/{DAG}/dagRuns", {"logical_date": None, "conf": conf})
 
 
+def test_the_schedule_starts_no_night_that_was_not_due(airflow: AirflowApi) -> None:
+    scheduled = airflow._call("GET", f"/api/v2/dags/{DAG}/dagRuns?run_type=scheduled")
+    assert scheduled["total_entries"] == 0
+    dag = airflow._call("GET", f"/api/v2/dags/{DAG}")
+    assert dag["is_paused"] is False
+    assert dag["next_dagrun_run_after"].endswith("T02:00:00Z")
+
+
 def test_a_backfill_gives_each_night_its_own_as_of_one_after_the_other(settings: Settings, airflow: AirflowApi) -> None:
     # before the shop opened, so that each night ends early: what counts here is which nights they are, and when
     command = ["backfill", "create", "--dag-id", DAG, "--from-date", "2025-11-03", "--to-date", "2025-11-05T12:00"]
@@ -185,11 +193,3 @@ def test_a_stranger_is_turned_away(airflow: AirflowApi) -> None:
     assert answer.status_code == 401
     body = {"username": "admin", "password": "admin"}
     assert httpx.post(f"{airflow.address}/auth/token", json=body, trust_env=False).status_code == 401
-
-
-def test_the_schedule_starts_no_night_that_was_not_due(airflow: AirflowApi) -> None:
-    scheduled = airflow._call("GET", f"/api/v2/dags/{DAG}/dagRuns?run_type=scheduled")
-    assert scheduled["total_entries"] == 0
-    dag = airflow._call("GET", f"/api/v2/dags/{DAG}")
-    assert dag["is_paused"] is False
-    assert dag["next_dagrun_run_after"].endswith("T02:00:00Z")

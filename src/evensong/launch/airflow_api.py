@@ -17,6 +17,7 @@ from evensong.types import Night
 DAG = "nightly_retraining"
 #: Task id and its new state.
 OnTask = Callable[[str, str], None]
+PATIENCE_SECONDS = 90.0
 
 
 class AirflowApi:
@@ -47,7 +48,7 @@ class AirflowApi:
                 missing = self._missing(dag_id)
                 if not missing:
                     return
-            except httpx.TransportError as error:
+            except (httpx.TransportError, LaunchError) as error:
                 missing = f"Airflow does not answer ({error})"
             time.sleep(0.5)
         raise LaunchError(f"{self.address} was not ready after {timeout:.0f} s: {missing}")
@@ -133,10 +134,10 @@ class AirflowApi:
         self, method: str, path: str, body: dict[str, Any] | None = None, *, missing: bool = False
     ) -> dict[str, Any]:
         """One request; an empty answer for what does not exist when `missing` is allowed."""
-        answer = self._http.request(method, path, json=body)
+        answer = self._send(method, path, body)
         if answer.status_code == 401:
             self._log_in()
-            answer = self._http.request(method, path, json=body)
+            answer = self._send(method, path, body)
         if missing and answer.status_code == 404:
             return {}
         if answer.is_error:
@@ -145,6 +146,18 @@ class AirflowApi:
             )
         content: dict[str, Any] = answer.json()
         return content
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        """One request. Reading is tried again for a while: the server may be busy, or be started again after a crash."""
+        deadline = time.monotonic() + (PATIENCE_SECONDS if method == "GET" else 0)
+        while True:
+            try:
+                return self._http.request(method, path, json=body)
+            except httpx.TransportError as error:
+                if time.monotonic() > deadline:
+                    message = f"{method} {self.address}{path}: Airflow does not answer ({error})"
+                    raise LaunchError(message) from error
+            time.sleep(1)
 
     def _log_in(self) -> None:
         body = {"username": "admin", "password": secrets.admin_password(self._settings)}
