@@ -82,8 +82,9 @@ def paired_interval(
         studentized = _studentized(differences - mean, resamples, generator)
         low = float(np.quantile(studentized, tail, method="lower"))
         high = float(np.quantile(studentized, 1 - tail, method="higher"))
-        # A resample of equal users has no spread and an infinite statistic; the farthest user bounds it instead.
-        reach = (float(np.abs(differences - mean).max()) / standard_error) + floor
+        # A resample of equal users has no spread and an infinite statistic: where few users differ, that is most of
+        # what the bootstrap knows, and thrice Student's distance is far enough.
+        reach = 3 * floor
         lower_critical, upper_critical = min(max(floor, high), reach), min(max(floor, -low), reach)
     return Interval(
         mean=mean,

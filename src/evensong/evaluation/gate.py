@@ -228,7 +228,6 @@ def _off_policy(policy: PromotionPolicy, inputs: GateInputs) -> Iterator[Check]:
             yield Check(
                 name=name,
                 passed=not rule.required,
-                doubtful=True,
                 figure=size,
                 bound=rule.min_effective_sample_size,
                 message=f"{said}: too small to conclude, needed {rule.min_effective_sample_size:.0f}",

@@ -122,7 +122,12 @@ def drift(settings: Settings, night: Night) -> list[Shift]:
 
     uri = storage.join(settings.run_uri(night.run_id, "training_set"), "examples.parquet")
     rows = storage.read_frame(uri)
-    names = [name for name, kind in rows.schema.items() if kind.is_numeric() and name not in ("value",)]
+    # A moment in seconds always moves on; how long ago it was is what a model sees of it.
+    names = [
+        name
+        for name, kind in rows.schema.items()
+        if kind.is_numeric() and name != "value" and not name.endswith("_seconds")
+    ]
     judged = rows.filter(pl.col("part") == "holdout").select(names).head(MAX_ROWS)
     trained = rows.filter(pl.col("part") != "holdout").select(names).tail(MAX_ROWS)
     if judged.is_empty() or trained.is_empty():
@@ -132,12 +137,13 @@ def drift(settings: Settings, night: Night) -> list[Shift]:
 
 
 def curves(settings: Settings, night: Night) -> dict[str, list[float]]:
-    """The losses that training kept: `curve.json` beside the weights, name to losses by epoch."""
+    """The losses by epoch that training kept, by name."""
     found: dict[str, list[float]] = {}
-    for name in ("retriever", "ranker"):
-        place = settings.run_uri(night.run_id, name, "curve.json")
+    for name in ("retriever", "ranker", "retriever-final", "ranker-final"):
+        place = settings.run_uri(night.run_id, "curves", f"{name}.json")
         if storage.exists(place):
-            found |= {f"{name}.{what}": values for what, values in sorted(storage.read_json(place).items())}
+            refit = ", refit" if name.endswith("-final") else ""
+            found |= {f"{what}{refit}": values for what, values in sorted(storage.read_json(place).items())}
     if not found:
         raise ValueError("training kept no losses")
     return found

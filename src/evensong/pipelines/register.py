@@ -12,7 +12,7 @@ import polars as pl
 
 from evensong.data import storage
 from evensong.registry import bundle, tracking, versions
-from evensong.settings import Settings
+from evensong.settings import Section, Settings
 from evensong.types import EvaluationReport, Night
 
 LOADER = "evensong.recommender.pyfunc"
@@ -98,11 +98,12 @@ def _tags(night: Night, manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def _params(settings: Settings, night: Night) -> dict[str, Any]:
+    """The recipe: everything in the settings that decides the outcome, and nothing of where things lie."""
     values: dict[str, Any] = {f"night.{key}": value for key, value in night.model_dump(mode="json").items()}
-    for part in ("split", "features", "retriever", "ranker", "evaluation"):
-        for key, value in getattr(settings, part).model_dump(mode="json").items():
-            values[f"{part}.{key}"] = value
-    return values
+    for part, section in settings:
+        if isinstance(section, Section) and part not in ("airflow", "registry", "serving"):
+            values |= {f"{part}.{key}": value for key, value in section.model_dump(mode="json").items()}
+    return values | {"serving.filter": settings.serving.filter}
 
 
 def _text(value: Any) -> str:

@@ -64,6 +64,7 @@ def retriever(settings: Settings, night: Night, training_set_uri: str, final: bo
     hide_seen = settings.serving.filter == "seen"
     epochs = settings.retriever.epochs
     marks: list[str] = []
+    curves: dict[str, list[float]] = {}
 
     def fit(labels: Frame, name: str, start: TowerWeights | None, num_epochs: int) -> TowerWeights:
         vocabularies = Vocabularies.fit(
@@ -81,6 +82,7 @@ def retriever(settings: Settings, night: Night, training_set_uri: str, final: bo
             num_epochs=num_epochs,
             start=start,
             checkpoints=checkpoints,
+            losses=curves.setdefault(f"{name} loss", []),
         )
 
     champion = _champion(settings, night)
@@ -96,6 +98,7 @@ def retriever(settings: Settings, night: Night, training_set_uri: str, final: bo
         save_towers(Path(folder), weights)
         save_towers(Path(folder, BASE), base)
         storage.write_folder(Path(folder), target)
+    _keep_curves(settings, night, "retriever", final, curves)
     for mark in marks:
         storage.remove(mark)
     return target
@@ -131,12 +134,18 @@ def ranker(settings: Settings, night: Night, training_set_uri: str, retriever_ur
         log.info("ranker: %d slates, validation loss %s", len(slates), [round(loss, 4) for loss in losses])
         save_ranker(Path(folder, "ranker"), weights)
         storage.write_folder(Path(folder, "ranker"), target)
+    _keep_curves(settings, night, "ranker", final, {"ranker validation loss": losses})
     return target
 
 
 def place(settings: Settings, night: Night, name: str, final: bool) -> str:
     """Where a step of the training, or of the refit, leaves what it makes."""
     return settings.run_uri(night.run_id, *(["final"] if final else []), name)
+
+
+def _keep_curves(settings: Settings, night: Night, name: str, final: bool, curves: dict[str, list[float]]) -> None:
+    """For the dossier, beside the weights and never in the bundle: a run that was killed knows its last epochs only."""
+    storage.write_json(settings.run_uri(night.run_id, "curves", f"{name}{'-final' if final else ''}.json"), curves)
 
 
 def read_labels(training_set_uri: str, final: bool) -> Frame:

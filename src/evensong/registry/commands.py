@@ -6,7 +6,7 @@ import getpass
 from typing import Any
 
 from evensong.errors import PromotionRefusedError
-from evensong.registry import aliases, ledger, retention, review, tracking, versions
+from evensong.registry import aliases, bundle, ledger, retention, review, tracking, versions
 from evensong.registry.versions import ModelVersion
 from evensong.settings import Settings
 
@@ -45,6 +45,30 @@ def show(settings: Settings, version: str) -> dict[str, Any]:
         if found.version in (line.to_version, line.from_version)
     ]
     return found.model_dump(mode="json") | {"moves": moves}
+
+
+def origin(settings: Settings, version: str) -> dict[str, Any]:
+    """Where a version's answers come from: bundle and its files, features, lake versions, code, runs, moves."""
+    found = _named(settings, version)
+    manifest: dict[str, Any] = {}
+    if "collected" not in found.tags:
+        manifest = bundle.read_manifest(bundle.fetch(settings, found.version))
+    return {
+        "version": found.version,
+        "as_of": found.as_of.isoformat(),
+        "bundle_digest": found.digest,
+        "files": manifest.get("files", {}),
+        "feature_service": manifest.get("feature_service", found.tags.get("feature_service")),
+        "features": manifest.get("features"),
+        "lake_versions": versions.lake_versions(found),
+        "code_commit": found.tags.get("code_commit"),
+        "seed": found.tags.get("seed"),
+        "mlflow_run": found.run_id,
+        "airflow_run": found.tags.get("airflow_run"),
+        "decision_hash": found.tags.get("decision_hash"),
+        "dossier_hash": found.tags.get("dossier_hash"),
+        "moves": [line.model_dump(mode="json") for line in ledger.read(settings) if line.to_version == found.version],
+    }
 
 
 def promote(settings: Settings, version: str, *, reason: str, actor: str | None = None) -> dict[str, Any]:

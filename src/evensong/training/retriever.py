@@ -87,6 +87,7 @@ def train(
     num_epochs: int | None = None,
     start: TowerWeights | None = None,
     checkpoints: Checkpoints | None = None,
+    losses: list[float] | None = None,
 ) -> TowerWeights:
     """Train the towers on all of `data`.
 
@@ -99,6 +100,7 @@ def train(
         num_epochs: in place of the recipe's.
         start: weights to continue from, mapped token by token; what they do not know begins as new items do.
         checkpoints: where the state goes after each epoch.
+        losses: gets the mean loss of each epoch that ran.
 
     Raises:
         NothingToLearnError: no label has any history before it.
@@ -116,7 +118,7 @@ def train(
         if start is not None:
             adopt(model, vocabularies, start)
         batch_size = min(settings.batch_size, max(64, len(data) // MIN_STEPS))
-        loop.fit(
+        means = loop.fit(
             model,
             lambda epoch: _epoch(model, data, settings, batch_size, seed, epoch),
             name="retriever",
@@ -125,6 +127,8 @@ def train(
             learning_rate=settings.learning_rate,
             checkpoints=checkpoints,
         )
+    if losses is not None:
+        losses.extend(means)
     tensors = {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
     return TowerWeights(config, vocabularies, tensors)
 

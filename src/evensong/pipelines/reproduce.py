@@ -1,0 +1,156 @@
+"""A registered version made again: the lake as it was, the recipe and the seeds of then, today's code and machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evensong.data import storage
+from evensong.data.lake import Lake
+from evensong.errors import EvensongError, RegistryError
+from evensong.registry import bundle, tracking, versions
+from evensong.registry.versions import ModelVersion
+from evensong.settings import Settings
+from evensong.types import EvaluationReport, Night
+
+TABLES = ("interactions", "items", "users")
+#: What a bundle computes with; the manifest beside it also names the commit and the libraries.
+WEIGHTS = (".safetensors", ".faiss", ".onnx")
+#: Figures that are no result of the training.
+_NOT_COMPARED = ("champion.", "popularity.", "seconds.")
+
+
+def run(settings: Settings, version: str, on_step: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Train the version anew beside the home's own data and compare metrics and weights.
+
+    The lake is read as of the versions that the bundle names, the recipe comes from the run's parameters. On the same
+    hardware, libraries and commit everything is equal, and `same` is true; `notes` says what else differs.
+
+    Raises:
+        RegistryError: there is no such version, or its tags do not say what it was made from.
+        StorageError: the lake no longer holds a table's version.
+    """
+    found = versions.get(settings, version)
+    night, recipe = recipe_of(settings, found)
+    say = on_step or (lambda name: None)
+    say("lake")
+    _copy_lake(settings, recipe, found)
+    evaluation, made = _train(recipe, night, say)
+    say("compare")
+    report = EvaluationReport.model_validate(storage.read_json(evaluation))
+    metrics = _compared(found.metrics, tracking.report_metrics(report))
+    then = _manifest(settings, found)
+    now = bundle.read_manifest(Path(made))
+    weights = {
+        name: then["files"].get(name) == now["files"].get(name)
+        for name in sorted({*then["files"], *now["files"]})
+        if name.endswith(WEIGHTS)
+    }
+    same_metrics = all(row["then"] == row["now"] for row in metrics.values())
+    return {
+        "version": found.version,
+        "as_of": night.as_of.isoformat(),
+        "same": same_metrics and all(weights.values()),
+        "same_metrics": same_metrics,
+        "largest_difference": max((abs(row["then"] - row["now"]) for row in metrics.values()), default=0.0),
+        "metrics": metrics,
+        "weights": weights,
+        "notes": _notes(then, now),
+        "bundle": made,
+    }
+
+
+def recipe_of(settings: Settings, version: ModelVersion) -> tuple[Night, Settings]:
+    """The night and the settings that made the version; what they write lies in a place of its own, emptied now.
+
+    Raises:
+        RegistryError: the run's parameters are gone, or this release does not know one of them.
+    """
+    params = {name: _plain(text) for name, text in tracking.params_of(settings, version.run_id).items()}
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in sorted(params.items()):
+        part, _, key = name.partition(".")
+        parts.setdefault(part, {})[key] = value
+    if "night" not in parts:
+        raise RegistryError(f"version {version.version}: expected the night's parameters on its run, found none")
+    place = Path(settings.place("reproduce", f"v{version.version}"))
+    shutil.rmtree(place, ignore_errors=True)
+    update: dict[str, Any] = {
+        "lake_uri": str(place / "lake"),
+        "artifacts_uri": str(place / "artifacts"),
+        "online_store_uri": str(place / "online.db"),
+        "feast_registry_uri": str(place / "registry.db"),
+    }
+    try:
+        for part, values in parts.items():
+            if part in Settings.model_fields:
+                section = getattr(settings, part)
+                update[part] = type(section).model_validate(section.model_dump() | values)
+        night = Night.model_validate(parts["night"])
+    except ValueError as error:
+        raise RegistryError(
+            f"version {version.version}: its parameters are not this release's: {error}; "
+            f"check out the commit {version.tags.get('code_commit', 'that its tags name')} first"
+        ) from error
+    return night, settings.model_copy(update=update)
+
+
+def _copy_lake(settings: Settings, recipe: Settings, version: ModelVersion) -> None:
+    of_then = versions.lake_versions(version)
+    if not of_then.keys() & set(TABLES):
+        raise RegistryError(f"version {version.version}: its tags name no versions of the lake's tables")
+    source, target = Lake(settings.lake), Lake(recipe.lake)
+    for table in TABLES:
+        if table in of_then:
+            target.append_new(table, source.read(table, version=of_then[table]))
+
+
+def _train(recipe: Settings, night: Night, say: Callable[[str], None]) -> tuple[str, str]:
+    from evensong.pipelines import bundle as assembling
+    from evensong.pipelines import evaluate, features, index, train, training_set
+
+    say("features")
+    features.build(recipe, night)
+    say("training set")
+    examples = training_set.build(recipe, night)
+    say("train")
+    retriever = train.retriever(recipe, night, examples)
+    ranker = train.ranker(recipe, night, examples, retriever)
+    items = index.build(recipe, night, examples, retriever)
+    say("evaluate")
+    evaluation = evaluate.run(recipe, night, examples, retriever, ranker, items)
+    say("bundle")
+    return evaluation, assembling.assemble(recipe, night, examples, retriever, ranker, items, evaluation)
+
+
+def _compared(then: dict[str, float], now: dict[str, float]) -> dict[str, dict[str, float]]:
+    names = [name for name in sorted(then.keys() & now.keys()) if not name.startswith(_NOT_COMPARED)]
+    return {name: {"then": then[name], "now": now[name]} for name in names}
+
+
+def _manifest(settings: Settings, version: ModelVersion) -> dict[str, Any]:
+    try:
+        return bundle.read_manifest(bundle.fetch(settings, version.version))
+    except EvensongError:
+        # Collected: the metrics remain to compare with.
+        return {"files": {}}
+
+
+def _notes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    notes = []
+    if not then["files"]:
+        notes.append("the bundle of then is gone, so weights cannot be compared")
+    for name in ("code_commit", "libraries", "feature_service"):
+        if name in then and then[name] != now.get(name):
+            notes.append(f"{name}: {json.dumps(then[name])} then, {json.dumps(now.get(name))} now")
+    return notes
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
