@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from evensong.types import Night, PromotionDecision
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(1200)]
 
 NIGHT_SECONDS = 900
+#: Far from now, so that no night falls due while the tests run.
+DUE_HOUR = (datetime.now(UTC).hour + 12) % 24
 OPENING = date(2026, 1, 1)
 
 
@@ -49,7 +51,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
     settings = load_settings(
         home=tmp_path_factory.mktemp("airflow-home"),
-        airflow={"port": free_port(), "auth": "password"},
+        airflow={"port": free_port(), "auth": "password", "schedule": f"0 {DUE_HOUR} * * *"},
         mlflow_port=free_port(),
         retriever={"dimension": 16, "epochs": 2, "batch_size": 256, "num_candidates": 50, "num_popular_candidates": 20},
         ranker={"epochs": 1, "max_slates": 500},
@@ -159,7 +161,7 @@ def test_the_schedule_starts_no_night_that_was_not_due(airflow: AirflowApi) -> N
     assert scheduled["total_entries"] == 0
     dag = airflow._call("GET", f"/api/v2/dags/{DAG}")
     assert dag["is_paused"] is False
-    assert dag["next_dagrun_run_after"].endswith("T02:00:00Z")
+    assert dag["next_dagrun_run_after"].endswith(f"T{DUE_HOUR:02d}:00:00Z")
 
 
 def test_a_backfill_gives_each_night_its_own_as_of_one_after_the_other(settings: Settings, airflow: AirflowApi) -> None:

@@ -70,11 +70,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         patch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://{host}:{port}")
-        boto3.client("s3").create_bucket(Bucket="evensong")
+        boto3.client("s3").create_bucket(Bucket="evensong-moved")
         yield {
-            "lake_uri": "s3://evensong/lake",
-            "artifacts_uri": "s3://evensong/artifacts",
-            "mlflow_artifacts_uri": "s3://evensong/mlflow",
+            "lake_uri": "s3://evensong-moved/lake",
+            "artifacts_uri": "s3://evensong-moved/artifacts",
+            "mlflow_artifacts_uri": "s3://evensong-moved/mlflow",
             "mlflow_tracking_uri": database_url("mlflow").replace("postgresql://", "postgresql+psycopg2://", 1),
             "feast_registry_uri": database_url("feast").replace("postgresql://", "postgresql+psycopg2://", 1),
             "online_store_uri": f"redis://127.0.0.1:{redis_port}/0",
@@ -91,7 +91,7 @@ def test_a_night_on_s3_postgresql_and_redis_equals_the_embedded_one(servers: dic
     expected = run_night(embedded, NIGHT)
 
     places = dict(servers)
-    airflow = {"port": free_port(), "database_url": places.pop("airflow_database_url")}
+    airflow = {"port": free_port(), "schedule": "0 0 1 1 *", "database_url": places.pop("airflow_database_url")}
     moved = load_settings(home=tmp_path / "moved", mlflow_port=free_port(), airflow=airflow, **places, **RECIPE)
     shop(moved)
     prepare(moved)

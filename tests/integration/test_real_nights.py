@@ -34,7 +34,9 @@ def free_port() -> int:
 
 
 def settings_for(home: Path, **options: Any) -> Settings:
-    return load_settings(home=home, airflow={"port": free_port()}, mlflow_port=free_port(), **options)
+    return load_settings(
+        home=home, airflow={"port": free_port(), "schedule": "0 0 1 1 *"}, mlflow_port=free_port(), **options
+    )
 
 
 @contextmanager

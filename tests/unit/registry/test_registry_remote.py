@@ -29,8 +29,8 @@ def bucket() -> Iterator[str]:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         patch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://{host}:{port}")
-        boto3.client("s3").create_bucket(Bucket="evensong")
-        yield "s3://evensong/mlflow"
+        boto3.client("s3").create_bucket(Bucket="evensong-registry")
+        yield "s3://evensong-registry/mlflow"
     server.stop()
 
 
