@@ -5,8 +5,8 @@ Every row is stamped with the moment at which the state it describes became know
 so one that arrives late changes the features of later moments and never of earlier ones.
 
 The functions take the interactions of one partition of entities and know nothing of the others; a partition of the
-users (for the user views) or of the items (for the item views) in, the same partition's rows out. `since` leaves out
-the rows stamped at or before it, `until` is the moment at which the view ends.
+users (for the user views) or of the items (for the item views) in, the same partition's rows out. `since`, a midnight,
+leaves out the rows stamped at or before it; `until` is the moment at which the view ends.
 
 Days end at midnight UTC; the midnight itself belongs to the day that it ends.
 """
@@ -134,7 +134,7 @@ def user_activity(positives: Frame, *, since: datetime | None = None, until: dat
     A window at moment m holds the known events with `m - window < event_timestamp <= m`. Rows stand at the moments at
     which an event became known, and at each midnight at which a count is no longer what the last row said.
     """
-    counts = _windowed_counts(positives, "user_id", until)
+    counts = _windowed_counts(positives, "user_id", since, until)
     counts = _changed(counts, ["user_id"], [f"n_{name}" for name in WINDOWS], keep=pl.col("is_event"))
     return (
         counts.filter(_after(since))
@@ -145,9 +145,9 @@ def user_activity(positives: Frame, *, since: datetime | None = None, until: dat
 
 def item_popularity(positives: Frame, *, since: datetime | None = None, until: datetime) -> Frame:
     """How many positive events each item had, of how many users (ITEM_POPULARITY), at each midnight that changed it."""
-    counts = _windowed_counts(positives, "item_id", until).filter("is_midnight")
+    counts = _windowed_counts(positives, "item_id", since, until).filter("is_midnight")
     counts = counts.join(
-        _distinct_users(positives, counts), on=["item_id", "moment"], how="left", maintain_order="left"
+        _distinct_users(positives, counts, since), on=["item_id", "moment"], how="left", maintain_order="left"
     )
     columns = [*(f"n_{name}" for name in WINDOWS), "n_total", "n_users"]
     return (
@@ -250,15 +250,21 @@ def _newest_known(items: Frame, until: datetime) -> Frame:
     return known.with_columns(newest.get_columns())
 
 
-def _windowed_counts(positives: Frame, entity: str, until: datetime) -> Frame:
+def _windowed_counts(positives: Frame, entity: str, since: datetime | None, until: datetime) -> Frame:
     """The counts of each window at every moment that may be a row's: event moments and the day ends after each change.
 
     An event adds one when it becomes known and takes it away when it leaves the window; the running sum of these steps
-    is the count. Returns entity, moment, n_1d, n_7d, n_30d, n_total, is_event, is_midnight.
+    is the count. With `since`, the events that had left every window by then are just counted, in one step at that
+    moment, and the counts are right from it on. Returns entity, moment, n_1d, n_7d, n_30d, n_total, is_event,
+    is_midnight.
     """
     events = with_known(positives.select(entity, "event_timestamp", "created_timestamp")).filter(
         pl.col("known") <= until
     )
+    gone = pl.lit(False) if since is None else _gone(since)
+    stood = events.filter(pl.lit(False) if since is None else pl.col("known") <= since)
+    standing = stood.group_by(entity, maintain_order=True).agg(gone.sum().cast(pl.Int32).alias("n_total"))
+    events = events.filter(~gone)
     steps = [events.select(entity, pl.col("known").alias("moment"), *_steps(""), pl.lit(True).alias("is_event"))]
     for name, length in WINDOWS.items():
         inside = pl.col("known") < pl.col("event_timestamp") + length
@@ -269,11 +275,16 @@ def _windowed_counts(positives: Frame, entity: str, until: datetime) -> Frame:
             entity, pl.col("known").alias("moment"), *_steps(name), pl.lit(False).alias("is_event")
         )
         steps += [leaving, late]
-    changes = pl.concat(steps).filter(pl.col("moment") <= until)
+    counted = [f"n_{name}" for name in [*WINDOWS, "total"]]
+    stands = standing.with_columns(
+        pl.lit(since, TIMESTAMP).alias("moment"),
+        *(pl.lit(0, pl.Int32).alias(f"n_{name}") for name in WINDOWS),
+        pl.lit(False).alias("is_event"),
+    )
+    changes = pl.concat([*steps, stands.select(steps[0].columns)]).filter(pl.col("moment") <= until)
     midnights = (
         changes.select(entity, day_end(pl.col("moment")).alias("moment")).unique().filter(pl.col("moment") <= until)
     )
-    counted = [f"n_{name}" for name in [*WINDOWS, "total"]]
     grid = midnights.with_columns(
         *(pl.lit(0, pl.Int32).alias(name) for name in counted),
         pl.lit(False).alias("is_event"),
@@ -299,12 +310,17 @@ def _steps(leaving: str) -> list[pl.Expr]:
     return [pl.lit(-1 if name == leaving else 0, pl.Int32).alias(f"n_{name}") for name in names]
 
 
-def _distinct_users(positives: Frame, moments: Frame) -> Frame:
+def _gone(since: datetime) -> pl.Expr:
+    """Whether an event has left every window at the moment."""
+    return (pl.col("known") <= since) & (pl.col("event_timestamp") + max(WINDOWS.values()) <= since)
+
+
+def _distinct_users(positives: Frame, moments: Frame, since: datetime | None) -> Frame:
     """How many different users had a known event with the item in the last 30 days, at each of the moments."""
     stays = (
         with_known(positives.select("item_id", "user_id", "event_timestamp", "created_timestamp"))
         .with_columns((pl.col("event_timestamp") + WINDOWS["30d"]).alias("leaves"))
-        .filter(pl.col("known") < pl.col("leaves"))
+        .filter(pl.col("known") < pl.col("leaves"), pl.lit(True) if since is None else ~_gone(since))
         .sort("item_id", "user_id", "known", "leaves")
     )
     merged = _merge_stays(stays)

@@ -109,6 +109,14 @@ def test_skipped_nights_are_filled_with_the_midnights_between(shop: Settings, tm
     assert activity.sort("event_timestamp")["num_events_30d"].to_list()[-1] == 0
 
 
+def test_what_has_left_every_window_is_still_counted(shop: Settings, tmp_path: Path) -> None:
+    add(shop, *FIRST)
+    refresh(shop, at(35))
+    add(shop, ("u", "a", 35.5), ("w", "b", 35.6))
+    refresh(shop, at(36))
+    assert tables(shop) == from_scratch(shop, at(36), tmp_path / "other")
+
+
 def test_an_older_night_after_a_newer_one_loses_nothing(shop: Settings, tmp_path: Path) -> None:
     add(shop, *FIRST, *SECOND)
     refresh(shop, at(3))
