@@ -148,6 +148,7 @@ def test_shuffled_labels_are_stopped_by_popularity_or_the_champion(
     assert not decision["promote"]
 
 
+@pytest.mark.slow  # it measures latencies, which a busy machine blurs
 def test_slow_bundle_is_stopped_by_its_own_latency(
     settings: Settings, night: Night, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
