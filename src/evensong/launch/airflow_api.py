@@ -148,7 +148,7 @@ class AirflowApi:
         return content
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        """One request. Reading is tried again for a while: the server may be busy, or be started again after a crash."""
+        """One request. Reading is tried again for a while: the server may be busy, or start again after a crash."""
         deadline = time.monotonic() + (PATIENCE_SECONDS if method == "GET" else 0)
         while True:
             try:
