@@ -303,6 +303,62 @@ def registry_ledger(
     _answer(commands.read_ledger(load_settings()), as_json, _show_ledger)
 
 
+@registry.command("diff")
+def registry_diff(first: Version, second: Version, as_json: AsJson = False) -> None:
+    """Two versions: data, features, configuration, metrics, sample recommendations."""
+    from evensong.pipelines import diff
+
+    _answer(diff.run(load_settings(), first, second), as_json, _show_diff)
+
+
+@registry.command("reviews")
+def registry_reviews(as_json: AsJson = False) -> None:
+    """What waits for a person's word; `registry promote` and `reject` answer."""
+    from evensong.registry import commands
+
+    columns = ["version", "as_of", "asked_at", "deadline", "default", "reasons", "note"]
+    _answer(commands.reviews(load_settings()), as_json, lambda rows: _rows("waiting", rows, columns))
+
+
+@registry.command("collect")
+def registry_collect(
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what the rule lets go; else only show it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What the retention rule keeps and lets go; never a recent champion."""
+    from evensong.registry import commands
+
+    rows = commands.collect(load_settings(), dry_run=not remove)
+    _answer(rows, as_json, lambda found: _rows("bundles", found, ["version", "as_of", "action", "why"]))
+
+
+@registry.command("origin")
+def registry_origin(version: Version, as_json: AsJson = False) -> None:
+    """Where a version's answers come from: files, features, lake versions, code, runs, moves."""
+    from evensong.registry import commands
+
+    _answer(commands.origin(load_settings(), version), as_json)
+
+
+@app.command()
+def reproduce(version: Version, as_json: AsJson = False) -> None:
+    """Train a version anew from the lake, recipe and seeds of then, and compare metrics and weights."""
+    from evensong.pipelines import reproduce as reproducing
+
+    answer = reproducing.run(load_settings(), version, lambda step: notes.print(step, markup=False))
+    _answer(answer, as_json)
+    if not answer["same"]:
+        raise typer.Exit(1)
+
+
+def _show_diff(answer: dict[str, Any]) -> None:
+    columns = ["name", "first", "second"]
+    for part in ("data", "features", "configuration"):
+        _rows(part, answer[part], columns)
+    _rows("metrics", [{"name": name, **row} for name, row in answer["metrics"].items()], columns)
+    _rows("recommendations", answer["recommendations"], ["user_id", "first", "second"])
+
+
 def _show_ledger(lines: list[dict[str, Any]]) -> None:
     for line in lines:
         move = f"version {line['from_version'] or 'none'} to {line['to_version']}"

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -258,7 +259,9 @@ def _holds_pickle(path: Path) -> bool:
 def _is_pickle(path: Path) -> bool:
     # A safetensors file may begin like a pickle by chance (its first bytes are a length), so the opcodes decide.
     calls = False
-    with path.open("rb") as file:
+    with path.open("rb") as file, warnings.catch_warnings():
+        # Bytes that are no pickle may look like a badly escaped string on the way.
+        warnings.simplefilter("ignore")
         try:
             for opcode, _, _ in pickletools.genops(file):
                 calls = calls or opcode.name in _CALLING

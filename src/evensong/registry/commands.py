@@ -7,7 +7,6 @@ from typing import Any
 
 from evensong.errors import PromotionRefusedError
 from evensong.registry import aliases, bundle, ledger, retention, review, tracking, versions
-from evensong.registry.versions import ModelVersion
 from evensong.settings import Settings
 
 
@@ -38,7 +37,7 @@ def list_versions(settings: Settings) -> list[dict[str, Any]]:
 
 def show(settings: Settings, version: str) -> dict[str, Any]:
     """Everything about one version, its moves included; `champion` names the present one."""
-    found = _named(settings, version)
+    found = versions.get(settings, version)
     moves = [
         line.model_dump(mode="json")
         for line in ledger.read(settings)
@@ -49,7 +48,7 @@ def show(settings: Settings, version: str) -> dict[str, Any]:
 
 def origin(settings: Settings, version: str) -> dict[str, Any]:
     """Where a version's answers come from: bundle and its files, features, lake versions, code, runs, moves."""
-    found = _named(settings, version)
+    found = versions.get(settings, version)
     manifest: dict[str, Any] = {}
     if "collected" not in found.tags:
         manifest = bundle.read_manifest(bundle.fetch(settings, found.version))
@@ -137,15 +136,6 @@ def read_ledger(settings: Settings) -> list[dict[str, Any]]:
 def verify(settings: Settings) -> dict[str, Any]:
     """Whether the ledger and the alias are as the registry left them; `sound` is false when not."""
     return aliases.ledger_verify(settings).model_dump(mode="json")
-
-
-def _named(settings: Settings, version: str) -> ModelVersion:
-    if version == versions.CHAMPION:
-        now = aliases.champion(settings)
-        if now is None:
-            raise PromotionRefusedError("expected a champion, found none; promote a version first")
-        return now
-    return versions.get(settings, version)
 
 
 def _moved(settings: Settings, line: ledger.Line | None) -> dict[str, Any]:

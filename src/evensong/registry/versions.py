@@ -109,11 +109,16 @@ def register(
 
 
 def get(settings: Settings, version: str | int) -> ModelVersion:
-    """One version, with its metrics.
+    """One version by its number, or the `champion`, with its metrics.
 
     Raises:
         RegistryError: there is no such version.
     """
+    if version == CHAMPION:
+        found_champion = champion(settings)
+        if found_champion is None:
+            raise RegistryError("expected a champion, found none; promote a version first")
+        return found_champion
     with tracking.registry_errors(settings, f"model version {version}"):
         client = tracking.client(settings)
         found = client.get_model_version(settings.registry.model_name, str(version))
