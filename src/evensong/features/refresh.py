@@ -20,6 +20,7 @@ import polars as pl
 
 from evensong.data import storage
 from evensong.data.lake import Lake, moment
+from evensong.errors import StaleFeaturesError
 from evensong.features import transformations as t
 from evensong.settings import Settings
 from evensong.types import Frame
@@ -70,6 +71,21 @@ def refresh(settings: Settings, as_of: datetime) -> dict[str, int]:
 class _Window(TypedDict):
     since: datetime | None
     until: datetime
+
+
+def require(settings: Settings, as_of: datetime) -> None:
+    """Refuse to go on with feature tables that do not reach the moment.
+
+    Raises:
+        StaleFeaturesError: they end before it.
+    """
+    place = storage.join(settings.lake, "features", STATE)
+    reached = storage.read_json(place)["horizon"] if storage.exists(place) else "nothing yet"
+    if reached == "nothing yet" or datetime.fromisoformat(reached) < as_of:
+        raise StaleFeaturesError(
+            f"{place}: expected feature tables up to {as_of.isoformat()}, they reach {reached}; "
+            "run the night's step `features` first"
+        )
 
 
 def _computed(

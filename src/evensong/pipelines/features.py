@@ -27,14 +27,19 @@ def materialize(settings: Settings, night: Night) -> dict[str, int]:
     """Put the newest features known at the night's `as_of` into the online store; the rows written, a view.
 
     A night older than the newest one materialized writes nothing: its features would replace newer ones.
+
+    Raises:
+        StaleFeaturesError: the feature tables do not reach `as_of`.
     """
     from evensong.features.materialize import materialize as write
+    from evensong.features.refresh import require
 
     marker = storage.join(settings.lake, MATERIALIZED)
     newest = materialized_at(settings)
     if newest is not None and newest > night.as_of:
         log.info("materialize: the online store holds %s already, newer than %s; nothing to do", newest, night.as_of)
         return {}
+    require(settings, night.as_of)
     written = write(settings, night.as_of)
     lake = Lake(settings.lake)
     versions = {view: lake.version(f"features/{view}") for view in written}

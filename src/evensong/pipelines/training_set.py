@@ -29,13 +29,17 @@ def build(settings: Settings, night: Night) -> str:
 
     Raises:
         NothingToLearnError: no event was known at `as_of`, or none that counts as positive lies in the training window.
+        StaleFeaturesError: the feature tables do not reach `as_of`.
     """
     from evensong.features.offline import FeatureReader
+    from evensong.features.refresh import require
     from evensong.features.store import RECOMMENDER
 
-    reader = FeatureReader(settings)
     holdout_start = night.holdout_start(settings.split.holdout_days)
     labels = _labels(settings, night, holdout_start)
+    require(settings, night.as_of)
+
+    reader = FeatureReader(settings)
     items = {"train": _items(settings, reader, holdout_start), "final": _items(settings, reader, night.as_of)}
     users = _holdout_users(settings, reader, labels, holdout_start)
     targets = _targets(settings, labels, users)

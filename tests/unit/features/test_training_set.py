@@ -10,7 +10,7 @@ import pytest
 
 from evensong.data import storage
 from evensong.data.lake import Lake
-from evensong.errors import NothingToLearnError
+from evensong.errors import NothingToLearnError, StaleFeaturesError
 from evensong.features.offline import FeatureReader
 from evensong.pipelines import features, training_set
 from evensong.settings import Settings
@@ -150,6 +150,17 @@ def test_a_night_before_the_first_event_says_so(settings: Settings) -> None:
     features.build(settings, night)
     with pytest.raises(NothingToLearnError, match="found none; choose a later as_of"):
         training_set.build(settings, night)
+
+
+def test_feature_tables_that_end_before_the_night_are_refused(tmp_path: Path) -> None:
+    settings = world(tmp_path)
+    with pytest.raises(StaleFeaturesError, match="reach nothing yet"):
+        training_set.build(settings, Night(as_of=AS_OF))
+    features.build(settings, Night(as_of=at(9)))
+    with pytest.raises(StaleFeaturesError, match="run the night's step `features` first"):
+        training_set.build(settings, Night(as_of=AS_OF))
+    with pytest.raises(StaleFeaturesError):
+        features.materialize(settings, Night(as_of=AS_OF))
 
 
 def test_a_night_without_a_positive_event_says_what_counts_as_one(tmp_path: Path) -> None:
