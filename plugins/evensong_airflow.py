@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WAIT_FOR_TURN = timedelta(seconds=20)
+WAIT_FOR_TURN = timedelta(seconds=10)
 #: Short waits, as between the two branches of a run, stay in the task; longer ones hand the worker back.
 WAIT_FOR_LOCK_SECONDS = 30.0
 
