@@ -125,6 +125,8 @@ class EvaluationReport(Value):
     challenger: ModelReport
     champion: ModelReport | None = None
     champion_version: str | None = None
+    champion_train_cutoff: datetime | None = None
+    """Up to when the judged champion had learned; with a refit, its weights of before it where these are needed."""
     baselines: dict[str, ModelReport] = {}
     guardrails: dict[str, float] = {}
     """Figures of the challenger that no other model has: `index_recall`, …"""

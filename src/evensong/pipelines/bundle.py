@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evensong.data import storage
 from evensong.errors import StorageError
+from evensong.models.popularity import Popularity
 from evensong.pipelines import evaluate, index, train
 from evensong.registry import bundle
 from evensong.settings import Settings
@@ -27,12 +28,15 @@ def assemble(
     """Write `bundle/` (docs/contracts.md) and return its URI.
 
     With `night.refit` the same recipe is first trained on everything up to `as_of`: the labels' windows move on by
-    the holdout. The evaluation stays the one of the models that had not seen it.
+    the holdout. The evaluation stays the one of the models that had not seen it, and those are kept in `judged/`, for
+    the next nights to compare with.
     """
     if not storage.exists(evaluation_uri):
         raise StorageError(f"{evaluation_uri}: expected the evaluation, found none; run evaluate first")
     final = night.refit
+    judged = None
     if final:
+        judged = _keep_judged(settings, night, training_set_uri, retriever_uri, ranker_uri, index_uri)
         retriever_uri = train.retriever(settings, night, training_set_uri, final=True)
         ranker_uri = train.ranker(settings, night, training_set_uri, retriever_uri, final=True)
         index_uri = index.build(settings, night, training_set_uri, retriever_uri, final=True)
@@ -41,11 +45,7 @@ def assemble(
     popularity = evaluate.popular(settings, training_set_uri, items, cutoff, final)
     meta = storage.read_json(storage.join(training_set_uri, "meta.json"))
     with tempfile.TemporaryDirectory() as folder:
-        content = Path(folder, "bundle")
-        for name, uri in (("retriever", retriever_uri), ("ranker", ranker_uri), ("index", index_uri)):
-            source = storage.fetch_folder(uri, Path(folder, name))
-            shutil.copytree(source, content / name, ignore=shutil.ignore_patterns(train.BASE))
-        (content / "popularity.json").write_text(json.dumps(popularity.to_dict(), ensure_ascii=False) + "\n")
+        content = _models(Path(folder), retriever_uri, ranker_uri, index_uri, popularity)
         items.write_parquet(content / "items.parquet")
         bundle.write_manifest(
             content,
@@ -56,5 +56,35 @@ def assemble(
             code_commit=bundle.code_commit(settings),
             libraries=bundle.library_versions(),
             seed=night.seed,
+            **({bundle.JUDGED_DIGEST: judged} if judged else {}),
         )
         return storage.write_folder(content, settings.run_uri(night.run_id, "bundle"))
+
+
+def judged_uri(settings: Settings, night: Night) -> str:
+    """Where a night that refits keeps the models that were judged."""
+    return settings.run_uri(night.run_id, "judged")
+
+
+def _keep_judged(
+    settings: Settings, night: Night, training_set_uri: str, retriever_uri: str, ranker_uri: str, index_uri: str
+) -> str:
+    """Write `judged/`, a funnel with hashes, and return the digest of its manifest."""
+    cutoff = train.cutoff_of(settings, night, final=False)
+    items = train.read_items(training_set_uri, final=False)
+    popularity = evaluate.popular(settings, training_set_uri, items, cutoff, final=False)
+    with tempfile.TemporaryDirectory() as folder:
+        content = _models(Path(folder), retriever_uri, ranker_uri, index_uri, popularity)
+        bundle.write_manifest(content, as_of=night.as_of.isoformat(), train_cutoff=cutoff.isoformat(), seed=night.seed)
+        storage.write_folder(content, judged_uri(settings, night))
+        return bundle.digest(content)
+
+
+def _models(folder: Path, retriever_uri: str, ranker_uri: str, index_uri: str, popularity: Popularity) -> Path:
+    """The parts of a funnel in one new folder below `folder`."""
+    content = folder / "models"
+    for name, uri in (("retriever", retriever_uri), ("ranker", ranker_uri), ("index", index_uri)):
+        source = storage.fetch_folder(uri, folder / name)
+        shutil.copytree(source, content / name, ignore=shutil.ignore_patterns(train.BASE))
+    (content / "popularity.json").write_text(json.dumps(popularity.to_dict(), ensure_ascii=False) + "\n")
+    return content

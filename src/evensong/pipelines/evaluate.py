@@ -31,9 +31,9 @@ def run(
 ) -> str:
     """Recommend to every held-out user at the holdout's start and compare with what they wanted after it.
 
-    Writes `per_user.parquet` and `evaluation.json`, an `EvaluationReport`, and returns the latter's URI. When the
-    champion learned from events after the holdout's start, all models are judged only on events after its
-    `train_cutoff`, so that none is judged on what it was trained on.
+    Writes `per_user.parquet` and `evaluation.json`, an `EvaluationReport`, and returns the latter's URI. No model is
+    judged on what it was trained on: a champion whose refit reaches into the holdout is judged by its weights of
+    before the refit, as the challenger is; where those are not kept, only events after its `train_cutoff` count.
     """
     start = night.holdout_start(settings.split.holdout_days)
     items = train.read_items(training_set_uri, final=False)
@@ -47,7 +47,7 @@ def run(
             popularity,
         )
         guardrails = {"index_recall": float(json.loads((index / "index.json").read_bytes())["index_recall"])}
-    champion, version, cutoff = _champion(settings, night)
+    champion, version, cutoff = _champion(settings, night, start)
     window_start = max(start, cutoff) if cutoff else start
     users, targets = _judged(settings, night, training_set_uri, window_start)
     hidden = excluded(users, settings.serving.filter)
@@ -71,6 +71,7 @@ def run(
         challenger=CHALLENGER,
         champion=name if champion is not None else None,
         champion_version=version,
+        champion_train_cutoff=cutoff,
         as_of=night.as_of,
         window_start=window_start,
         window_end=night.as_of,
@@ -133,13 +134,14 @@ def _ask(
     return recommender.recommend(users, recommender.prepare_items(items), now=now, k=k, exclude=hidden)
 
 
-def _champion(settings: Settings, night: Night) -> tuple[Recommender | None, str | None, datetime | None]:
+def _champion(
+    settings: Settings, night: Night, start: datetime
+) -> tuple[Recommender | None, str | None, datetime | None]:
     """The champion of an earlier night, its version, and the moment up to which it learned."""
-    from evensong.registry import aliases, bundle
+    from evensong.registry import aliases
 
     version = aliases.champion_before(settings, night.as_of)
     if version is None:
         return None, None, None
-    directory = bundle.fetch(settings, version.version)
-    cutoff = datetime.fromisoformat(bundle.read_manifest(directory)["train_cutoff"])
+    directory, cutoff = train.champion_models(settings, version.version, start)
     return Recommender.load(directory), version.version, cutoff

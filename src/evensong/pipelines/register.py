@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from evensong.data import storage
+from evensong.pipelines.bundle import judged_uri
 from evensong.registry import bundle, tracking, versions
 from evensong.settings import Section, Settings
 from evensong.types import EvaluationReport, Night
@@ -31,6 +33,9 @@ def run(settings: Settings, night: Night, bundle_uri: str, evaluation_uri: str) 
     with tempfile.TemporaryDirectory() as folder:
         directory = storage.fetch_folder(bundle_uri, Path(folder, "bundle"))
         manifest = bundle.verify(directory)
+        judged = None
+        if bundle.JUDGED_DIGEST in manifest:
+            judged = storage.fetch_folder(judged_uri(settings, night), Path(folder, "judged"))
         version = versions.register(
             settings,
             night,
@@ -43,6 +48,7 @@ def run(settings: Settings, night: Night, bundle_uri: str, evaluation_uri: str) 
             metrics=tracking.report_metrics(report),
             tags=_tags(night, manifest),
             description=describe(night, report, manifest),
+            judged=judged,
         )
     return version.version
 
@@ -68,6 +74,8 @@ def describe(night: Night, report: EvaluationReport, manifest: dict[str, Any]) -
     for metric in metrics:
         figures = [model.metrics.get(metric) for model in models.values()]
         lines.append(f"| {metric} | " + " | ".join("–" if f is None else f"{f:.4f}" for f in figures) + " |")
+    if report.champion is not None and report.champion_train_cutoff is not None:
+        lines += ["", _champion(report.champion.model, report.champion_train_cutoff)]
     lines += ["", *(f"- {name}: {value:.4g}" for name, value in sorted(report.guardrails.items()))]
     lines.append(_refit(night, manifest))
     for key, said in (
@@ -79,6 +87,10 @@ def describe(night: Night, report: EvaluationReport, manifest: dict[str, Any]) -
         if key in manifest:
             lines.append(f"- {said}: `{_text(manifest[key])}`")
     return "\n".join(lines)
+
+
+def _champion(name: str, cutoff: datetime) -> str:
+    return f"{name} was judged with what it had learned by {cutoff:%Y-%m-%d %H:%M}: no model is judged on what it knew."
 
 
 def _refit(night: Night, manifest: dict[str, Any]) -> str:

@@ -85,7 +85,7 @@ def retriever(settings: Settings, night: Night, training_set_uri: str, final: bo
             losses=curves.setdefault(f"{name} loss", []),
         )
 
-    champion = _champion(settings, night)
+    champion = _champion(settings, night, final)
     unseen = champion is not None and champion[1] <= cutoff
     try:
         base = fit(older, "retriever-base", champion[0] if champion and unseen else None, epochs)
@@ -184,18 +184,34 @@ def ranker_start(settings: Settings, night: Night, examples: Frame, final: bool)
     return max(min(by_days, by_count), half)
 
 
-def _champion(settings: Settings, night: Night) -> tuple[TowerWeights, datetime] | None:
+def champion_models(settings: Settings, version: str, moment: datetime) -> tuple[Path, datetime]:
+    """The models of a champion that learned nothing after `moment`, and the moment up to which they learned.
+
+    They are the bundle itself, or, where its refit reaches beyond, the models of before the refit. Where those were not
+    kept, it is the bundle, and its later moment says so.
+    """
+    from evensong.registry import bundle
+
+    directory = bundle.fetch(settings, version)
+    cutoff = datetime.fromisoformat(bundle.read_manifest(directory)["train_cutoff"])
+    if cutoff > moment and (judged := bundle.fetch_judged(settings, version)) is not None:
+        earlier = datetime.fromisoformat(bundle.read_manifest(judged)["train_cutoff"])
+        if earlier <= moment:
+            return judged, earlier
+    return directory, cutoff
+
+
+def _champion(settings: Settings, night: Night, final: bool) -> tuple[TowerWeights, datetime] | None:
     """The champion's towers and the moment up to which they learned, when the night continues from them."""
     if night.train_from != "champion":
         return None
-    from evensong.registry import aliases, bundle
+    from evensong.registry import aliases
 
     version = aliases.champion_before(settings, night.as_of)
     if version is None:
         log.warning("train_from is champion, but no earlier night made one; the weights begin at random")
         return None
-    directory = bundle.fetch(settings, version.version)
-    cutoff = datetime.fromisoformat(bundle.read_manifest(directory)["train_cutoff"])
+    directory, cutoff = champion_models(settings, version.version, cutoff_of(settings, night, final))
     return load_towers(directory / "retriever"), cutoff
 
 

@@ -24,6 +24,10 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 #: The bundle's folder inside an MLflow model's artifacts.
 ARTIFACT_PATH = "data/bundle"
+#: Beside it, where the bundle was refit: the models that were judged, which had not seen the held-out days.
+JUDGED_PATH = "judged"
+#: What the bundle's manifest, and the version's tag, call the digest of that folder.
+JUDGED_DIGEST = "judged_digest"
 
 #: Files that some loader would unpickle; none may stand in a bundle.
 PICKLE_SUFFIXES = {".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle", ".pt", ".pth", ".ckpt"}
@@ -138,33 +142,24 @@ def fetch(settings: Settings, version: str) -> Path:
         RegistryError: there is no such version, or the registry cannot be reached.
         BundleError: what the registry holds has not the hashes that were registered.
     """
-    from evensong.registry import tracking
-
-    version = str(version)
-    with tracking.registry_errors(settings, f"model version {version}"):
-        registered = tracking.client(settings).get_model_version(settings.registry.model_name, version)
-    if when := registered.tags.get("collected"):
-        raise RegistryError(
-            f"model version {version}: its bundle was collected at {when} by the retention rule; "
-            f"`evensong reproduce {version}` makes it anew"
-        )
-    expected = registered.tags.get("bundle_digest")
+    registered = _registered(settings, version)
     target = Path(settings.place("serving", "bundles", f"v{registered.version}"))
-    with tracking.locked(settings, f"bundle-v{registered.version}", wait_seconds=600):
-        if target.exists():
-            try:
-                verify(target, expected)
-                return target
-            except BundleError:
-                shutil.rmtree(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as draft:
-            folder = tracking.download(
-                settings, f"models:/{settings.registry.model_name}/{registered.version}/{ARTIFACT_PATH}", Path(draft)
-            )
-            verify(folder, expected)
-            folder.rename(target)
-    return target
+    return _fetched(settings, registered, ARTIFACT_PATH, registered.tags.get("bundle_digest"), target)
+
+
+def fetch_judged(settings: Settings, version: str) -> Path | None:
+    """The models of the version as they were judged, before its refit; None when the bundle itself was judged.
+
+    Raises:
+        RegistryError: there is no such version, or the registry cannot be reached.
+        BundleError: what the registry holds has not the hashes that were registered.
+    """
+    registered = _registered(settings, version)
+    expected = registered.tags.get(JUDGED_DIGEST)
+    if expected is None:
+        return None
+    target = Path(settings.place("judged", f"v{registered.version}"))
+    return _fetched(settings, registered, JUDGED_PATH, expected, target)
 
 
 def cached(settings: Settings, version: str) -> Path | None:
@@ -208,6 +203,41 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _registered(settings: Settings, version: str) -> Any:
+    from evensong.registry import tracking
+
+    version = str(version)
+    with tracking.registry_errors(settings, f"model version {version}"):
+        registered = tracking.client(settings).get_model_version(settings.registry.model_name, version)
+    if when := registered.tags.get("collected"):
+        raise RegistryError(
+            f"model version {version}: its bundle was collected at {when} by the retention rule; "
+            f"`evensong reproduce {version}` makes it anew"
+        )
+    return registered
+
+
+def _fetched(settings: Settings, registered: Any, artifact: str, expected: str | None, target: Path) -> Path:
+    """The artifact's folder at `target`, verified now; downloaded when it is not there or is damaged."""
+    from evensong.registry import tracking
+
+    with tracking.locked(settings, f"{target.parent.name}-v{registered.version}", wait_seconds=600):
+        if target.exists():
+            try:
+                verify(target, expected)
+                return target
+            except BundleError:
+                shutil.rmtree(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as draft:
+            folder = tracking.download(
+                settings, f"models:/{settings.registry.model_name}/{registered.version}/{artifact}", Path(draft)
+            )
+            verify(folder, expected)
+            folder.rename(target)
+    return target
 
 
 def _files(directory: Path) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -58,19 +59,23 @@ def register(
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
     description: str,
+    judged: Path | None = None,
 ) -> ModelVersion:
     """Register the bundle as one version of the model; the same bundle again is the same version.
 
     `loader_module` names the module whose `_load_pyfunc` opens the bundle, so no pickle is written. The signature comes
     from the two examples. Killed anywhere and called again, it ends with one visible version: what a killed call
-    uploaded is finished if it was complete, and removed if it was not.
+    uploaded is finished if it was complete, and removed if it was not. `judged` is the folder of the models as they
+    were judged, where the bundle was refit after that: it is kept beside the bundle, and no server fetches it.
 
     Raises:
-        BundleError: the bundle is incomplete or damaged.
+        BundleError: the bundle, or the judged folder, is incomplete or damaged.
         RegistryError: the registry cannot be reached.
     """
-    bundle.verify(directory)
+    manifest = bundle.verify(directory)
     digest = bundle.digest(directory)
+    if judged is not None:
+        bundle.verify(judged, manifest.get(bundle.JUDGED_DIGEST))
     name = settings.registry.model_name
     with (
         tracking.registry_errors(settings, f"registering the bundle of {night.run_id}"),
@@ -82,7 +87,7 @@ def register(
         if found is None:
             run_id = tracking.night_run(settings, night)
             model_id = _uploaded(settings, client, run_id, digest) or _upload(
-                settings, client, run_id, digest, directory, loader_module, input_example, output_example
+                settings, client, run_id, digest, directory, judged, loader_module, input_example, output_example
             )
             _log_model_metrics(client, run_id, model_id, metrics)
             made = client.create_model_version(
@@ -235,6 +240,7 @@ def _upload(
     run_id: str,
     digest: str,
     directory: Path,
+    judged: Path | None,
     loader_module: str,
     input_example: Frame,
     output_example: Frame,
@@ -269,6 +275,8 @@ def _upload(
             pip_requirements=[f"{name}=={number}" for name, number in bundle.library_versions().items()],
         )
         bundle.verify(model / bundle.ARTIFACT_PATH, digest)
+        if judged is not None:
+            shutil.copytree(judged, model / bundle.JUDGED_PATH)
         client.log_model_artifacts(logged.model_id, str(model))
     client.finalize_logged_model(logged.model_id, "READY")
     return logged.model_id

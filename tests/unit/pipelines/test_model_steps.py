@@ -13,11 +13,11 @@ from tests.taste_world import START, TasteWorld, make
 
 from evensong.data import storage
 from evensong.data.lake import Lake
-from evensong.errors import NothingToLearnError
+from evensong.errors import BundleError, NothingToLearnError
 from evensong.pipelines import bundle, evaluate, features, index, register, train, training_set
 from evensong.recommender.funnel import Recommender
-from evensong.registry import aliases
-from evensong.registry.bundle import verify
+from evensong.registry import aliases, versions
+from evensong.registry.bundle import JUDGED_DIGEST, fetch_judged, verify
 from evensong.settings import Settings, load_settings
 from evensong.types import TIMESTAMP, EvaluationReport, Night
 
@@ -183,8 +183,9 @@ def second(first: Steps, first_bundle: Path, world: TasteWorld) -> Steps:
 def test_nobody_is_judged_on_what_the_champion_was_trained_on(first: Steps, second: Steps) -> None:
     report = second.report
     # the champion was refitted up to the first night's as_of, a day after the second night's holdout begins
-    assert report.window_start == first.night.as_of
-    assert report.window_start > second.night.holdout_start(2)
+    assert first.night.as_of > second.night.holdout_start(2)
+    assert report.window_start == second.night.holdout_start(2)
+    assert report.champion_train_cutoff == first.night.holdout_start(2)
     assert report.champion is not None
     assert report.champion.model == "champion v1"
     assert report.champion_version == "1"
@@ -193,6 +194,28 @@ def test_nobody_is_judged_on_what_the_champion_was_trained_on(first: Steps, seco
     users = {model: set(part["user_id"]) for (model,), part in rows.group_by("model")}
     assert users["challenger"] == users["champion v1"] == users["popularity"]
     assert len(users["challenger"]) == report.num_users
+
+
+def test_where_the_judged_champion_was_not_kept_only_what_it_had_not_seen_counts(first: Steps, second: Steps) -> None:
+    kept = versions.get(second.settings, "1").tags[JUDGED_DIGEST]
+    versions.delete_tag(second.settings, "1", JUDGED_DIGEST)
+    uris = (second.training_set, second.retriever, second.ranker, second.index)
+    try:
+        evaluate.run(second.settings, second.night, *uris)
+        assert second.report.window_start == second.report.champion_train_cutoff == first.night.as_of
+    finally:
+        versions.set_tags(second.settings, "1", {JUDGED_DIGEST: kept})
+        evaluate.run(second.settings, second.night, *uris)
+
+
+def test_a_judged_champion_of_other_bytes_is_refused(second: Steps) -> None:
+    kept = versions.get(second.settings, "1").tags[JUDGED_DIGEST]
+    versions.set_tags(second.settings, "1", {JUDGED_DIGEST: "0" * 64})
+    try:
+        with pytest.raises(BundleError, match="expected the bundle 0000"):
+            fetch_judged(second.settings, "1")
+    finally:
+        versions.set_tags(second.settings, "1", {JUDGED_DIGEST: kept})
 
 
 def test_a_warm_start_reaches_a_champions_quality(second: Steps) -> None:
