@@ -53,8 +53,11 @@ def main() -> NoReturn:
     except EvensongError as error:
         _fail(str(error), error.exit_code)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
-        _fail(problems, 2)
+        problems = (
+            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}, got {e['input']!r}"
+            for e in error.errors()
+        )
+        _fail("; ".join(problems), 2)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except typer.Abort:
@@ -74,7 +77,7 @@ def _fail(message: str, code: int) -> NoReturn:
     if "--json" in sys.argv:
         print(json.dumps({"error": message, "exit_code": code}))
     notes.print(f"[red]{'refused' if code == 1 else 'error'}[/red] ", end="")
-    notes.print(message, markup=False, highlight=False)
+    notes.print(message, markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -140,7 +143,20 @@ def _import_events(location: str, name: str | None, as_json: bool, **columns: An
     from evensong.data.mapping import read_mapping
     from evensong.pipelines import imports
 
-    _answer(imports.events(load_settings(), location, read_mapping(**columns), name), as_json)
+    settings = load_settings()
+    added = imports.events(settings, location, read_mapping(**columns), name)
+    if strange := imports.unknown_event_types(settings):
+        types = json.dumps([*settings.validation.event_types, *strange])
+        notes.print(
+            f"event types that the nights would quarantine: {', '.join(strange)}; allow them with "
+            f"EVENSONG_VALIDATION__EVENT_TYPES='{types}', and name those that mean that the item was wanted in "
+            "EVENSONG_SPLIT__POSITIVE_EVENT_TYPES",
+            style="yellow",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    _answer(added, as_json)
 
 
 def _with_mapping_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -196,7 +212,14 @@ def nightly(
     night = Night.model_validate(
         {"as_of": as_of, "source": source, "train_from": train_from, "refit": refit, "seed": seed}
     )
-    result = run_night(load_settings(), night, lambda name, seconds: notes.print(f"{name:<16} {seconds:8.1f} s"))
+    with notes.status("starting") as status:
+
+        def tell(name: str, seconds: float | None) -> None:
+            status.update(f"{name} …")
+            if seconds is not None:
+                notes.print(f"{name:<16} {seconds:8.1f} s")
+
+        result = run_night(load_settings(), night, tell)
     _answer(result.model_dump(mode="json"), as_json, _show_night)
     # a champion that stays is the gate's ordinary answer, not a failed command
 
@@ -492,7 +515,15 @@ def settings(
         print(_settings_guide())
         return
     rows = [setting.model_dump() for setting in describe(load_settings())]
-    _answer(rows, as_json, lambda found: _rows("settings", found, ["variable", "value", "meaning"]))
+    _answer(rows, as_json, _show_settings)
+
+
+def _show_settings(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        changed = row["value"] != row["default"]
+        screen.print(f"[bold]{row['variable']}[/bold]", end=" ")
+        screen.print(row["value"] or "none", style="green" if changed else "cyan", markup=False, highlight=False)
+        screen.print(f"    {row['meaning']}", markup=False, highlight=False)
 
 
 def _settings_guide() -> str:

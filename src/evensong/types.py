@@ -84,7 +84,10 @@ class Night(Value):
     @classmethod
     def _read_as_of(cls, value: object) -> object:
         if isinstance(value, str) and len(value) == 10:
-            value = date.fromisoformat(value)
+            try:
+                value = date.fromisoformat(value)
+            except ValueError:
+                raise ValueError("expected a day such as 2026-01-15 or a moment such as 2026-01-15T02:00:00Z") from None
         if isinstance(value, date) and not isinstance(value, datetime):
             return datetime.combine(value, time(), UTC)
         return value

@@ -24,6 +24,7 @@ def evensong(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (["import", "movielens", "nowhere"], "nowhere"),
         (["nightly", "--as-of", "soon"], "as_of"),
+        (["nightly", "--as-of", "2026-13-45"], "as_of: expected a day such as 2026-01-15"),
         (["nightly", "--as-of", "2026-01-01", "--train-from", "nothing"], "train-from"),
         (["frobnicate"], "frobnicate"),
         (["registry", "show", "12"], "12"),
@@ -53,6 +54,19 @@ def test_events_are_imported_by_a_mapping_and_only_once(tmp_path: Path) -> None:
     again = json.loads(evensong(tmp_path, "import", "events", str(source), *mapping).stdout)
     assert first == {"interactions": 2, "items": 2, "users": 2}
     assert again == {"interactions": 0, "items": 0, "users": 0}
+
+
+def test_an_import_names_event_types_that_no_night_would_take(tmp_path: Path) -> None:
+    source = tmp_path / "listens.csv"
+    source.write_text("who,what,moment\nann,tune,2026-01-01T10:00:00\n")
+    done = evensong(
+        tmp_path, "import", "events", str(source), "--user", "who", "--item", "what", "--time", "moment",
+        "--event-type", "listen", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "listen" in done.stderr
+    assert "EVENSONG_VALIDATION__EVENT_TYPES=" in done.stderr
+    assert json.loads(done.stdout)["interactions"] == 1
 
 
 def test_doctor_examines_an_empty_home_without_fault(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def row_rules(table: str, settings: Settings) -> list[Rule]:
         Rule(
             "ExpectColumnValuesToBeInSet",
             "event_type",
-            "event_type is none of validation.event_types",
+            f"event_type is none of {', '.join(types)} (EVENSONG_VALIDATION__EVENT_TYPES)",
             {"value_set": types},
         ),
         Rule(

@@ -11,10 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -23,6 +24,9 @@ from evensong.launch import components, guardian, secrets
 from evensong.launch.components import Component
 from evensong.launch.prepare import prepare
 from evensong.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Report = Callable[[str], None]
 
@@ -53,12 +57,12 @@ def up(settings: Settings) -> None:
 
     with hold_launch(settings), _handlers(stop):
         refuse_taken_ports(parts)
-        with console.status("preparing Airflow's metadata database"):
+        with _doing(console, "preparing Airflow's metadata database"):
             prepare(settings)
         with Supervisor(
             settings, parts, report=lambda line: console.print(f"[yellow]{line}[/]", highlight=False)
         ) as running:
-            with console.status(f"starting {', '.join(part.name for part in parts)}"):
+            with _doing(console, f"starting {', '.join(part.name for part in parts)}"):
                 running.wait_ready(timeout=300, stopping=stopping)
             if not stopping.is_set():
                 console.print(_addresses(settings, parts))
@@ -66,6 +70,14 @@ def up(settings: Settings) -> None:
                 pass
             console.print("ending everything")
     console.print("all ended")
+
+
+def _doing(console: Console, what: str) -> AbstractContextManager[object]:
+    """A spinner where somebody watches; a line where the output goes to a file."""
+    if console.is_terminal:
+        return console.status(what)
+    console.print(what, highlight=False)
+    return nullcontext()
 
 
 class Supervisor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from evensong.data import sources
+from evensong.data.lake import Lake
 from evensong.data.mapping import EventMapping, read_mapping
 from evensong.data.sources import Kind
 from evensong.pipelines import ingest
 from evensong.settings import Settings
 
-__all__ = ["EventMapping", "events", "movielens", "online_retail", "read_mapping"]
+__all__ = ["EventMapping", "events", "movielens", "online_retail", "read_mapping", "unknown_event_types"]
 
 
 def movielens(settings: Settings, path: str, name: str | None = None) -> dict[str, int]:
@@ -39,6 +40,13 @@ def events(settings: Settings, location: str, mapping: EventMapping, name: str |
         SourceError: a file, table, column or value is not what the mapping says.
     """
     return _bring(settings, "events", location, mapping, name)
+
+
+def unknown_event_types(settings: Settings) -> list[str]:
+    """The event types in the raw table that no night lets through, by name."""
+    known = {*settings.validation.event_types, *settings.split.positive_event_types}
+    raw = Lake(settings.lake).scan("raw_interactions").select("event_type").unique().collect()
+    return sorted(set(raw["event_type"].drop_nulls()) - known)
 
 
 def _bring(

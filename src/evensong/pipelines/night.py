@@ -14,7 +14,7 @@ from evensong.errors import BusyError
 from evensong.settings import Settings
 from evensong.types import Night, PromotionDecision, Value
 
-OnStep = Callable[[str, float], None]
+OnStep = Callable[[str, float | None], None]
 
 
 class NightResult(Value):
@@ -32,7 +32,7 @@ class NightResult(Value):
 
 
 def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -> NightResult:
-    """Run every step of the night; `on_step` hears each step's name and seconds as it ends.
+    """Run every step of the night; `on_step` hears each step's name as it starts, and with its seconds as it ends.
 
     Raises:
         BusyError: another night runs in this home.
@@ -58,6 +58,8 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
     seconds: dict[str, float] = {}
 
     def step(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        if on_step:
+            on_step(name, None)
         start = time.perf_counter()
         result = function(settings, night, *arguments)
         seconds[name] = round(time.perf_counter() - start, 3)

@@ -97,4 +97,4 @@ def _bound(schema: dict[str, Any], default: int, maximum: int) -> None:
     schema["default"] = default
     for option in schema.get("anyOf", [schema]):
         if option.get("type") == "integer":
-            option["maximum"] = maximum
+            option |= {"minimum": 1, "maximum": maximum}

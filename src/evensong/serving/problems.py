@@ -112,7 +112,8 @@ def _detail(error: dict[str, Any]) -> schemas.Detail:
         case "extra_forbidden":
             return schemas.Detail(field=field, expected="no such field", came=came)
         case "json_invalid":
-            return schemas.Detail(field="body", expected="a JSON object", came=f"{context.get('error', 'other text')}")
+            reason = context.get("error", "no reason given")
+            return schemas.Detail(field="body", expected="a JSON object", came=f"text that is no JSON ({reason})")
         case "string_pattern_mismatch":
             return schemas.Detail(field=field, expected="text without control characters", came=came)
         case "greater_than_equal":

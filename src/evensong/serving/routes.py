@@ -243,7 +243,7 @@ def _checked_k(k: int | None, field: str, settings: Settings) -> int:
     serving = settings.serving
     if k is None:
         return min(serving.default_k, serving.max_k)
-    if k > serving.max_k:
+    if not 1 <= k <= serving.max_k:
         raise problems.invalid(
             [schemas.Detail(field=field, expected=f"a number from 1 to {serving.max_k}", came=problems.echo(k))]
         )

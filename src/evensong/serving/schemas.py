@@ -31,8 +31,8 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-# `strict` is not set on k: a query string carries text. Its upper bound is a setting, checked by the route.
-K = Annotated[int | None, Field(ge=1, description="How many items at most; without it the service's default.")]
+# `strict` is not set on k: a query string carries text. Its upper bound is a setting, so the route checks it.
+K = Annotated[int | None, Field(description="How many items at most; without it the service's default.")]
 
 
 class RecommendQuery(Question):
