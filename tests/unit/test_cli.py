@@ -58,10 +58,10 @@ def test_events_are_imported_by_a_mapping_and_only_once(tmp_path: Path) -> None:
 
 def test_an_import_names_event_types_that_no_night_would_take(tmp_path: Path) -> None:
     source = tmp_path / "listens.csv"
-    source.write_text("who,what,moment\nann,tune,2026-01-01T10:00:00\n")
+    source.write_text("who,what,moment,kind\nann,tune,2026-01-01T10:00:00,listen\n")
     done = evensong(
         tmp_path, "import", "events", str(source), "--user", "who", "--item", "what", "--time", "moment",
-        "--event-type", "listen", "--json",
+        "--event-type", "kind", "--json",
     )  # fmt: skip
     assert done.returncode == 0
     assert "listen" in done.stderr
