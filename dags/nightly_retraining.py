@@ -57,7 +57,8 @@ PARAMS = {
 
 
 @dag(
-    schedule=CronTriggerTimetable(load_settings().airflow.schedule, timezone="UTC"),
+    # a first start at night waits for the next night, as one by day does; a click does not have to wait
+    schedule=CronTriggerTimetable(load_settings().airflow.schedule, timezone="UTC", run_immediately=timedelta(0)),
     catchup=False,
     max_active_runs=1,
     is_paused_upon_creation=False,

@@ -36,6 +36,7 @@ print(json.dumps({
     "retries": {task.task_id: task.retries for task in dag.tasks},
     "max_active_runs": dag.max_active_runs,
     "catchup": dag.catchup,
+    "first_run_within": str(dag.timetable.run_immediately),
     "start_date": str(dag.start_date),
     "doc_md": dag.doc_md,
 }))
@@ -121,6 +122,10 @@ def test_form_offers_the_defaults_of_a_night(dag: dict[str, Any]) -> None:
 def test_every_step_says_what_it_does(dag: dict[str, Any]) -> None:
     assert set(dag["documented"]) == set(dag["upstream"])
     assert "as_of" in dag["doc_md"]
+
+
+def test_a_first_start_soon_after_the_scheduled_hour_runs_no_night_by_itself(dag: dict[str, Any]) -> None:
+    assert dag["first_run_within"] == "0:00:00"
 
 
 def test_one_scheduled_night_at_a_time_and_none_is_made_up_for(dag: dict[str, Any]) -> None:

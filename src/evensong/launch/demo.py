@@ -129,7 +129,8 @@ def _day_before(settings: Settings, start: date, night: Night) -> list[dict[str,
 
 @contextmanager
 def _airflow(settings: Settings, progress: Progress) -> Iterator[AirflowApi]:
-    """Airflow alone, for as long as the nights take."""
+    """Airflow alone, for as long as the nights take; no scheduled night falls due meanwhile."""
+    settings = _half_a_day_away(settings, datetime.now(UTC))
     parts = components.airflow_components(settings)
     refuse_taken_ports(parts)
     task = progress.add_task("Airflow: database", total=1)
@@ -143,6 +144,12 @@ def _airflow(settings: Settings, progress: Progress) -> Iterator[AirflowApi]:
         api.wait_ready(timeout=120)
         progress.update(task, description="Airflow: four processes, healthy", completed=1)
         yield api
+
+
+def _half_a_day_away(settings: Settings, now: datetime) -> Settings:
+    """The settings with a schedule that is not due for the next hours."""
+    schedule = f"{now.minute} {(now.hour + 12) % 24} * * *"
+    return settings.model_copy(update={"airflow": settings.airflow.model_copy(update={"schedule": schedule})})
 
 
 def _live(settings: Settings, api: AirflowApi, night: Night, progress: Progress) -> None:
