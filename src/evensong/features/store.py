@@ -100,7 +100,7 @@ def _open(settings: Settings) -> FeatureStore:
 
 @contextmanager
 def _unchecked() -> Iterator[None]:
-    """Feast's classes without run-time type checks: typeguard rewrites their source at each import, a third of the time.
+    """Feast's classes without run-time type checks: typeguard would rewrite their source, a third of the import's time.
 
     Every step of a night that reads features imports Feast anew.
     """
