@@ -11,11 +11,12 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperatorLink, get_current_context
-from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
+from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException, AirflowRuntimeError
 
 if TYPE_CHECKING:
     from evensong.settings import Settings
@@ -95,9 +96,11 @@ def take_turn(book: Path, as_of: datetime) -> None:
     def runs(other: str) -> bool:
         try:
             return bool(ti.get_dagrun_state(ti.dag_id, other) == "running")
-        except Exception as error:  # a run that somebody deleted
-            log.info("the run %s cannot be found (%s); its turn is over", other, error)
-            return False
+        except AirflowRuntimeError as error:
+            # of an Airflow that is too busy to answer nothing follows, or two nights would be at work at once
+            gone = (error.error.detail or {}).get("status_code") == HTTPStatus.NOT_FOUND
+            log.info("the run %s: %s", other, "somebody deleted it; its turn is over" if gone else error)
+            return not gone
 
     holder = _change(book, lambda turns: next_turn(turns, run_id, as_of.isoformat(), runs))
     if holder != run_id:

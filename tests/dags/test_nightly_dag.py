@@ -180,3 +180,29 @@ def test_runs_that_start_together_have_their_turns_in_order_whoever_asks_first(p
 def test_a_run_that_ended_while_it_waited_is_forgotten(plugin: Any) -> None:
     turns = {"holder": "b", "waiting": {"a": "2026-01-01", "c": "2026-01-03"}}
     assert plugin.next_turn(turns, "c", "2026-01-03", {"c"}.__contains__) == {"holder": "c", "waiting": {}}
+
+
+@pytest.mark.parametrize(("status_code", "may_go"), [(404, True), (503, False), (None, False)])
+def test_only_a_deleted_run_gives_up_its_turn_when_airflow_cannot_tell(
+    plugin: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status_code: int | None, may_go: bool
+) -> None:
+    from airflow.sdk.exceptions import AirflowRescheduleException, AirflowRuntimeError, ErrorType
+    from airflow.sdk.execution_time.comms import ErrorResponse
+
+    class Asking:
+        dag_id = "nightly_retraining"
+
+        def get_dagrun_state(self, dag_id: str, run_id: str) -> str:
+            raise AirflowRuntimeError(
+                ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"status_code": status_code})
+            )
+
+    monkeypatch.setattr(plugin, "get_current_context", lambda: {"ti": Asking(), "run_id": "mine"})
+    book = tmp_path / "turn.json"
+    book.write_text(json.dumps({"holder": "another", "waiting": {}}))
+    if may_go:
+        plugin.take_turn(book, datetime(2026, 1, 2, tzinfo=UTC))
+    else:
+        with pytest.raises(AirflowRescheduleException):
+            plugin.take_turn(book, datetime(2026, 1, 2, tzinfo=UTC))
+    assert (json.loads(book.read_text())["holder"] == "mine") is may_go
