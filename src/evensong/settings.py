@@ -58,6 +58,10 @@ class SplitSettings(Section):
     """What the model learns from, and what it is judged on."""
 
     holdout_days: float = Field(1.0, gt=0, description="The last days before as_of, kept for the evaluation.")
+    min_holdout_users: int = Field(
+        50, ge=0, description="With fewer held-out users the holdout reaches back by further holdout_days."
+    )
+    max_holdout_days: float = Field(7.0, gt=0, description="It never reaches back further for them than this.")
     ranker_days: float = Field(3.0, gt=0, description="The days before the holdout from which the ranker learns.")
     training_days: float | None = Field(None, gt=0, description="Learn from this many days at most; none: from all.")
     positive_event_types: tuple[str, ...] = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from typing import Literal
 
 import polars as pl
@@ -101,10 +101,6 @@ class Night(Value):
     def run_id(self) -> str:
         """The name of the run's folder: one night has one, whoever starts it and however often."""
         return f"{self.as_of:%Y-%m-%dT%H%M%S}"
-
-    def holdout_start(self, holdout_days: float) -> datetime:
-        """The moment at which training's view ends and the held-out events begin."""
-        return self.as_of - timedelta(days=holdout_days)
 
 
 class ModelReport(Value):

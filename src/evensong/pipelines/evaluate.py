@@ -35,7 +35,7 @@ def run(
     judged on what it was trained on: a champion whose refit reaches into the holdout is judged by its weights of
     before the refit, as the challenger is; where those are not kept, only events after its `train_cutoff` count.
     """
-    start = night.holdout_start(settings.split.holdout_days)
+    start = train.cutoff_of(settings, night, final=False)
     items = train.read_items(training_set_uri, final=False)
     popularity = popular(settings, training_set_uri, items, start, final=False)
     with tempfile.TemporaryDirectory() as folder:

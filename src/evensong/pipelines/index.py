@@ -45,7 +45,7 @@ def _queries(
 ) -> NDArray[np.float32]:
     """Vectors of users who will be asked about; of items where there are no such users."""
     users = storage.read_frame(storage.join(training_set_uri, "users_holdout.parquet")).sort("user_id")
-    inputs = encode_users(users, towers.vocabularies, night.holdout_start(settings.split.holdout_days))
+    inputs = encode_users(users, towers.vocabularies, train.cutoff_of(settings, night, final=False))
     known = np.flatnonzero(inputs.has_history_B)
     chosen = known if len(known) else np.arange(len(vectors_ND))
     chosen = chosen[np.linspace(0, len(chosen) - 1, min(NUM_QUERIES, len(chosen))).astype(np.int64)]

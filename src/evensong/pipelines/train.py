@@ -22,6 +22,7 @@ from evensong.data import storage
 from evensong.errors import NothingToLearnError
 from evensong.models.inputs import USER_FEATURES, Vocabularies
 from evensong.models.saved import TowerWeights, load_towers, save_ranker, save_towers
+from evensong.pipelines.training_set import holdout_start
 from evensong.settings import Settings
 from evensong.types import Frame, Night
 
@@ -164,7 +165,7 @@ def read_items(training_set_uri: str, final: bool) -> Frame:
 
 def cutoff_of(settings: Settings, night: Night, final: bool) -> datetime:
     """The moment up to which is learned."""
-    return night.as_of if final else night.holdout_start(settings.split.holdout_days)
+    return night.as_of if final else holdout_start(settings, night)
 
 
 def ranker_start(settings: Settings, night: Night, examples: Frame, final: bool) -> datetime:

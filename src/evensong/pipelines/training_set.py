@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from evensong.data import storage
+from evensong.data import splits, storage
 from evensong.data.lake import Lake
 from evensong.errors import NothingToLearnError
 from evensong.settings import Settings
@@ -35,8 +35,7 @@ def build(settings: Settings, night: Night) -> str:
     from evensong.features.refresh import require
     from evensong.features.store import RECOMMENDER
 
-    holdout_start = night.holdout_start(settings.split.holdout_days)
-    labels = _labels(settings, night, holdout_start)
+    labels, holdout_start = _labels(settings, night)
     require(settings, night.as_of)
 
     reader = FeatureReader(settings)
@@ -55,8 +54,17 @@ def build(settings: Settings, night: Night) -> str:
         return storage.write_folder(place, settings.run_uri(night.run_id, "training_set"))
 
 
-def _labels(settings: Settings, night: Night, holdout_start: datetime) -> Frame:
-    """The positive events known at `as_of` and inside the training window, oldest first, each with its part."""
+def holdout_start(settings: Settings, night: Night) -> datetime:
+    """The moment at which training's view ends and the held-out events begin, as the night's training set says."""
+    meta = storage.read_json(settings.run_uri(night.run_id, "training_set", "meta.json"))
+    return datetime.fromisoformat(meta["holdout_start"])
+
+
+def _labels(settings: Settings, night: Night) -> tuple[Frame, datetime]:
+    """The positive events known at `as_of` and inside the training window, oldest first, each with its part.
+
+    And where the holdout begins.
+    """
     from evensong.features.transformations import INTERACTION_COLUMNS, positive_events, with_known
 
     split = settings.split
@@ -67,6 +75,7 @@ def _labels(settings: Settings, night: Night, holdout_start: datetime) -> Frame:
             "choose a later as_of, or import data that reaches back further"
         )
     positives = with_known(positive_events(known, split))
+    holdout_start = splits.holdout_start(positives, night.as_of, split)
     # The holdout is what training could not know: an event of before that arrives after T_h belongs to neither.
     held_out = pl.col("event_timestamp") > holdout_start
     trainable = pl.col("known") <= holdout_start
@@ -90,7 +99,7 @@ def _labels(settings: Settings, night: Night, holdout_start: datetime) -> Frame:
             f"known at {holdout_start:%Y-%m-%d %H:%M}, where the holdout begins, found none among {len(known)} "
             "interactions; choose a later as_of, or change split.positive_event_types, min_value or training_days"
         )
-    return labels.tail(split.max_examples)
+    return labels.tail(split.max_examples), holdout_start
 
 
 def _write_examples(path: Path, reader: Any, labels: Frame) -> None:

@@ -40,6 +40,30 @@ def test_training_ends_where_the_holdout_begins() -> None:
     )
 
 
+def days_held_out(positive: Frame, **split: float) -> float:
+    start = splits.holdout_start(positive, AS_OF, SplitSettings.model_validate(split))
+    return (AS_OF - start) / timedelta(days=1)
+
+
+def test_the_holdout_reaches_back_until_enough_users_came() -> None:
+    # each day brings one user, and after three days all three have come
+    assert days_held_out(world(), min_holdout_users=1) == 1
+    assert days_held_out(world(), min_holdout_users=3) == 3
+    assert days_held_out(world(), min_holdout_users=3, holdout_days=2) == 4
+
+
+def test_the_holdout_stops_at_its_bound_and_at_a_fifth_of_the_events() -> None:
+    assert days_held_out(world(), min_holdout_users=4, max_holdout_days=5) == 5
+    assert days_held_out(world(), min_holdout_users=4, max_holdout_days=30) == 6
+    assert days_held_out(world(), min_holdout_users=4, holdout_days=9) == 9
+
+
+def test_events_that_were_bound_to_be_shown_bring_no_user() -> None:
+    newest = pl.col("event_timestamp") > AS_OF - timedelta(days=1)
+    bound = world().with_columns(propensity=pl.when(newest).then(pl.lit(0.9)))
+    assert days_held_out(bound, min_holdout_users=1) == 2
+
+
 def test_the_ranker_learns_from_the_days_before_the_holdout() -> None:
     found = splits.parts(world(), AS_OF, SplitSettings(holdout_days=1, ranker_days=3, training_days=10))
     by_part = {part: found.filter(pl.col("part") == part)["item_id"].to_list() for part in splits.PARTS}

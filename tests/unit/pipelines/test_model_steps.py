@@ -22,7 +22,7 @@ from evensong.settings import Settings, load_settings
 from evensong.types import TIMESTAMP, EvaluationReport, Night
 
 RECIPE = {
-    "split": {"holdout_days": 2.0, "ranker_days": 3.0},
+    "split": {"holdout_days": 2.0, "ranker_days": 3.0, "min_holdout_users": 0},
     "retriever": {"dimension": 16, "epochs": 8, "batch_size": 64, "learning_rate": 0.01}
     | {"num_uniform_negatives": 16, "num_candidates": 20, "num_popular_candidates": 8},
     "ranker": {"hidden": (8,), "num_negatives": 8, "epochs": 3},
@@ -104,7 +104,7 @@ def test_the_funnel_beats_popularity_where_tastes_differ(first: Steps) -> None:
         assert report.challenger.metrics[metric] > report.baselines["popularity"].metrics[metric] + 0.1
     assert report.guardrails["index_recall"] == 1.0
     assert 0 < report.challenger.metrics["coverage"] <= 1
-    assert report.window_start == first.night.holdout_start(2)
+    assert report.window_start == first.night.as_of - timedelta(days=2)
 
 
 def test_per_user_rows_are_what_the_means_are_of(first: Steps) -> None:
@@ -168,7 +168,10 @@ def test_without_the_refit_the_bundle_holds_the_very_weights_that_were_judged(fi
     assert (folder / "retriever/towers.safetensors").read_bytes() == (
         Path(first.retriever) / "towers.safetensors"
     ).read_bytes()
-    assert json.loads((folder / "manifest.json").read_bytes())["train_cutoff"] == night.holdout_start(2).isoformat()
+    assert (
+        json.loads((folder / "manifest.json").read_bytes())["train_cutoff"]
+        == (night.as_of - timedelta(days=2)).isoformat()
+    )
     first.assemble()
 
 
@@ -183,9 +186,9 @@ def second(first: Steps, first_bundle: Path, world: TasteWorld) -> Steps:
 def test_nobody_is_judged_on_what_the_champion_was_trained_on(first: Steps, second: Steps) -> None:
     report = second.report
     # the champion was refitted up to the first night's as_of, a day after the second night's holdout begins
-    assert first.night.as_of > second.night.holdout_start(2)
-    assert report.window_start == second.night.holdout_start(2)
-    assert report.champion_train_cutoff == first.night.holdout_start(2)
+    assert first.night.as_of > second.night.as_of - timedelta(days=2)
+    assert report.window_start == second.night.as_of - timedelta(days=2)
+    assert report.champion_train_cutoff == first.night.as_of - timedelta(days=2)
     assert report.champion is not None
     assert report.champion.model == "champion v1"
     assert report.champion_version == "1"
