@@ -68,6 +68,9 @@ def assert_above_popularity(settings: Settings, reports: list[EvaluationReport])
         judged = report.champion or report.challenger
         popularity = report.baselines["popularity"]
         for metric in ("recall_at_20", "ndcg_at_10"):
+            # for docs/benchmarks.md: shown with `pytest -s`
+            figures = f"{judged.model} {judged.metrics[metric]:.4f}, popularity {popularity.metrics[metric]:.4f}"
+            print(f"{report.as_of:%Y-%m-%d} {metric} on {report.num_users} users: {figures}")
             assert judged.metrics[metric] > popularity.metrics[metric], (report.as_of, metric)
     # the numbers are in MLflow, on every night's version
     for version in versions.listed(settings):
