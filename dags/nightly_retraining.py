@@ -115,6 +115,14 @@ def nightly_retraining() -> None:
             return features.materialize(settings, value)
 
     @task
+    def leak_canary(night: Night) -> str:
+        """Plant leaks in a copy of the tables; stop the night when the join lets one through or loses a row."""
+        from evensong.pipelines import canary
+
+        with step(night) as (settings, value):
+            return canary.run(settings, value)
+
+    @task
     def build_training_set(night: Night) -> str:
         """Join labels with the features that were known then."""
         from evensong.pipelines import training_set
@@ -203,7 +211,9 @@ def nightly_retraining() -> None:
     features = build_features(night)
     examples = build_training_set(night)
     online = materialize(night)
-    ingested >> validated >> features >> [online, examples]
+    canary = leak_canary(night)
+    ingested >> validated >> features >> [online, canary]
+    canary >> examples
 
     retriever = train_retriever(night, examples)
     ranker = train_ranker(night, examples, retriever)

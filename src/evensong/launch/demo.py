@@ -35,6 +35,7 @@ STEPS = (
     "validate",
     "build_features",
     "materialize",
+    "leak_canary",
     "build_training_set",
     "train_retriever",
     "train_ranker",
