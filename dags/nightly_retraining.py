@@ -123,6 +123,14 @@ def nightly_retraining() -> None:
             return canary.run(settings, value)
 
     @task
+    def skew(night: Night) -> str:
+        """Replay the last served requests through the offline path, and compare every feature and score."""
+        from evensong.pipelines import skew
+
+        with step(night) as (settings, value):
+            return skew.run(settings, value)
+
+    @task
     def build_training_set(night: Night) -> str:
         """Join labels with the features that were known then."""
         from evensong.pipelines import training_set
@@ -212,7 +220,8 @@ def nightly_retraining() -> None:
     examples = build_training_set(night)
     online = materialize(night)
     canary = leak_canary(night)
-    ingested >> validated >> features >> [online, canary]
+    compared = skew(night)
+    ingested >> validated >> features >> [online, canary, compared]
     canary >> examples
 
     retriever = train_retriever(night, examples)
@@ -223,7 +232,9 @@ def nightly_retraining() -> None:
     artifact = bundle(night, examples, retriever, ranker, items, evaluation)
     version = register(night, artifact, evaluation)
     version.operator.operator_extra_links = (StepLink("MLflow version"),)
-    [gate(night, version, evaluation), online] >> promote(night, version)
+    decision = gate(night, version, evaluation)
+    compared >> decision
+    [decision, online] >> promote(night, version)
 
 
 nightly_retraining()

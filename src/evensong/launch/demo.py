@@ -36,6 +36,7 @@ STEPS = (
     "build_features",
     "materialize",
     "leak_canary",
+    "skew",
     "build_training_set",
     "train_retriever",
     "train_ranker",

@@ -51,6 +51,7 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
         ingest,
         promote,
         register,
+        skew,
         train,
         training_set,
         validate,
@@ -73,6 +74,7 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
         step("build_features", features.build)
         step("materialize", features.materialize)
         step("leak_canary", canary.run)
+        step("skew", skew.run)
         examples = step("training_set", training_set.build)
         retriever = step("train_retriever", train.retriever, examples)
         ranker = step("train_ranker", train.ranker, examples, retriever)
