@@ -116,6 +116,22 @@ def nightly_retraining() -> None:
             return features.materialize(settings, value)
 
     @task
+    def leak_canary(night: Night) -> str:
+        """Plant leaks in a copy of the tables; stop the night when the join lets one through or loses a row."""
+        from evensong.pipelines import canary
+
+        with step(night) as (settings, value):
+            return canary.run(settings, value)
+
+    @task
+    def skew(night: Night) -> str:
+        """Replay the last served requests through the offline path, and compare every feature and score."""
+        from evensong.pipelines import skew
+
+        with step(night) as (settings, value):
+            return skew.run(settings, value)
+
+    @task
     def build_training_set(night: Night) -> str:
         """Join labels with the features that were known then."""
         from evensong.pipelines import training_set
@@ -204,7 +220,10 @@ def nightly_retraining() -> None:
     features = build_features(night)
     examples = build_training_set(night)
     online = materialize(night)
-    ingested >> validated >> features >> [online, examples]
+    canary = leak_canary(night)
+    compared = skew(night)
+    ingested >> validated >> features >> [online, canary, compared]
+    canary >> examples
 
     retriever = train_retriever(night, examples)
     ranker = train_ranker(night, examples, retriever)
@@ -214,7 +233,9 @@ def nightly_retraining() -> None:
     artifact = bundle(night, examples, retriever, ranker, items, evaluation)
     version = register(night, artifact, evaluation)
     version.operator.operator_extra_links = (StepLink("MLflow version"),)
-    [gate(night, version, evaluation), online] >> promote(night, version)
+    decision = gate(night, version, evaluation)
+    compared >> decision
+    [decision, online] >> promote(night, version)
 
 
 nightly_retraining()

@@ -374,6 +374,39 @@ def reproduce(version: Version, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def explain(
+    request_id: Annotated[str, typer.Argument(help="An answer's `request_id`.")], as_json: AsJson = False
+) -> None:
+    """Where a served recommendation comes from: version, index, features, lake versions, Airflow run."""
+    from evensong.pipelines import explain as explaining
+
+    _answer(explaining.run(load_settings(), request_id), as_json, _show_explanation)
+
+
+def _show_explanation(answer: dict[str, Any]) -> None:
+    request, model, variant, index = (answer[name] for name in ("request", "model", "variant", "index"))
+    known = answer["features"]
+    since = variant["since"]
+    lines = {
+        "request": f"{request['request_id']} of {request['user_id']} at {request['at']}",
+        "variant": f"{variant['name']}, {since['actor']}: {since['reason']}" if since else variant["name"],
+        "model": f"{model['name']} version {model['version']}, as of {model['as_of']}, bundle {model['bundle_digest']}",
+        "index": f"{index.get('kind', 'collected')}, recall {index.get('index_recall', 'unknown')}",
+        "features": f"{known['service']}, dictionary {known['dictionary_version']}, as of {known['as_of']}",
+        "feature tables": ", ".join(f"{view} {version}" for view, version in sorted(known["table_versions"].items())),
+        "lake": ", ".join(f"{table} {version}" for table, version in sorted(answer["lake_versions"].items())),
+        "code": model["code_commit"],
+        "Airflow run": answer["airflow_run"] or "none: run by `evensong nightly`",
+    }
+    for name, text in lines.items():
+        screen.print(f"{name:<15} {text}", markup=False, highlight=False)
+    _rows("recommendations", answer["recommendations"], ["rank", "item_id", "title", "score", "source"])
+    _rows("features of the user", known["user"], ["name", "value", "version"])
+    for item_id, values in known["items"].items():
+        _rows(f"features of {item_id}", values, ["name", "value", "version"])
+
+
 def _show_diff(answer: dict[str, Any]) -> None:
     columns = ["name", "first", "second"]
     for part in ("data", "features", "configuration"):

@@ -35,6 +35,10 @@ class RegistryError(EvensongError):
     """A model version, an alias or a ledger line is missing, or contradicts another."""
 
 
+class RequestNotFoundError(EvensongError):
+    """No logged request has this id: it never came, was not in the sample, or its file has gone."""
+
+
 class LaunchError(EvensongError):
     """A process that the launcher needs does not start, or a port that it needs is taken."""
 
@@ -51,6 +55,10 @@ class RefusedError(EvensongError):
 
 class ValidationFailedError(RefusedError):
     """Too much of the night's data is bad; nothing is trained or promoted."""
+
+
+class LeakFoundError(RefusedError):
+    """The join that training uses shows what was not known at the time, or loses a row; nothing is trained."""
 
 
 class PromotionRefusedError(RefusedError):

@@ -100,6 +100,18 @@ class PrivacySettings(Section):
     max_contributions: int = Field(20, ge=1, description="Rows of one user that a release reads at most.")
 
 
+class QualitySettings(Section):
+    """What each night checks of itself, and how much of it: the leak canary, the skew check, the feature report."""
+
+    canary_users: int = Field(60, ge=2, description="Users whose real rows the leak canary plants its own among.")
+    skew_requests: int = Field(200, ge=0, description="Last logged requests that the skew check replays; 0: none.")
+    skew_tolerance: float = Field(
+        1e-4, ge=0, description="Largest relative difference of a served feature or score from the offline one."
+    )
+    report_rows: int = Field(20_000, ge=100, description="Rows of each side that the feature report reads.")
+    report_users: int = Field(100, ge=0, description="Users that permutation importance asks the champion for; 0: off.")
+
+
 class RetrieverSettings(Section):
     """The two-tower model."""
 
@@ -218,6 +230,7 @@ class Settings(BaseSettings):
     split: SplitSettings = SplitSettings()
     features: FeatureSettings = FeatureSettings()
     privacy: PrivacySettings = PrivacySettings()
+    quality: QualitySettings = QualitySettings()
     retriever: RetrieverSettings = RetrieverSettings()
     ranker: RankerSettings = RankerSettings()
     training: TrainingSettings = TrainingSettings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import shutil
 import threading
 import time
@@ -92,6 +93,37 @@ def test_swap_under_load_fails_no_request_and_mixes_no_versions(world: Any, serv
     assert all(body["model_version"] == world.first for asked, body in bodies if asked < moved)
     # poll, registry and load: seconds on a busy machine, and never a restart
     assert swapped - moved < 20
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda versions: versions.pop("user_activity.num_events_7d"), "not served: user_activity.num_events_7d"),
+        (
+            lambda versions: versions.update({"item_content.price": "0" * 12}),
+            "defined differently: item_content.price",
+        ),
+    ],
+)
+def test_bundle_whose_features_the_store_does_not_hold_leaves_the_old_version_answering(
+    world: Any, serve: Serve, wait_for: Any, change: Callable[[dict[str, str]], Any], said: str
+) -> None:
+    world.promote(world.first)
+    marker = Path(world.settings.lake) / "materialized.json"
+    before = marker.read_text()
+    with serve(world.settings) as client:
+        told = json.loads(before)
+        change(told["features"]["versions"])
+        try:
+            # as if the store had been filled by other code than the bundle was trained with
+            marker.write_text(json.dumps(told))
+            world.promote(world.second)
+            wait_for(lambda: any(said in warning for warning in client.get("/readyz").json()["warnings"]))
+            assert version(client) == world.first
+            assert client.get("/recommend?user_id=au0").json()["model_version"] == world.first
+        finally:
+            marker.write_text(before)
+            world.promote(world.first)
 
 
 def test_damaged_bundle_leaves_the_old_version_answering(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evensong.serving import request_log
+from evensong.monitoring import request_log
 from evensong.serving.metrics import Metrics
 from evensong.serving.request_log import RequestLog
 from evensong.settings import Settings
@@ -33,6 +33,7 @@ def record(request_id: str, **values: Any) -> dict[str, Any]:
         "source": "model",
         "reason": None,
         "features_as_of": None,
+        "feature_versions": {"user_history": 4},
         "user_features": {"user_id": "u1", "num_interactions": 4, "top_category_shares": [0.5]},
         "items": [{"rank": 1, "item_id": "i1", "score": 0.125, "source": "model", "features": {"price": 2.5}}],
     } | values

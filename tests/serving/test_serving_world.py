@@ -13,7 +13,8 @@ import httpx
 import polars as pl
 import pytest
 
-from evensong.serving import request_log, schemas
+from evensong.monitoring import request_log
+from evensong.serving import schemas
 from evensong.settings import Settings
 
 Serve = Callable[..., AbstractContextManager[httpx.Client]]

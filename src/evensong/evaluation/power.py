@@ -101,7 +101,9 @@ def simulate(
 
 def judge(policy: PromotionPolicy, per_user: Frame, report: EvaluationReport, *, seed: int) -> PromotionDecision:
     """The gate's decision on one simulated night, everything but the figures being in order."""
-    inputs = GateInputs(passed=dict.fromkeys(policy.inputs.required, True), champion_version="1")
+    inputs = GateInputs(
+        passed=dict.fromkeys(policy.inputs.required, True), figures={"max_skew": 0.0}, champion_version="1"
+    )
     # What a bundle must be fit for is no figure of users, and the same on every simulated night.
     simulated = {
         "primary": policy.primary.model_copy(update={"seed": seed}),

@@ -164,11 +164,12 @@ def for_manifest(dictionary: Dictionary, service: str) -> dict[str, Any]:
     return {"service": service, "dictionary_version": dictionary.version, "versions": features}
 
 
-def check_served(manifest: Mapping[str, Any], served: Dictionary) -> None:
+def check_served(manifest: Mapping[str, Any], served: Dictionary | Mapping[str, Any]) -> None:
     """Refuses a bundle whose features the store does not serve, by name and by definition.
 
     Args:
         manifest: what `for_manifest` gave when the bundle was made.
+        served: the dictionary of the code that fills the store, or what `for_manifest` gave when it was filled.
 
     Raises:
         BundleError: a feature is missing or defined differently, or the manifest records none.
@@ -177,7 +178,10 @@ def check_served(manifest: Mapping[str, Any], served: Dictionary) -> None:
     service = str(manifest.get("service"))
     if not isinstance(versions, Mapping) or not versions:
         raise BundleError("the bundle's manifest names no features; train and register it again")
-    there = {entry.name: entry.version for entry in served.features if service in entry.services}
+    if isinstance(served, Dictionary):
+        there = {entry.name: entry.version for entry in served.features if service in entry.services}
+    else:
+        there = dict(served.get("versions", {})) if served.get("service") == service else {}
     missing = sorted(name for name in versions if name not in there)
     changed = sorted(name for name, version in versions.items() if name in there and there[name] != version)
     problems = [f"not served: {', '.join(missing)}"] if missing else []

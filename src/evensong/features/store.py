@@ -46,6 +46,12 @@ def open_store(settings: Settings) -> FeatureStore:
         return _stores[place]
 
 
+def close_store(settings: Settings) -> None:
+    """Forget the store of these settings, so that a place that is about to go leaves nothing behind."""
+    with _lock:
+        _stores.pop((settings.lake, settings.online_store, settings.feast_registry), None)
+
+
 def repository() -> Path:
     """The folder `feature_repo/`: beside `src/` in a checkout, or in the working folder, as in a container.
 

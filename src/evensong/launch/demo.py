@@ -35,6 +35,8 @@ STEPS = (
     "validate",
     "build_features",
     "materialize",
+    "leak_canary",
+    "skew",
     "build_training_set",
     "train_retriever",
     "train_ranker",

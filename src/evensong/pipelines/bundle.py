@@ -31,6 +31,8 @@ def assemble(
     the holdout. The evaluation stays the one of the models that had not seen it, and those are kept in `judged/`, for
     the next nights to compare with.
     """
+    from evensong.features.dictionary import build_dictionary, for_manifest
+
     if not storage.exists(evaluation_uri):
         raise StorageError(f"{evaluation_uri}: expected the evaluation, found none; run evaluate first")
     final = night.refit
@@ -53,6 +55,7 @@ def assemble(
             train_cutoff=cutoff.isoformat(),
             lake_versions=meta.get("lake_versions", {}),
             feature_service=meta["feature_service"],
+            features=for_manifest(build_dictionary(settings), meta["feature_service"]),
             code_commit=bundle.code_commit(settings),
             libraries=bundle.library_versions(),
             seed=night.seed,

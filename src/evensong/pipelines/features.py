@@ -12,7 +12,8 @@ from evensong.types import Night
 
 log = logging.getLogger(__name__)
 
-#: States the newest `as_of` whose features the online store holds; the service watches it.
+#: States what the online store holds: the newest `as_of`, the feature tables' versions, the features' definitions.
+#: The service watches it.
 MATERIALIZED = "materialized.json"
 
 
@@ -31,8 +32,10 @@ def materialize(settings: Settings, night: Night) -> dict[str, int]:
     Raises:
         StaleFeaturesError: the feature tables do not reach `as_of`.
     """
+    from evensong.features.dictionary import build_dictionary, for_manifest
     from evensong.features.materialize import materialize as write
-    from evensong.features.refresh import require
+    from evensong.features.refresh import SCHEMAS, require
+    from evensong.features.store import RECOMMENDER
 
     marker = storage.join(settings.lake, MATERIALIZED)
     newest = materialized_at(settings)
@@ -42,8 +45,13 @@ def materialize(settings: Settings, night: Night) -> dict[str, int]:
     require(settings, night.as_of)
     written = write(settings, night.as_of)
     lake = Lake(settings.lake)
-    versions = {view: lake.version(f"features/{view}") for view in written}
-    storage.write_json(marker, {"as_of": night.as_of.isoformat(), "rows": written, "versions": versions})
+    said = {
+        "as_of": night.as_of.isoformat(),
+        "rows": written,
+        "versions": {view: lake.version(f"features/{view}") for view in SCHEMAS},
+        "features": for_manifest(build_dictionary(settings), RECOMMENDER),
+    }
+    storage.write_json(marker, said)
     return written
 
 

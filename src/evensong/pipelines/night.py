@@ -37,11 +37,13 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
     Raises:
         BusyError: another night runs in this home.
         ValidationFailedError: too much of the data is bad; nothing was trained.
+        LeakFoundError: the join shows what was not known at the time, or loses rows; nothing was trained.
         NothingToLearnError: nothing was known at the night's `as_of`.
     """
     from evensong.data import storage
     from evensong.pipelines import (
         bundle,
+        canary,
         evaluate,
         features,
         gate,
@@ -49,6 +51,7 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
         ingest,
         promote,
         register,
+        skew,
         train,
         training_set,
         validate,
@@ -72,6 +75,8 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
         step("validate", validate.run)
         step("build_features", features.build)
         step("materialize", features.materialize)
+        step("leak_canary", canary.run)
+        step("skew", skew.run)
         examples = step("training_set", training_set.build)
         retriever = step("train_retriever", train.retriever, examples)
         ranker = step("train_ranker", train.ranker, examples, retriever)

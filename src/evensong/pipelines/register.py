@@ -113,7 +113,7 @@ def _params(settings: Settings, night: Night) -> dict[str, Any]:
     """The recipe: everything in the settings that decides the outcome, and nothing of where things lie."""
     values: dict[str, Any] = {f"night.{key}": value for key, value in night.model_dump(mode="json").items()}
     for part, section in settings:
-        if isinstance(section, Section) and part not in ("airflow", "registry", "serving"):
+        if isinstance(section, Section) and part not in ("airflow", "quality", "registry", "serving"):
             values |= {f"{part}.{key}": value for key, value in section.model_dump(mode="json").items()}
     return values | {"serving.filter": settings.serving.filter}
 

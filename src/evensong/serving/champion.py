@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -261,11 +261,13 @@ class Champion:
         from evensong.recommender.funnel import Recommender
         from evensong.registry import bundle
 
+        manifest = bundle.read_manifest(directory)
+        self._check_features(version, manifest)
         recommender = Recommender.load(directory)
         new = InUse(
             name=self._settings.registry.model_name,
             version=version,
-            as_of=bundle.read_manifest(directory).get("as_of"),
+            as_of=manifest.get("as_of"),
             loaded_at=datetime.now(UTC),
             recommender=recommender,
             items=None,
@@ -278,6 +280,25 @@ class Champion:
         new = self._with_items(new) or new
         self._smoke(new)
         return new
+
+    def _check_features(self, version: str, manifest: Mapping[str, Any]) -> None:
+        """Refuse a bundle that was trained on other features than the store holds.
+
+        The store's marker says what filled it; where it does not, this code's own dictionary counts. A bundle of a
+        release that recorded no features is taken as it is.
+
+        Raises:
+            BundleError: a feature is not served, or is defined differently.
+        """
+        from evensong.features.dictionary import build_dictionary, check_served
+
+        features = manifest.get("features")
+        if not isinstance(features, dict):
+            log.warning("version %s does not say which features it was trained on; they cannot be checked", version)
+            return
+        marker = self._materialized()
+        served = marker.features if marker is not None else None
+        check_served(features, served if served is not None else build_dictionary(self._settings))
 
     def _smoke(self, new: InUse) -> None:
         """A first request, of nobody and of a user with a history, must give finite scores."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from evensong.data import storage
 from evensong.errors import StorageError
@@ -22,6 +24,10 @@ class Materialized:
     """The moment of its features (UTC)."""
     token: str
     """Differs whenever something was materialized since."""
+    versions: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False)
+    """The Delta version of each feature table that it read."""
+    features: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
+    """What the store's features were computed by (`dictionary.for_manifest`); none: a release before this one."""
 
 
 def materialized(settings: Settings) -> Materialized | None:
@@ -42,4 +48,4 @@ def materialized(settings: Settings) -> Materialized | None:
         ) from error
     # a rerun of the same night may say the same and have written other values
     written = "" if storage.is_remote(uri) else str(Path(uri).stat().st_mtime_ns)
-    return Materialized(as_of, f"{marker} {written}")
+    return Materialized(as_of, f"{marker} {written}", marker.get("versions") or {}, marker.get("features"))

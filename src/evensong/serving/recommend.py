@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from evensong.features.transformations import STAMPS, USER_ACTIVITY, USER_HISTORY
+from evensong.recommender.session import continued
 from evensong.serving.metrics import Metrics
 from evensong.settings import Settings
 from evensong.types import Frame
@@ -118,7 +119,7 @@ def recommend(
     with metrics.stage("features"):
         stored, hidden = reader.read(features, ask.user_id)
     users = stored if stored is not None else without_features(ask.user_id)
-    users = _continued(users, ask.recent_item_ids)
+    users = continued(users, ask.recent_item_ids)
     exclude = {*hidden, *ask.exclude_item_ids, *ask.recent_item_ids}
     with metrics.stage("funnel"):
         chosen, failed = _choose(ask, in_use, users, exclude, now)
@@ -149,7 +150,7 @@ def without_features(user_id: str) -> Frame:
 
 
 def record(ask: Ask, reply: Reply, in_use: InUse) -> dict[str, Any]:
-    """What the request log keeps (the fields of `request_log.Record`)."""
+    """What the request log keeps (the fields of `monitoring.request_log.Record`)."""
     return {
         "request_id": ask.request_id,
         "at": reply.now,
@@ -168,6 +169,7 @@ def record(ask: Ask, reply: Reply, in_use: InUse) -> dict[str, Any]:
         "source": reply.answer["source"],
         "reason": reply.answer["reason"],
         "features_as_of": in_use.materialized.as_of.isoformat() if in_use.materialized else None,
+        "feature_versions": dict(in_use.materialized.versions) if in_use.materialized else None,
         "user_features": reply.users.row(0, named=True) if reply.users is not None else None,
         "items": [
             {name: item[name] for name in ("rank", "item_id", "score", "source")}
@@ -197,18 +199,6 @@ def _reason(stored: Frame | None) -> str:
     if stored.select(pl.all_horizontal(pl.col(known).is_null())).item():
         return "unknown_user"
     return "no_history"
-
-
-def _continued(users: Frame, recent_item_ids: Sequence[str]) -> Frame:
-    """The user's history, continued by what the caller saw in this session."""
-    if not recent_item_ids:
-        return users
-    items = users["recent_item_ids"].to_list()[0] or []
-    types = users["recent_event_types"].to_list()[0] or []
-    return users.with_columns(
-        pl.Series("recent_item_ids", [[*items, *recent_item_ids]], dtype=pl.List(pl.String)),
-        pl.Series("recent_event_types", [[*types, *["view"] * len(recent_item_ids)]], dtype=pl.List(pl.String)),
-    )
 
 
 def _item(row: dict[str, Any], in_use: InUse) -> dict[str, Any]:

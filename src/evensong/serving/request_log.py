@@ -1,8 +1,4 @@
-"""The sampled log of requests: what was asked, from which features, answered by which version.
-
-JSON lines below `home/serving/requests`, one file a process and ten minutes. A line is a `Record`; a last line cut by a
-kill is the reader's to skip, and `read` does. `evensong explain` and the skew check read it.
-"""
+"""Writes the sampled log of requests; `evensong.monitoring.request_log` says what a line holds, and reads it."""
 
 from __future__ import annotations
 
@@ -11,81 +7,18 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import orjson
-from pydantic import BaseModel, ConfigDict
 
+from evensong.monitoring.request_log import folder, is_sampled
 from evensong.serving.metrics import Metrics
 from evensong.settings import Settings
 
 log = logging.getLogger("evensong.serving")
 
 _WAITING = 1000
-
-
-class Record(BaseModel):
-    """One logged request; with the bundle of its version it holds everything that decided the answer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    request_id: str
-    at: datetime
-    """The `now` that the funnel was given (UTC)."""
-    user_id: str
-    k: int
-    filter: str
-    exclude_item_ids: list[str]
-    """What the caller asked to leave out."""
-    num_hidden: int
-    """How many items the filter rule and the caller hid together."""
-    context: dict[str, Any]
-    model_name: str
-    model_version: str
-    source: str
-    reason: str | None
-    features_as_of: str | None
-    """The moment of the features in the online store, as its marker says."""
-    user_features: dict[str, Any] | None
-    """As read from the online store; none when it could not be read."""
-    items: list[dict[str, Any]]
-    """`rank, item_id, score, source` of each item answered; `features` is its item features as the funnel had them."""
-
-
-def folder(settings: Settings) -> Path:
-    """Where the log is."""
-    return Path(settings.place("serving", "requests"))
-
-
-def read(settings: Settings) -> Iterator[Record]:
-    """Every record, oldest file first; a line that was cut off is skipped."""
-    for path in sorted(folder(settings).glob("*.jsonl")):
-        for line in path.read_bytes().splitlines():
-            if (record := _record(line, path)) is not None:
-                yield record
-
-
-def find(settings: Settings, request_id: str) -> Record | None:
-    """The newest record of a request, or none: it was not sampled, or its file has gone."""
-    needle = orjson.dumps(request_id)
-    for path in sorted(folder(settings).glob("*.jsonl"), reverse=True):
-        for line in reversed(path.read_bytes().splitlines()):
-            # most lines are ruled out without parsing them
-            if needle in line and (record := _record(line, path)) and record.request_id == request_id:
-                return record
-    return None
-
-
-def _record(line: bytes, path: Path) -> Record | None:
-    try:
-        return Record.model_validate_json(line)
-    except ValueError:
-        log.warning("%s: skipped a line that is no record", path.name)
-        return None
 
 
 class RequestLog:
@@ -118,7 +51,7 @@ class RequestLog:
 
     def wants(self, request_id: str) -> bool:
         """Whether this request is in the sample. The id decides, so a retry with the same id falls on the same side."""
-        if self._thread is None or crc32(request_id.encode()) >= self._sample * 2**32:
+        if self._thread is None or not is_sampled(request_id, self._sample):
             return False
         with self._lock:
             now = time.monotonic()

@@ -256,7 +256,10 @@ def test_inputs_nobody_reported_fail_closed() -> None:
         "guardrail.bundle_megabytes",
         "guardrail.latency_p99_seconds",
         "input.validation",
+        "input.leak_canary",
+        "input.features_served",
         "input.bundle",
+        "input.skew",
     ]
 
 

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
+from evensong.features.dictionary import build_dictionary, for_manifest
 from evensong.registry import bundle, tracking, versions
 from evensong.registry.versions import ModelVersion
 from evensong.settings import Settings
@@ -48,7 +49,13 @@ def make_bundle(folder: Path, day: int = 1, content: str = "weights") -> Path:
     (folder / "retriever").mkdir(parents=True)
     (folder / "retriever" / "config.json").write_text('{"dimension": 4}')
     (folder / "popularity.json").write_text(content)
-    bundle.write_manifest(folder, as_of=night(day).as_of, lake_versions={"interactions": day}, seed=7)
+    bundle.write_manifest(
+        folder,
+        as_of=night(day).as_of,
+        lake_versions={"interactions": day},
+        features=for_manifest(build_dictionary(Settings()), "recommender_v1"),
+        seed=7,
+    )
     return folder
 
 

@@ -33,7 +33,9 @@ def evaluate(settings: Settings, day: int, gain: float) -> str:
     champion = report.champion.model_copy(update={"model": name}) if before and report.champion else None
     place = settings.run_uri(night(day).run_id, "per_user.parquet")
     storage.write_frame(place, per_user)
-    storage.write_json(settings.run_uri(night(day).run_id, "validation.json"), {"success": True})
+    for name in ("validation", "leak_canary", "skew"):
+        said = {"success": True, "message": "passed", "max_difference": 0.0}
+        storage.write_json(settings.run_uri(night(day).run_id, f"{name}.json"), said)
     report = report.model_copy(
         update={
             **values,
@@ -157,6 +159,46 @@ def test_missing_validation_fails_the_gate_closed(settings: Settings, tmp_path: 
     version = register.run(settings, night(1), str(make_bundle(tmp_path / "b", 1)), evaluation)
     decision = gate.run(settings, night(1), version, evaluation)
     assert decision["reasons"] == ["input.validation cannot be computed: it needs the outcome of validation"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "reason"),
+    [
+        ("leak_canary", {"success": False, "message": "1 leaked"}, "leak_canary: 1 leaked"),
+        ("leak_canary", None, "input.leak_canary cannot be computed: it needs the outcome of leak_canary"),
+        ("skew", {"success": False, "message": "price differs", "max_difference": 1.0}, "skew: price differs"),
+        (
+            "skew",
+            {"success": True, "message": "passed", "max_difference": 0.1},
+            "differ by at most 0.1, allowed 0.0001",
+        ),
+        ("skew", None, "input.skew cannot be computed"),
+    ],
+)
+def test_gate_refuses_without_a_clean_canary_and_skew(
+    settings: Settings, tmp_path: Path, name: str, said: dict[str, Any] | None, reason: str
+) -> None:
+    evaluation = evaluate(settings, 1, 0.1)
+    place = Path(settings.run_uri(night(1).run_id, f"{name}.json"))
+    place.unlink()
+    if said is not None:
+        storage.write_json(str(place), said)
+    version = register.run(settings, night(1), str(make_bundle(tmp_path / "b", 1)), evaluation)
+    decision = gate.run(settings, night(1), version, evaluation)
+    assert decision["promote"] is False
+    assert any(reason in one for one in decision["reasons"])
+
+
+def test_gate_refuses_a_bundle_that_names_no_features(settings: Settings, tmp_path: Path) -> None:
+    from evensong.registry import bundle
+
+    folder = make_bundle(tmp_path / "b", 1)
+    (folder / "manifest.json").unlink()
+    bundle.write_manifest(folder, as_of=night(1).as_of, lake_versions={"interactions": 1}, seed=7)
+    evaluation = evaluate(settings, 1, 0.1)
+    version = register.run(settings, night(1), str(folder), evaluation)
+    reasons = gate.run(settings, night(1), version, evaluation)["reasons"]
+    assert reasons == ["input.features_served cannot be computed: it needs the outcome of features_served"]
 
 
 def test_missing_policy_names_the_setting(settings: Settings) -> None:

@@ -1,0 +1,191 @@
+"""What was served can be replayed and explained: no skew where there is none, every skew where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from evensong.data import storage
+from evensong.errors import RequestNotFoundError
+from evensong.monitoring import request_log
+from evensong.pipelines import explain, features, skew
+from evensong.settings import Settings
+from evensong.types import Night
+
+Serve = Callable[..., AbstractContextManager[httpx.Client]]
+NIGHT = Night(as_of=datetime(2026, 1, 16, tzinfo=UTC))
+
+
+def beside(world: Any, home: Path) -> Settings:
+    """The world's data and registry, with a request log and run folders of its own."""
+    old: Settings = world.settings
+    return old.model_copy(
+        update={
+            "home": home,
+            "lake_uri": old.lake,
+            "online_store_uri": old.online_store,
+            "feast_registry_uri": old.feast_registry,
+            "mlflow_tracking_uri": old.tracking,
+            "mlflow_artifacts_uri": old.model_artifacts,
+            "artifacts_uri": str(home / "artifacts"),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def served(world: Any, serve: Serve, tmp_path_factory: pytest.TempPathFactory, wait_for: Any) -> Settings:
+    """A few real requests, answered over HTTP and logged."""
+    settings = beside(world, tmp_path_factory.mktemp("served"))
+    world.promote(world.second)
+    # the ledger lies in the home that moved the alias
+    (settings.home / "mlflow").mkdir(parents=True)
+    (settings.home / "mlflow" / "ledger.jsonl").write_bytes(
+        (world.settings.home / "mlflow" / "ledger.jsonl").read_bytes()
+    )
+    with serve(settings) as client:
+        for number in range(6):
+            client.get("/recommend", params={"user_id": f"au{number}"}, headers={"x-request-id": f"asked-{number}"})
+        body = {"user_id": "bu3", "k": 3, "exclude_item_ids": ["bi0"], "context": {"recent_item_ids": ["ai1", "ai2"]}}
+        client.post("/recommend", json=body, headers={"x-request-id": "asked-in-session"})
+        client.get("/recommend?user_id=nobody", headers={"x-request-id": "asked-by-nobody"})
+        wait_for(lambda: len(list(request_log.read(settings))) == 8)
+    return settings
+
+
+def test_served_features_and_scores_are_the_offline_ones(served: Settings) -> None:
+    told = storage.read_json(skew.run(served, NIGHT))
+    assert (told["success"], told["num_requests"], told["notes"]) == (True, 8, [])
+    assert told["max_difference"] <= 1e-6
+    names = {one["name"] for one in told["largest"]}
+    assert {"recent_item_ids", "num_events_7d", "item_events_total", "price", skew.SCORE} <= names
+    scores = next(one for one in told["largest"] if one["name"] == skew.SCORE)
+    assert scores["num_values"] == 6 * 5 + 3
+    assert "served and offline differ by" in told["message"]
+
+
+def test_requests_of_before_a_later_night_are_compared_with_the_features_of_then(served: Settings) -> None:
+    later = Night(as_of=NIGHT.as_of + timedelta(days=40))
+    features.build(served, later)
+    assert storage.read_json(skew.run(served, NIGHT))["success"] is True
+
+
+@pytest.mark.parametrize(
+    ("feature", "spoil"),
+    [
+        ("num_interactions", lambda record: record.user_features.update(num_interactions=99)),
+        ("num_events_7d", lambda record: record.user_features.update(num_events_7d=None)),
+        ("recent_item_ids", lambda record: record.user_features["recent_item_ids"].reverse()),
+        ("top_category_shares", lambda record: record.user_features.update(top_category_shares=[0.998])),
+        ("item_events_30d", lambda record: record.items[0]["features"].update(item_events_30d=7)),
+        ("title", lambda record: record.items[-1]["features"].update(title="another")),
+        (skew.SCORE, lambda record: record.items[0].update(score=record.items[0]["score"] + 0.01)),
+    ],
+)
+def test_any_value_that_differs_is_found(served: Settings, feature: str, spoil: Callable[[Any], None]) -> None:
+    record = request_log.find(served, "asked-2")
+    assert record is not None
+    spoil(record)
+    found, _ = skew.compare(served, [record])
+    assert found[0].name == feature
+    assert found[0].max_difference > served.quality.skew_tolerance
+    assert found[0].request_id == "asked-2"
+
+
+def test_value_that_the_online_store_garbles_keeps_the_night_from_promoting(
+    world: Any, serve: Serve, tmp_path: Path, wait_for: Any
+) -> None:
+    """The store itself is spoiled: user au1 is given the bytes of user bu7."""
+    settings = beside(world, tmp_path)
+    spoiled = tmp_path / "online.db"
+    with sqlite3.connect(world.settings.online_store) as source, sqlite3.connect(spoiled) as target:
+        source.backup(target)
+        ours, theirs = (
+            target.execute(
+                "select distinct entity_key from evensong_user_history where instr(entity_key, ?)", (name.encode(),)
+            ).fetchone()[0]
+            for name in ("au1", "bu7")
+        )
+        target.execute(
+            "update evensong_user_history set value = (select other.value from evensong_user_history as other where "
+            "other.entity_key = ? and other.feature_name = evensong_user_history.feature_name) where entity_key = ?",
+            (theirs, ours),
+        )
+    settings = settings.model_copy(update={"online_store_uri": str(spoiled)})
+    with serve(settings) as client:
+        client.get("/recommend?user_id=au1")
+        wait_for(lambda: len(list(request_log.read(settings))) == 1)
+    told = storage.read_json(skew.run(settings, NIGHT))
+    assert told["success"] is False
+    assert told["max_difference"] >= 1.0
+    assert "recent_item_ids" in told["message"]
+
+
+def test_nothing_served_yet_is_no_skew(tmp_path: Path) -> None:
+    told = storage.read_json(skew.run(Settings(home=tmp_path), NIGHT))
+    assert (told["success"], told["max_difference"], told["num_requests"]) == (True, 0.0, 0)
+    assert told["message"].startswith("no request was logged")
+
+
+def test_requests_that_cannot_be_replayed_prove_nothing(served: Settings, tmp_path: Path) -> None:
+    lost = served.model_copy(update={"lake_uri": str(tmp_path / "empty")})
+    told = storage.read_json(skew.run(lost, NIGHT))
+    assert told["success"] is False
+    assert "none of 8 requests could be replayed" in told["message"]
+
+
+# ---------------------------------------------------------------- explain
+
+
+def test_explanation_goes_from_the_request_to_the_lake(world: Any, served: Settings) -> None:
+    told = explain.run(served, "asked-4")
+    assert (told["request"]["user_id"], told["variant"]["name"], told["source"]) == ("au4", "champion", "model")
+    assert told["variant"]["since"]["reason"] == "the test wants it"
+    assert told["model"]["version"] == world.second
+    assert len(told["recommendations"]) == 5
+    assert told["index"]["kind"] == "flat"
+    assert "index/items.faiss" in told["index"]["files"]
+    assert told["lake_versions"]["interactions"] == 0
+    assert told["features"]["table_versions"].keys() >= {"user_history", "item_content"}
+    user = {one["name"]: one for one in told["features"]["user"]}
+    assert user["user_history.num_interactions"]["value"] == 9
+    assert len(user["user_history.num_interactions"]["version"]) == 12
+    first = told["recommendations"][0]
+    items = {one["name"]: one for one in told["features"]["items"][first["item_id"]]}
+    assert items["item_content.title"]["value"] == first["title"]
+    assert all(one["version"] for one in items.values())
+
+
+def test_unknown_and_unsampled_requests_say_which_they_are(served: Settings) -> None:
+    with pytest.raises(RequestNotFoundError, match="no logged request has this id"):
+        explain.run(served, "never-asked")
+    none = served.model_copy(update={"serving": served.serving.model_copy(update={"request_log_sample": 0.0})})
+    with pytest.raises(RequestNotFoundError, match="not in the sample of logged requests"):
+        explain.run(none, "never-asked")
+
+
+def test_command_explains_for_people_and_as_json(served: Settings) -> None:
+    places = {
+        f"EVENSONG_{name.upper()}": str(getattr(served, name))
+        for name in ("home", "lake_uri", "artifacts_uri", "mlflow_tracking_uri", "mlflow_artifacts_uri")
+    }
+    command = [sys.executable, "-m", "evensong.cli", "explain", "asked-4"]
+    words = subprocess.run(command, env=os.environ | places, capture_output=True, text=True, check=True)
+    assert "recommender version" in words.stdout
+    assert "Airflow run" in words.stdout
+    machine = subprocess.run([*command, "--json"], env=os.environ | places, capture_output=True, text=True, check=True)
+    assert json.loads(machine.stdout)["request"]["request_id"] == "asked-4"
+    command[-1] = "never-asked"
+    failed = subprocess.run(command, env=os.environ | places, capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "no logged request has this id" in failed.stderr.replace("\n", " ")
