@@ -6,6 +6,7 @@ and can be done again, so a kill in between is finished by the next command that
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -199,6 +200,13 @@ def carry_out(settings: Settings, version: str) -> bool:
     return line is not None
 
 
+def answer_of(version: ModelVersion) -> Answer | None:
+    """The answer that the version's tags hold, if they hold one that can be read."""
+    with contextlib.suppress(RegistryError):
+        return _answer_of(version)
+    return None
+
+
 def is_waiting(version: ModelVersion) -> bool:
     """Whether somebody asked, and nobody answered, as far as the version's tags say."""
     return ASKED in version.tags and ANSWER not in version.tags
@@ -211,7 +219,9 @@ def waiting(settings: Settings, now: datetime | None = None) -> list[Waiting]:
         if not is_waiting(version):
             continue
         if settle(settings, version.version, now=now) is not None:
-            carry_out(settings, version.version)
+            # Whose champion changed meanwhile stays where it is; the next one in the list is looked at all the same.
+            with contextlib.suppress(PromotionRefusedError):
+                carry_out(settings, version.version)
             continue
         tags = versions.get(settings, version.version).tags
         found.append(
