@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.providers.standard.triggers.hitl import HITLTrigger
 from airflow.sdk import Param, conf
+from airflow.sdk.exceptions import AirflowRuntimeError, TaskDeferred
 from airflow.sdk.execution_time.hitl import update_hitl_detail_response, upsert_hitl_detail
 from airflow.triggers.base import TriggerEvent
 from asgiref.sync import sync_to_async
@@ -49,6 +50,8 @@ class ReviewOperator(HITLOperator):
     def execute(self, context: Any) -> dict[str, Any] | None:
         """Ask, let the next night begin, and wait; a version that nobody asked about, or has an answer, waits no more.
 
+        A second try finds the request of the first, and the answer to it if its worker was killed with it.
+
         Raises:
             TaskDeferred: it waits.
         """
@@ -62,26 +65,10 @@ class ReviewOperator(HITLOperator):
                 return None
             if review.answered(settings, self.version):
                 return self._done()
-            dossier = f"{conf.get('api', 'base_url').rstrip('/')}{PAGE_PREFIX}/dossier/{self.version}"
-            asked = review.question(settings, self.version, dossier)
-        self.subject, self.body = asked.subject, asked.body
-        ti_id = context["ti"].id
-        upsert_hitl_detail(
-            ti_id=ti_id, options=self.options, subject=self.subject, body=self.body, params=self.serialized_params
-        )
         leave_turn(settings)
-        log.info("%s\n\n%s", self.subject, self.body)
-        self.defer(
-            trigger=ReviewTrigger(
-                version=self.version,
-                ti_id=ti_id,
-                options=self.options,
-                params=self.serialized_params,
-                timeout_datetime=None,
-                poke_interval=LOOK_SECONDS,
-            ),
-            method_name="execute_complete",
-        )
+        if context["ti"].try_number > 1:
+            self._wait(context, was_asked=True)
+        self._ask(context)
         return None
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +79,8 @@ class ReviewOperator(HITLOperator):
         from evensong.pipelines import review
         from evensong.settings import load_settings
 
+        if "ask" in event:
+            self._ask(context)
         if "elsewhere" in event:
             return self._done()
         said = super().execute_complete(context, event)
@@ -103,6 +92,35 @@ class ReviewOperator(HITLOperator):
                 load_settings(), self.version, outcome, by=person(user.get("name") or user.get("id")), comment=comment
             )
         return self._tell(given)
+
+    def _ask(self, context: Any) -> NoReturn:
+        from evensong.pipelines import review
+        from evensong.settings import load_settings
+
+        dossier = f"{conf.get('api', 'base_url').rstrip('/')}{PAGE_PREFIX}/dossier/{self.version}"
+        with refusals():
+            asked = review.question(load_settings(), self.version, dossier)
+        log.info("%s\n\n%s", asked.subject, asked.body)
+        upsert_hitl_detail(
+            ti_id=context["ti"].id,
+            options=self.options,
+            subject=asked.subject,
+            body=asked.body,
+            params=self.serialized_params,
+        )
+        self._wait(context, was_asked=False)
+
+    def _wait(self, context: Any, *, was_asked: bool) -> NoReturn:
+        trigger = ReviewTrigger(
+            version=self.version,
+            was_asked=was_asked,
+            ti_id=context["ti"].id,
+            options=self.options,
+            params=self.serialized_params,
+            timeout_datetime=None,
+            poke_interval=LOOK_SECONDS,
+        )
+        raise TaskDeferred(trigger=trigger, method_name="execute_complete")
 
     def _done(self) -> dict[str, Any]:
         from evensong.pipelines import review
@@ -121,21 +139,26 @@ class ReviewOperator(HITLOperator):
 
 
 class ReviewTrigger(HITLTrigger):
-    """Fires when somebody has answered in Airflow, or when the registry has an answer from elsewhere."""
+    """Fires when somebody has answered in Airflow, or when the registry has an answer from elsewhere.
 
-    def __init__(self, *, version: str, **kwargs: Any) -> None:
+    `was_asked`: another try may have asked before; if none has, it fires as well, and the task asks.
+    """
+
+    def __init__(self, *, version: str, was_asked: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.version = version
+        self.was_asked = was_asked
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The trigger as Airflow keeps it."""
         _, arguments = super().serialize()
-        return f"{__name__.rpartition('.')[2]}.{type(self).__name__}", arguments | {"version": self.version}
+        ours = {"version": self.version, "was_asked": self.was_asked}
+        return f"{__name__.rpartition('.')[2]}.{type(self).__name__}", arguments | ours
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look at both until one has an answer."""
         while True:
-            if event := await self._handle_response():
+            if event := await self._in_airflow():
                 yield event
                 return
             if outcome := await asyncio.to_thread(_elsewhere, self.version):
@@ -143,6 +166,16 @@ class ReviewTrigger(HITLTrigger):
                 yield TriggerEvent({"elsewhere": outcome})
                 return
             await asyncio.sleep(self.poke_interval)
+
+    async def _in_airflow(self) -> TriggerEvent | None:
+        try:
+            found: TriggerEvent | None = await self._handle_response()
+        except AirflowRuntimeError as error:
+            if self.was_asked and (error.error.detail or {}).get("status_code") == 404:
+                return TriggerEvent({"ask": True})
+            log.warning("Airflow does not say whether somebody answered: %s", error)
+            return None
+        return found
 
     async def _close(self, outcome: str) -> None:
         """Show the answer where Airflow asked, so that nobody answers what is decided."""

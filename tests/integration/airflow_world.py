@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +18,7 @@ import yaml
 from tests.unit.registry.conftest import make_bundle, night
 from tests.unit.registry.test_promotion_steps import evaluate
 
-from evensong.launch import components
+from evensong.launch import components, secrets
 from evensong.launch.airflow_api import DAG, AirflowApi
 from evensong.launch.prepare import prepare
 from evensong.launch.supervisor import Supervisor
@@ -84,6 +86,22 @@ def airflow_on(settings: Settings) -> Iterator[AirflowApi]:
         running.wait_ready(240)
         api.wait_ready(180)
         yield api
+
+
+@contextmanager
+def server_on(settings: Settings, users: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Airflow's API server alone, with users of these roles besides admin, whose passwords are their names."""
+    prepare(settings)
+    server = components.airflow_components(settings)[0]
+    if users:
+        passwords = secrets.passwords_file(settings)
+        secrets.write_private(passwords, json.dumps({"admin": "admin"} | {name: name for name in users}))
+        roles = ",".join(f"{name}:{role}" for name, role in {"admin": "admin", **users}.items())
+        server = dataclasses.replace(server, variables={"AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": roles})
+    with Supervisor(settings, [server]) as running:
+        running.wait_ready(240)
+        assert server.address is not None
+        yield server.address
 
 
 def start_at_the_gate(settings: Settings, api: AirflowApi, day: int, gain: float) -> tuple[str, str]:

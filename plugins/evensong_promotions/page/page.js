@@ -51,6 +51,9 @@ const ahead = (text) => {
   return seconds > 0 ? `in ${span(seconds)}` : "now";
 };
 
+/** What was said of the champion first: it is what a night is about. */
+const decisive = (reasons) => [...reasons].sort((one, other) => / champion v/.test(other) - / champion v/.test(one));
+
 function who(actor) {
   if (actor === "rule:gate") return "the gate";
   if (actor === "rule:deadline") return "the deadline";
@@ -166,7 +169,7 @@ function review(row) {
   const comment = make("input", { id: `comment-${row.version}`, maxlength: "1000", placeholder: "checked the titles", disabled: !shown.may_review });
   const error = make("p", { class: "error", role: "alert", hidden: true });
   const answer = (outcome) => () => say(row, outcome, comment, error);
-  const lines = [...row.doubts.map((text) => make("li", { class: "doubt", text })), ...row.reasons.filter((text) => !row.doubts.includes(text)).map((text) => make("li", { text }))];
+  const lines = [...row.doubts.map((text) => make("li", { class: "doubt", text })), ...decisive(row.reasons).filter((text) => !row.doubts.includes(text)).map((text) => make("li", { text }))];
   return make(
     "article",
     { class: "review", "aria-label": `Review of version ${row.version}` },
@@ -194,27 +197,29 @@ function review(row) {
   );
 }
 
-/** The gain on each metric with its interval, on one scale around zero. */
+/** The gain on each metric with its interval, on one scale around zero; the primary metric first. */
 function gains(row) {
-  const known = row.gains.filter((one) => one.lower !== null);
-  const reach = Math.max(1e-9, ...known.flatMap((one) => [Math.abs(one.lower), Math.abs(one.upper)])) * 1.08;
-  const x = (value) => 100 + (value / reach) * 98;
-  const cells = row.gains.flatMap((one) => {
-    const picture = draw("svg", { viewBox: "0 0 200 20", preserveAspectRatio: "none", role: "img" });
-    picture.append(draw("line", { class: "zero", x1: 100, x2: 100, y1: 0, y2: 20 }));
-    let value = `${figure(one.challenger)} / ${figure(one.champion)}`;
-    if (one.lower !== null) {
-      const sign = one.lower > 0 ? "up" : one.upper < 0 ? "down" : "";
-      value = `${signed(one.mean)}`;
-      picture.append(
-        draw("title", {}, `${one.metric}: gain ${signed(one.mean)}, between ${signed(one.lower)} and ${signed(one.upper)}`),
-        draw("line", { class: `whisker ${sign}`, x1: x(one.lower), x2: x(one.upper), y1: 10, y2: 10 }),
-        draw("rect", { class: "mean", x: x(one.mean) - 1, y: 4, width: 2, height: 12 }),
-      );
-    }
-    return [make("span", { class: "name", text: one.metric }), picture, make("span", { class: "value", text: value })];
+  const primary = shown.overview.metric;
+  const rows = [...row.gains].sort((one, other) => (other.metric === primary) - (one.metric === primary) || (other.lower !== null) - (one.lower !== null));
+  const reach = Math.max(1e-9, ...rows.flatMap((one) => (one.lower === null ? [] : [Math.abs(one.lower), Math.abs(one.upper)]))) * 1.08;
+  const cells = rows.map((one) => {
+    const known = one.lower !== null;
+    const value = known ? `${signed(one.mean)} (${signed(one.lower)} … ${signed(one.upper)})` : `${figure(one.challenger)}${row.compared_with ? `, was ${figure(one.champion)}` : ""}`;
+    return make("div", { class: one.metric === primary ? "gain primary" : "gain" }, make("span", { class: "name", text: one.metric }), known ? whisker(one, reach) : "", make("span", { class: "value", text: value }));
   });
-  return make("div", {}, make("p", { class: "soft", text: row.compared_with ? "Gain on the champion, with its interval" : "Challenger / champion" }), make("div", { class: "gains" }, ...cells));
+  return make("div", {}, make("p", { class: "soft", text: row.compared_with ? `Gain on champion version ${row.compared_with}` : "Figures of the challenger" }), make("div", { class: "gains" }, ...cells));
+}
+
+function whisker(one, reach) {
+  const x = (value) => 100 + (value / reach) * 98;
+  const sign = one.lower > 0 ? "up" : one.upper < 0 ? "down" : "";
+  return draw(
+    "svg",
+    { viewBox: "0 0 200 20", preserveAspectRatio: "none", role: "img", "aria-hidden": "true" },
+    draw("line", { class: "zero", x1: 100, x2: 100, y1: 0, y2: 20 }),
+    draw("line", { class: `whisker ${sign}`, x1: x(one.lower), x2: x(one.upper), y1: 10, y2: 10 }),
+    draw("rect", { class: "mean", x: x(one.mean) - 1, y: 4, width: 2, height: 12 }),
+  );
 }
 
 /** The primary metric of each night: challenger, champion and popularity on that night's users. */
@@ -283,10 +288,10 @@ const DOTS = { champion: "promoted", "was champion": "promoted", approved: "prom
 const RUNS = { failed: ["failed", "bad"], running: ["running", "wait"], queued: ["queued", "wait"] };
 
 function nights(overview) {
-  const known = new Set(overview.nights.map((row) => row.airflow_run).filter(Boolean));
+  const known = new Set(overview.nights.flatMap((row) => [row.airflow_run, Date.parse(row.as_of)]));
   const rows = [
     ...overview.nights.map((row) => ({ at: row.as_of, cells: nightCells(row) })),
-    ...shown.runs.filter((run) => run.state in RUNS && !known.has(run.run_id)).map((run) => ({ at: run.as_of ?? run.at, cells: runCells(run) })),
+    ...shown.runs.filter((run) => run.state in RUNS && !known.has(run.run_id) && !known.has(Date.parse(run.as_of))).map((run) => ({ at: run.as_of ?? run.at, cells: runCells(run) })),
   ].sort((one, other) => (one.at < other.at ? 1 : -1));
   const head = [["Night"], ["Outcome"], ["Challenger", "figure"], ["Champion", "figure"]];
   at("nights").replaceChildren(
@@ -301,7 +306,7 @@ function nights(overview) {
 
 function nightCells(row) {
   const [text, css] = STATES[row.state] ?? [row.state, ""];
-  const why = row.answer || row.reasons.join("; ");
+  const why = row.answer || decisive(row.reasons).join("; ");
   const said = make("p", { class: "why", text: why, title: why, onclick: () => said.classList.toggle("open") });
   return [
     make("td", {}, make("div", { class: "night", text: nightName(row.as_of) }), make("div", { class: "version" }, row.has_dossier ? link(`version ${row.version}`, `dossier/${row.version}`) : `version ${row.version}`)),
@@ -330,7 +335,7 @@ function moves(overview) {
       { class: move.kind },
       make("p", { class: "what", text: what }),
       make("p", { class: "soft", text: `${minute(move.at)} · ${who(move.by)}` }),
-      make("p", { class: "why", text: move.reason, title: move.reason }),
+      make("p", { class: "why", text: decisive(move.reason.split("; ")).join("; "), title: move.reason }),
     );
   });
 }
