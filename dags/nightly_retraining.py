@@ -5,7 +5,9 @@ the run's logical date, for scheduled runs, backfills and a click alike; the for
 
 A night whose gate says no is a green run: the champion stays. Where the policy asks a person, **review** waits for an
 answer: approve or reject it there under *Required Actions*, on the page *Promotions*, by the tag `review` in MLflow, or
-with `evensong registry promote|reject`. Meanwhile the next night may begin. A night whose data is bad is a red one: nothing is
+with `evensong registry promote|reject`. Meanwhile the next night may begin.
+
+A night whose data is bad is a red one: nothing is
 trained. Clear a failed task to go on from there; every step gives the same when it runs again.
 """
 

@@ -93,7 +93,7 @@ def from_this_page(request: Request) -> None:
     """Refuse what another site's page could make a browser send with this person's cookie.
 
     Raises:
-        HTTPException: not JSON, which a foreign page cannot send unasked; or sent by a foreign page, as the browser says.
+        HTTPException: not JSON, which a foreign page cannot send unasked; or the browser says that one sent it.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(status.HTTP_415_UNSUPPORTED_MEDIA_TYPE, "expected Content-Type: application/json")
@@ -162,9 +162,7 @@ def answer_review(version: str, body: ReviewBody, settings: SettingsDep, user: G
     """Approve or reject a version that waits for a person."""
     from evensong.registry import review
 
-    given = review.answer(
-        settings, version, body.outcome, by=person(user.get_name()), via="page", comment=body.comment
-    )
+    given = review.answer(settings, version, body.outcome, by=person(user.get_name()), via="page", comment=body.comment)
     value: dict[str, Any] = given.model_dump(mode="json")
     return value
 

@@ -1,4 +1,4 @@
-"""A home with a history of promotions, made by the registry's own steps, and the Airflow that `make up` starts on it."""
+"""A home with a history of promotions, made by the last steps of its nights, and the Airflow that `make up` starts."""
 
 from __future__ import annotations
 

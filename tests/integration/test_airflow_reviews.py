@@ -95,7 +95,12 @@ def test_an_answer_in_airflow_moves_the_alias_in_the_person_s_name(settings: Set
     run_id, version = waiting(settings, airflow, 5)
     asked = airflow._call("GET", hitl(run_id))
     assert asked["subject"] == f"Promote recommender version {version}, the night of 2026-03-05?"
-    for words in ("The evidence says promote", "| recall_at_20 |", f"/evensong/dossier/{version}", "the champion stays"):
+    for words in (
+        "The evidence says promote",
+        "| recall_at_20 |",
+        f"/evensong/dossier/{version}",
+        "the champion stays",
+    ):
         assert words in asked["body"]
     body = {"chosen_options": ["Approve"], "params_input": {"comment": "fine titles"}}
     airflow._call("PATCH", hitl(run_id), body)
@@ -138,11 +143,10 @@ def test_the_page_ends_the_wait(settings: Settings, airflow: AirflowApi) -> None
 
 
 @pytest.mark.parametrize(("day", "default"), [(9, "promote"), (10, "keep")])
-def test_nobody_s_answer_is_the_configured_one(
-    settings: Settings, airflow: AirflowApi, day: int, default: str
-) -> None:
+def test_nobody_s_answer_is_the_configured_one(settings: Settings, airflow: AirflowApi, day: int, default: str) -> None:
     before = champion(settings)
-    run_id, version = waiting(settings, airflow, day, deadline_hours=0.01, default=default)
+    world.set_policy(settings, "review", deadline_hours=0.005, default=default)
+    run_id, version = world.start_at_the_gate(settings, airflow, day, 0.05)
     answer = ended(airflow, run_id)
     assert (answer["by"], answer["via"]) == ("rule:deadline", "deadline")
     assert champion(settings) == (version if default == "promote" else before)

@@ -108,7 +108,8 @@ def test_rollback_under_load_answers_from_the_old_version_within_a_second_and_fa
         wait_for(lambda: version(client) == world.second)
         with load(client.base_url) as answers:
             for _ in range(3):
-                wait_for(lambda reached=len(answers): len(answers) > reached + 30)
+                reached = len(answers)
+                wait_for(lambda reached=reached: len(answers) > reached + 30)
                 asked_to = time.monotonic()
                 left = commands.rollback(settings, reason="clicks fell", actor="person:test", expected=world.second)
                 assert left["champion"] == world.first

@@ -1,4 +1,4 @@
-"""What a reviewer sees at one look: the champion, its history, what waits for a person, what the last nights came to."""
+"""What a reviewer sees at one look: the champion, its history, what waits for a person, what became of each night."""
 
 from __future__ import annotations
 

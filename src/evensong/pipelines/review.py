@@ -33,8 +33,7 @@ def question(settings: Settings, version: str, dossier_url: str) -> Question:
     verdict = "The evidence says promote" if decision.promote else "The gate does not promote it by itself"
     parts = [
         f"**{verdict}, and the policy asks a person.**",
-        f"Version {found.version} of the night of {found.as_of:%Y-%m-%d %H:%M} UTC, "
-        f"judged against {_champion(found)}.",
+        f"Version {found.version} of the night of {found.as_of:%Y-%m-%d %H:%M} UTC, judged against {_champion(found)}.",
         _table(found),
         _lines("In doubt", [check.message for check in decision.checks if check.doubtful]),
         _lines("Why", decision.reasons),
@@ -42,8 +41,7 @@ def question(settings: Settings, version: str, dossier_url: str) -> Question:
         f"[Dossier]({dossier_url}) · [Version in MLflow]({version_page(settings, found.version)})",
     ]
     return Question(
-        subject=f"Promote {settings.registry.model_name} version {found.version}, "
-        f"the night of {found.as_of:%Y-%m-%d}?",
+        subject=f"Promote {settings.registry.model_name} version {found.version}, the night of {found.as_of:%Y-%m-%d}?",
         body="\n\n".join(part for part in parts if part),
     )
 
@@ -68,9 +66,11 @@ def answer(settings: Settings, version: str, outcome: Outcome, *, by: str, comme
     Raises:
         PromotionRefusedError: the champion changed since the version was compared with it.
     """
-    given = review.settle(settings, version) or review.record(
-        settings, version, outcome, by=by, via="airflow", comment=comment
-    )
+    given = review.settle(settings, version)
+    if given is None:
+        if outcome == "approved":
+            review.refuse_other_champion(settings, version)
+        given = review.record(settings, version, outcome, by=by, via="airflow", comment=comment)
     review.carry_out(settings, version)
     return given
 

@@ -102,6 +102,8 @@ def answer(
         raise RegistryError(f"by: expected person:NAME, got {by!r}")
     before = settle(settings, version, now=now)
     if before is None:
+        if outcome == "approved":
+            refuse_other_champion(settings, version)
         before = record(settings, version, outcome, by=by, via=via, comment=comment, now=now)
     if before.outcome != outcome:
         raise PromotionRefusedError(
@@ -111,6 +113,22 @@ def answer(
         )
     carry_out(settings, version)
     return before
+
+
+def refuse_other_champion(settings: Settings, version: str) -> None:
+    """Approving holds against the champion that the version was compared with, or against its own night's first try.
+
+    Raises:
+        PromotionRefusedError: the champion changed since; nothing is answered.
+    """
+    found = versions.get(settings, version)
+    now = versions.champion(settings)
+    compared = found.tags.get("compared_with", "none")
+    if now is not None and now.version not in (compared, found.version) and now.as_of != found.as_of:
+        raise PromotionRefusedError(
+            f"version {version}: was compared with {_champion(compared)}, the champion is version {now.version} now; "
+            f"evaluate its night again, or use `evensong registry promote {version}`"
+        )
 
 
 def settle(settings: Settings, version: str, now: datetime | None = None) -> Answer | None:
@@ -182,13 +200,7 @@ def carry_out(settings: Settings, version: str) -> bool:
         return False
     if now is not None and (now.version == found.version or now.as_of > found.as_of):
         return False
-    compared = found.tags.get("compared_with", "none")
-    if now is not None and now.version != compared and now.as_of != found.as_of:
-        raise PromotionRefusedError(
-            f"version {version}: was approved against {_champion(compared)}, "
-            f"the champion is version {now.version} now; "
-            f"run the gate again, or use `evensong registry promote {version}`"
-        )
+    refuse_other_champion(settings, version)
     line = aliases.move(
         settings,
         version,
