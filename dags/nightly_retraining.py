@@ -3,7 +3,11 @@
 A run has one **as_of**: nothing that became known after it reaches the model. It is the midnight (UTC) at the start of
 the run's logical date, for scheduled runs, backfills and a click alike; the form may name any other moment.
 
-A night whose gate says no is a green run: the champion stays. A night whose data is bad is a red one: nothing is
+A night whose gate says no is a green run: the champion stays. Where the policy asks a person, **review** waits for an
+answer: approve or reject it there under *Required Actions*, on the page *Promotions*, by the tag `review` in MLflow, or
+with `evensong registry promote|reject`. Meanwhile the next night may begin.
+
+A night whose data is bad is a red one: nothing is
 trained. Clear a failed task to go on from there; every step gives the same when it runs again.
 """
 
@@ -13,7 +17,8 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, task
-from evensong_airflow import StepLink, night_of_run, show, step, tell_failure
+from evensong_airflow import StepLink, hand_on, night_of_run, show, step, tell_failure
+from evensong_review import ReviewOperator
 
 from evensong.settings import load_settings
 
@@ -60,7 +65,8 @@ PARAMS = {
     # a first start at night waits for the next night, as one by day does; a click does not have to wait
     schedule=CronTriggerTimetable(load_settings().airflow.schedule, timezone="UTC", run_immediately=timedelta(0)),
     catchup=False,
-    max_active_runs=1,
+    # runs that wait for a person, and one that works: they take turns, see evensong_airflow.take_turn
+    max_active_runs=16,
     is_paused_upon_creation=False,
     params=PARAMS,
     tags=["evensong", "training"],
@@ -202,14 +208,14 @@ def nightly_retraining() -> None:
         with step(night) as (settings, value):
             decision = gate.run(settings, value, version, evaluation_uri)
             show("Decision", f"{'promote' if decision['promote'] else 'keep'}: {'; '.join(decision['reasons'])}")
-            return decision
+        return hand_on(decision, skip=None if decision["needs_review"] else "review")
 
-    @task
+    @task(trigger_rule="none_failed")
     def promote(night: Night, version: str) -> dict[str, Any]:
-        """Move the alias `champion`, if the gate said yes."""
+        """Move the alias `champion`, if the gate said yes, or the person whom it asked."""
         from evensong.pipelines import promote
 
-        with step(night) as (settings, value):
+        with step(night, alone=False) as (settings, value):
             moved = promote.run(settings, value, version)
             show("Champion", f"{moved['champion']}, {'moved' if moved['moved'] else 'as before'}")
             return moved
@@ -235,7 +241,10 @@ def nightly_retraining() -> None:
     version.operator.operator_extra_links = (StepLink("MLflow version"),)
     decision = gate(night, version, evaluation)
     compared >> decision
-    [decision, online] >> promote(night, version)
+    answer = ReviewOperator(
+        task_id="review", version=version, doc_md="Wait for a person, where the policy asks one; else skipped."
+    )
+    [decision, online] >> answer >> promote(night, version)
 
 
 nightly_retraining()

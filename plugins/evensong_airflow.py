@@ -9,14 +9,19 @@ import fcntl
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperatorLink, get_current_context
-from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException, AirflowRuntimeError
+from airflow.sdk.exceptions import (
+    AirflowFailException,
+    AirflowRescheduleException,
+    AirflowRuntimeError,
+    DownstreamTasksSkipped,
+)
 
 if TYPE_CHECKING:
     from evensong.settings import Settings
@@ -51,8 +56,11 @@ def night_of_run() -> Night:
 
 
 @contextmanager
-def step(night: dict[str, Any]) -> Iterator[tuple[Settings, Night]]:
+def step(night: dict[str, Any], *, alone: bool = True) -> Iterator[tuple[Settings, Night]]:
     """The settings and the night for one step, while no other run or command changes this home.
+
+    A step that only asks the registry to move the alias is not `alone`: the registry has locks of its own, and a night
+    that a person has just approved does not wait until another night is trained.
 
     An error that Evensong raises on purpose fails the task at once, since another try would meet it again; a storage
     that does not answer, and anything else, is tried again as the DAG says.
@@ -61,24 +69,56 @@ def step(night: dict[str, Any]) -> Iterator[tuple[Settings, Night]]:
         AirflowFailException: a rule refused, or the input cannot be used.
         AirflowRescheduleException: another run or command is at work here; Airflow calls again.
     """
-    from evensong.errors import BusyError, EvensongError, StorageError
+    from evensong.errors import BusyError
     from evensong.pipelines.night import hold_home
     from evensong.settings import load_settings
     from evensong.types import Night
 
     value = Night.model_validate(night)
     settings = load_settings()
-    take_turn(_book(settings), value.as_of)
+    if alone:
+        take_turn(_book(settings), value.as_of)
     try:
-        with hold_home(settings, wait_seconds=WAIT_FOR_LOCK_SECONDS):
+        with refusals(), hold_home(settings, wait_seconds=WAIT_FOR_LOCK_SECONDS) if alone else nullcontext():
             yield settings, value
     except BusyError as error:
         log.info("%s", error)
         raise AirflowRescheduleException(datetime.now(UTC) + WAIT_FOR_TURN) from error
-    except StorageError:
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Let an error that another try would meet again fail the task at once; what may pass is raised as it is.
+
+    Raises:
+        AirflowFailException: a rule refused, or the input cannot be used.
+    """
+    from evensong.errors import BusyError, EvensongError, StorageError
+
+    try:
+        yield
+    except (BusyError, StorageError):
         raise
     except EvensongError as error:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def hand_on(result: dict[str, Any], *, skip: str | None) -> dict[str, Any]:
+    """A task's result; a task downstream that has nothing to do is skipped without being started.
+
+    Raises:
+        DownstreamTasksSkipped: how Airflow is told; the task that raises it succeeds.
+    """
+    if skip is None:
+        return result
+    # this way of ending a task keeps no result
+    get_current_context()["ti"].xcom_push(key="return_value", value=result)
+    raise DownstreamTasksSkipped(tasks=[skip])
+
+
+def person(name: str | None) -> str:
+    """The ledger's name for a user of Airflow."""
+    return f"person:{name or 'unknown'}"
 
 
 def take_turn(book: Path, as_of: datetime) -> None:
@@ -125,6 +165,19 @@ def in_queue(turns: dict[str, Any], run_id: str, as_of: str) -> dict[str, Any]:
     """The book after `run_id` has said that it will ask."""
     holder = turns.get("holder")
     return {"holder": holder, "waiting": turns.get("waiting", {}) | ({} if holder == run_id else {run_id: as_of})}
+
+
+def leave_turn(settings: Settings) -> None:
+    """Let the next night begin while this run waits for a person."""
+    run_id = get_current_context()["run_id"]
+    _change(_book(settings), lambda turns: without(turns, run_id))
+
+
+def without(turns: dict[str, Any], run_id: str) -> dict[str, Any]:
+    """The book after `run_id` has left it."""
+    holder = turns.get("holder")
+    waiting = {other: time for other, time in turns.get("waiting", {}).items() if other != run_id}
+    return {"holder": None if holder == run_id else holder, "waiting": waiting}
 
 
 def _book(settings: Settings) -> Path:

@@ -34,6 +34,7 @@ print(json.dumps({
                           default=dag.params.get_param(name).value) for name in dag.params},
     "documented": [task.task_id for task in dag.tasks if (task.doc_md or task.python_callable.__doc__)],
     "retries": {task.task_id: task.retries for task in dag.tasks},
+    "trigger_rules": {task.task_id: str(task.trigger_rule.value) for task in dag.tasks},
     "max_active_runs": dag.max_active_runs,
     "catchup": dag.catchup,
     "first_run_within": str(dag.timetable.run_immediately),
@@ -69,6 +70,7 @@ def test_parsing_imports_nothing_heavy(dag: dict[str, Any]) -> None:
         "deltalake",
         "boto3",
         "duckdb",
+        "fastapi",
     }
     assert heavy.isdisjoint(dag["new_modules"])
     assert dag["seconds"] < 3
@@ -93,8 +95,9 @@ def test_steps_stand_in_the_order_of_the_contract(dag: dict[str, Any]) -> None:
         "bundle": {"build_training_set", "train_retriever", "train_ranker", "build_index", "evaluate"},
         "register": {"bundle", "evaluate"},
         "gate": {"register", "evaluate", "skew"},
-        # nothing serves a new champion before the online store has its features
-        "promote": {"gate", "register", "materialize"},
+        # a person is asked when nothing is left to do; nothing serves a new champion before its features are online
+        "review": {"gate", "register", "materialize"},
+        "promote": {"review", "register"},
     }
 
 
@@ -131,8 +134,14 @@ def test_a_first_start_soon_after_the_scheduled_hour_runs_no_night_by_itself(dag
     assert dag["first_run_within"] == "0:00:00"
 
 
-def test_one_scheduled_night_at_a_time_and_none_is_made_up_for(dag: dict[str, Any]) -> None:
-    assert dag["max_active_runs"] == 1
+def test_night_that_nobody_reviews_is_promoted_all_the_same(dag: dict[str, Any]) -> None:
+    assert dag["trigger_rules"]["promote"] == "none_failed"
+    assert {rule for task, rule in dag["trigger_rules"].items() if task != "promote"} == {"all_success"}
+
+
+def test_nights_that_wait_for_a_person_leave_room_for_the_next_and_none_is_made_up_for(dag: dict[str, Any]) -> None:
+    # they take turns (below); a day's run a night, and a deadline of two weeks fits in
+    assert dag["max_active_runs"] == 16
     assert dag["catchup"] is False
     # a start date would make Airflow run a past night as soon as it sees the DAG
     assert dag["start_date"] == "None"
@@ -209,3 +218,51 @@ def test_only_a_deleted_run_gives_up_its_turn_when_airflow_cannot_tell(
         with pytest.raises(AirflowRescheduleException):
             plugin.take_turn(book, datetime(2026, 1, 2, tzinfo=UTC))
     assert (json.loads(book.read_text())["holder"] == "mine") is may_go
+
+
+def test_run_that_waits_for_a_person_leaves_its_turn_to_the_next_night(plugin: Any) -> None:
+    running = {"a", "b"}
+    turns = plugin.next_turn({}, "a", "2026-01-01", running.__contains__)
+    turns = plugin.next_turn(turns, "b", "2026-01-02", running.__contains__)
+    assert turns["holder"] == "a"
+    turns = plugin.without(turns, "a")
+    assert turns == {"holder": None, "waiting": {"b": "2026-01-02"}}
+    assert plugin.next_turn(turns, "b", "2026-01-02", running.__contains__)["holder"] == "b"
+    # who waits for a person while another works leaves nothing behind in the queue
+    assert plugin.without({"holder": "b", "waiting": {"a": "2026-01-01"}}, "a") == {"holder": "b", "waiting": {}}
+
+
+def test_person_of_airflow_has_a_name_in_the_ledger(plugin: Any) -> None:
+    assert (plugin.person("ada"), plugin.person(None)) == ("person:ada", "person:unknown")
+
+
+#: Loads the plugins as Airflow does, in a process of its own.
+PLUGINS = """
+import json, sys
+from airflow import plugins_manager
+from airflow.plugins_manager import get_fastapi_plugins, get_plugin_info
+apps, _ = get_fastapi_plugins()
+print(json.dumps({
+    "apps": [app["url_prefix"] for app in apps],
+    "views": [view for plugin in get_plugin_info(["external_views"]) for view in plugin["external_views"]],
+    "heavy": [name for name in ("mlflow", "polars", "torch", "pandas", "evensong_promotions") if name in sys.modules],
+    "errors": plugins_manager.get_import_errors(),
+}))
+"""
+
+
+def test_every_process_loads_the_plugins_and_none_of_them_what_the_page_needs(airflow_home: Path) -> None:
+    environment = os.environ | {
+        "AIRFLOW_HOME": str(airflow_home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
+    }
+    words = subprocess.run([sys.executable, "-c", PLUGINS], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert words.returncode == 0, words.stderr
+    loaded = json.loads(words.stdout.splitlines()[-1])
+    assert loaded["errors"] == {}
+    assert loaded["apps"] == ["/evensong"]
+    assert [(view["name"], view["href"], view["destination"]) for view in loaded["views"]] == [
+        ("Promotions", "/evensong/", "nav")
+    ]
+    assert loaded["heavy"] == []

@@ -78,7 +78,8 @@ def run(settings: Settings, night: Night) -> str:
     plant(world, settings, night)
     with shadow(settings) as copy:
         # every label of the sample is compared, however few a training set may hold
-        split = copy.split.model_copy(update={"max_examples": 10_000_000})
+        # the holdout begins where the settings say, however few users the sample has
+        split = copy.split.model_copy(update={"max_examples": 10_000_000, "min_holdout_users": 0})
         copy = copy.model_copy(update={"split": split})
         lake = Lake(copy.lake)
         lake.replace("interactions", world.interactions)
@@ -134,7 +135,7 @@ def sample(settings: Settings, night: Night) -> World:
 
 def _users(settings: Settings, night: Night, events: pl.LazyFrame) -> pl.Series:
     """Half of them with an event in the holdout, half with one before it; drawn by a hash of their ids."""
-    start = night.holdout_start(settings.split.holdout_days)
+    start = _holdout_start(settings, night)
     number = max(1, settings.quality.canary_users // 2)
     in_holdout = (pl.col("event_timestamp") > start) & (pl.col("event_timestamp") <= night.as_of)
     drawn = []
@@ -155,7 +156,7 @@ def _newest(rows: Frame, key: str, number: int, *, last: bool) -> Frame:
 
 def plant(world: World, settings: Settings, night: Night) -> None:
     """Put labels, items and feature rows of every kind into the copy, and its feature rows out of order."""
-    start = night.holdout_start(settings.split.holdout_days)
+    start = _holdout_start(settings, night)
     world.items = pl.concat([world.items, _planted_items(start, night.as_of)])
     world.interactions = pl.concat([world.interactions, _planted_labels(world, settings, night, start)])
     moments = _moments(world, settings, night, start)
@@ -286,6 +287,10 @@ def _expected_labels(world: World, settings: Settings, night: Night, start: date
     )
 
 
+def _holdout_start(settings: Settings, night: Night) -> datetime:
+    return night.as_of - timedelta(days=settings.split.holdout_days)
+
+
 def _is_positive(settings: Settings, kind: str, value: float | None) -> bool:
     split = settings.split
     smallest = split.min_value.get(kind)
@@ -345,7 +350,7 @@ def _training_set(copy: Settings, night: Night, world: World, found: Findings) -
     from evensong.pipelines import training_set
 
     uri = training_set.build(copy, night)
-    start = night.holdout_start(copy.split.holdout_days)
+    start = _holdout_start(copy, night)
     oracles = [
         (view, entity_of(view), Oracle(world.features[view], entity_of(view), ttl))
         for view, ttl in views_of(copy, RECOMMENDER).items()
@@ -393,7 +398,7 @@ def _probes(copy: Settings, night: Night, world: World, found: Findings, ttl: ti
     from evensong.features.shadow import entity_of, views_of
     from evensong.features.store import RECOMMENDER
 
-    start = night.holdout_start(copy.split.holdout_days)
+    start = _holdout_start(copy, night)
     labels = _expected_labels(world, copy, night, start)
     pairs: list[tuple[str | None, str | None, datetime]] = [
         (user, item, moment - INSTANT) for user, item, moment, *_ in labels

@@ -29,6 +29,7 @@ __all__ = [
     "held",
     "ledger_verify",
     "move",
+    "previous_champion",
     "recent_champions",
     "recover",
     "rollback",
@@ -110,16 +111,28 @@ def move(
         return line
 
 
-def rollback(settings: Settings, *, actor: str, reason: str, to: str | None = None) -> Line:
+def rollback(
+    settings: Settings, *, actor: str, reason: str, to: str | None = None, expected_current: str = _ANY
+) -> Line:
     """Return to the previous champion, or to `to`; the version left behind is blocked until a person promotes it.
 
+    `expected_current` is the champion that the person saw. A rollback that names it can be repeated: after a kill, or a
+    second click, the line that the first one wrote is returned and nothing moves again.
+
     Raises:
-        PromotionRefusedError: there is no earlier champion to return to.
+        PromotionRefusedError: there is no earlier champion to return to, or another one than expected stands.
     """
     now = champion(settings)
     if now is None:
         raise PromotionRefusedError("rollback: expected a champion, found none; promote a version first")
-    target = to or _previous_champion(settings, now.version)
+    if expected_current not in (_ANY, now.version):
+        if done := _rolled_back(settings, expected_current, now.version, actor, reason):
+            return done
+        raise PromotionRefusedError(
+            f"rollback: expected version {expected_current} as champion, found version {now.version}; "
+            "the champion moved meanwhile, look at `evensong registry ledger` and decide again"
+        )
+    target = to or previous_champion(settings, now.version)
     if target is None:
         raise PromotionRefusedError(
             f"rollback: expected a champion before version {now.version}, the ledger has none; "
@@ -150,6 +163,16 @@ def champion_before(settings: Settings, as_of: datetime) -> ModelVersion | None:
         version = known.get(number)
         if version is not None and version.as_of < as_of:
             return versions.get(settings, version.version)
+    return None
+
+
+def previous_champion(settings: Settings, current: str) -> str | None:
+    """Where a rollback from `current` would go: the newest other champion that nobody rejected or rolled back."""
+    known = {version.version: version for version in versions.listed(settings)}
+    for number in reversed(_history(settings)):
+        version = known.get(number)
+        if number != current and version is not None and BLOCKED not in version.tags:
+            return number
     return None
 
 
@@ -296,13 +319,13 @@ def _history(settings: Settings) -> list[str]:
     return history
 
 
-def _previous_champion(settings: Settings, current: str) -> str | None:
-    known = {version.version: version for version in versions.listed(settings)}
-    for number in reversed(_history(settings)):
-        version = known.get(number)
-        if number != current and version is not None and BLOCKED not in version.tags:
-            return number
-    return None
+def _rolled_back(settings: Settings, left: str, now: str, actor: str, reason: str) -> Line | None:
+    """The newest line, if it is this very rollback, made before."""
+    with contextlib.suppress(BusyError):
+        recover(settings)
+    lines = ledger.read(settings)
+    same = lines and (lines[-1].kind, lines[-1].from_version, lines[-1].to_version) == ("rollback", left, now)
+    return lines[-1] if same and (lines[-1].actor, lines[-1].reason) == (actor, reason) else None
 
 
 def _foreign_move(settings: Settings, current: str | None) -> str | None:

@@ -109,13 +109,24 @@ def reject(settings: Settings, version: str, *, reason: str, actor: str | None =
     return {"version": found.version, "rejected": True, "by": who, "reason": reason}
 
 
-def rollback(settings: Settings, *, reason: str, actor: str | None = None, to: str | None = None) -> dict[str, Any]:
-    """Return to the previous champion, or to the version `to`.
+def rollback(
+    settings: Settings,
+    *,
+    reason: str,
+    actor: str | None = None,
+    to: str | None = None,
+    expected: str | None = None,
+) -> dict[str, Any]:
+    """Return to the previous champion, or to the version `to`; with `expected`, only from that champion and only once.
 
     Raises:
-        PromotionRefusedError: there is none to return to.
+        PromotionRefusedError: there is none to return to, or another one than expected stands.
     """
-    return _moved(settings, aliases.rollback(settings, actor=actor or person(), reason=reason, to=to))
+    who = actor or person()
+    if expected is None:
+        return _moved(settings, aliases.rollback(settings, actor=who, reason=reason, to=to))
+    line = aliases.rollback(settings, actor=who, reason=reason, to=to, expected_current=expected)
+    return _moved(settings, line)
 
 
 def reviews(settings: Settings) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ and can be done again, so a kill in between is finished by the next command that
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -101,6 +102,8 @@ def answer(
         raise RegistryError(f"by: expected person:NAME, got {by!r}")
     before = settle(settings, version, now=now)
     if before is None:
+        if outcome == "approved":
+            refuse_other_champion(settings, version)
         before = record(settings, version, outcome, by=by, via=via, comment=comment, now=now)
     if before.outcome != outcome:
         raise PromotionRefusedError(
@@ -110,6 +113,22 @@ def answer(
         )
     carry_out(settings, version)
     return before
+
+
+def refuse_other_champion(settings: Settings, version: str) -> None:
+    """Approving holds against the champion that the version was compared with, or against its own night's first try.
+
+    Raises:
+        PromotionRefusedError: the champion changed since; nothing is answered.
+    """
+    found = versions.get(settings, version)
+    now = versions.champion(settings)
+    compared = found.tags.get("compared_with", "none")
+    if now is not None and now.version not in (compared, found.version) and now.as_of != found.as_of:
+        raise PromotionRefusedError(
+            f"version {version}: was compared with {_champion(compared)}, the champion is version {now.version} now; "
+            f"evaluate its night again, or use `evensong registry promote {version}`"
+        )
 
 
 def settle(settings: Settings, version: str, now: datetime | None = None) -> Answer | None:
@@ -181,13 +200,7 @@ def carry_out(settings: Settings, version: str) -> bool:
         return False
     if now is not None and (now.version == found.version or now.as_of > found.as_of):
         return False
-    compared = found.tags.get("compared_with", "none")
-    if now is not None and now.version != compared and now.as_of != found.as_of:
-        raise PromotionRefusedError(
-            f"version {version}: was approved against {_champion(compared)}, "
-            f"the champion is version {now.version} now; "
-            f"run the gate again, or use `evensong registry promote {version}`"
-        )
+    refuse_other_champion(settings, version)
     line = aliases.move(
         settings,
         version,
@@ -197,6 +210,13 @@ def carry_out(settings: Settings, version: str) -> bool:
         expected_current=now.version if now else None,
     )
     return line is not None
+
+
+def answer_of(version: ModelVersion) -> Answer | None:
+    """The answer that the version's tags hold, if they hold one that can be read."""
+    with contextlib.suppress(RegistryError):
+        return _answer_of(version)
+    return None
 
 
 def is_waiting(version: ModelVersion) -> bool:
@@ -211,7 +231,9 @@ def waiting(settings: Settings, now: datetime | None = None) -> list[Waiting]:
         if not is_waiting(version):
             continue
         if settle(settings, version.version, now=now) is not None:
-            carry_out(settings, version.version)
+            # Whose champion changed meanwhile stays where it is; the next one in the list is looked at all the same.
+            with contextlib.suppress(PromotionRefusedError):
+                carry_out(settings, version.version)
             continue
         tags = versions.get(settings, version.version).tags
         found.append(

@@ -214,11 +214,14 @@ def params_of(settings: Settings, run_id: str) -> dict[str, str]:
 
 def artifacts_page(settings: Settings, model_id: str) -> str:
     """Where the MLflow UI shows the artifacts of a version's logged model."""
+    return f"{ui(settings)}/#/experiments/{experiment_id(settings)}/models/{model_id}/artifacts"
+
+
+def ui(settings: Settings) -> str:
+    """The address of the MLflow UI, without a password."""
     tracking = settings.tracking
-    base = (
-        tracking.rstrip("/") if tracking.startswith("http") else f"http://{settings.mlflow_host}:{settings.mlflow_port}"
-    )
-    return f"{_without_password(base)}/#/experiments/{experiment_id(settings)}/models/{model_id}/artifacts"
+    here = f"http://{settings.mlflow_host}:{settings.mlflow_port}"
+    return _without_password(tracking.rstrip("/") if tracking.startswith("http") else here)
 
 
 def artifact_location(settings: Settings, model_id: str) -> str:

@@ -42,6 +42,8 @@ log = logging.getLogger("evensong.serving")
 RETRY_SECONDS, MAX_RETRY_SECONDS = 10.0, 300.0
 #: A registry that does not answer for so long counts as away; the first question waits for its client's import as well.
 FIRST_ASK_SECONDS, ASK_SECONDS = 30.0, 10.0
+#: Where the ledger lies on this machine, a move of the alias is noticed so soon; else at the next poll.
+NOTICE_SECONDS = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Champion:
         self.in_use: InUse | None = None
         self.features: OnlineFeatures | None = None
         self.people = People(settings)
+        self._ledger = Path(settings.place("mlflow", "ledger.jsonl"))
         self.looked = threading.Event()
         """Set once a model answers, or it is known that there is none to load."""
         self._settings = settings
@@ -99,6 +102,8 @@ class Champion:
         self._has_asked = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._ready_for: str | None = None
+        """The version beside which the champions before it were fetched."""
 
     @property
     def warnings(self) -> list[str]:
@@ -131,6 +136,7 @@ class Champion:
     def _run(self) -> None:
         is_settled = False
         while not self._stop.is_set():
+            moves = self._moves()
             try:
                 self.look()
             except Exception:
@@ -146,7 +152,40 @@ class Champion:
                 gc.collect()
                 gc.freeze()
                 is_settled = True
-            self._stop.wait(self._settings.serving.poll_seconds)
+            self._keep_ready()
+            self._wait(moves)
+
+    def _wait(self, moves: int | None) -> None:
+        """Until the next look: the poll's seconds, or less when this machine's ledger has changed since `moves`."""
+        until = time.monotonic() + self._settings.serving.poll_seconds
+        while (left := until - time.monotonic()) > 0 and self._moves() == moves:
+            if self._stop.wait(min(left, NOTICE_SECONDS)):
+                return
+
+    def _moves(self) -> int | None:
+        """When the ledger last changed; none where there is none."""
+        try:
+            return self._ledger.stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def _keep_ready(self) -> None:
+        """Bring the last champions' bundles to this machine's disk, so that a rollback has nothing to fetch."""
+        if self.in_use is None or self._ready_for == self.in_use.version:
+            return
+        self._ready_for = self.in_use.version
+        threading.Thread(target=self._fetch_recent, name="keep-ready", daemon=True).start()
+
+    def _fetch_recent(self) -> None:
+        from evensong.registry import aliases, bundle
+
+        try:
+            for version in aliases.recent_champions(self._settings, self._settings.registry.keep_champions):
+                bundle.fetch(self._settings, version)
+        except Exception as error:
+            log.warning(
+                "the last champions cannot all be kept on this disk (%s); a rollback fetches them", _first_line(error)
+            )
 
     # ------------------------------------------------------------ the alias
 

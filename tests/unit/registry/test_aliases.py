@@ -199,6 +199,47 @@ def test_rollback_returns_to_the_previous_champion_and_blocks_the_one_left(setti
     assert aliases.ledger_verify(settings).sound
 
 
+def test_rollback_that_names_the_champion_it_leaves_is_made_once(settings: Settings, three: None) -> None:
+    for version in ("1", "2", "3"):
+        promote(settings, version)
+    lines = [
+        aliases.rollback(settings, actor="person:ada", reason="clicks fell", expected_current="3") for _ in range(2)
+    ]
+    assert lines[0] == lines[1]
+    assert current(settings) == "2"
+    assert [line.kind for line in ledger.read(settings)].count("rollback") == 1
+
+
+@pytest.mark.parametrize(("actor", "reason"), [("person:bob", "clicks fell"), ("person:ada", "odd titles")])
+def test_rollback_from_a_champion_that_is_gone_is_refused(
+    settings: Settings, three: None, actor: str, reason: str
+) -> None:
+    for version in ("1", "2", "3"):
+        promote(settings, version)
+    aliases.rollback(settings, actor="person:ada", reason="clicks fell", expected_current="3")
+    with pytest.raises(PromotionRefusedError, match="expected version 3 as champion, found version 2"):
+        aliases.rollback(settings, actor=actor, reason=reason, expected_current="3")
+    assert current(settings) == "2"
+
+
+def test_rollback_killed_before_its_line_is_finished_by_the_second_try(
+    settings: Settings, three: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("1", "2", "3"):
+        promote(settings, version)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            aliases.rollback(settings, actor="person:ada", reason="clicks fell", expected_current="3")
+    line = aliases.rollback(settings, actor="person:ada", reason="clicks fell", expected_current="3")
+    assert (line.kind, line.from_version, line.to_version, line.recovered) == ("rollback", "3", "2", True)
+    assert current(settings) == "2"
+
+
 def test_rollback_without_a_champion_says_so(settings: Settings) -> None:
     with pytest.raises(PromotionRefusedError, match="expected a champion, found none"):
         aliases.rollback(settings, actor="person:ada", reason="x")

@@ -178,8 +178,11 @@ def test_approval_against_another_champion_is_refused(settings: Settings, ask: A
     register(day=1, content="other")
     version = ask(day=2)
     commands.promote(settings, "2", reason="the other one", actor="person:ada")
-    with pytest.raises(PromotionRefusedError, match="was approved against version 1, the champion is version 2 now"):
+    with pytest.raises(PromotionRefusedError, match="was compared with version 1, the champion is version 2 now"):
         review.answer(settings, version, "approved", by="person:ada", via="page", comment="x", now=NOW)
+    # nothing was answered: the person may still say no
+    review.answer(settings, version, "rejected", by="person:ada", via="page", comment="too late", now=NOW)
+    assert champion(settings) == "2"
 
 
 def test_asking_again_keeps_the_first_deadline(settings: Settings, ask: Ask) -> None:

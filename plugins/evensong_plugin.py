@@ -1,0 +1,46 @@
+"""Tells Airflow of the page *Promotions*: an app of its own, and the entry in the navigation that shows it.
+
+Every process of Airflow imports this; what the page needs is imported when somebody opens it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from airflow.plugins_manager import AirflowPlugin
+from evensong_review import PAGE_PREFIX
+
+
+class WhenOpened:
+    """An ASGI app that is made by its first request."""
+
+    def __init__(self) -> None:
+        self._app: Any = None
+        self._making = threading.Lock()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request."""
+        if self._app is None:
+            with self._making:
+                from evensong_promotions.app import create_app
+
+                self._app = self._app or create_app()
+        await self._app(scope, receive, send)
+
+
+class EvensongPlugin(AirflowPlugin):
+    """The champion, its history, what waits for a person; approve, reject, roll back."""
+
+    name = "evensong"
+    fastapi_apps = [{"app": WhenOpened(), "url_prefix": PAGE_PREFIX, "name": "Evensong promotions"}]  # noqa: RUF012
+    external_views = [  # noqa: RUF012
+        {
+            "name": "Promotions",
+            "href": f"{PAGE_PREFIX}/",
+            "destination": "nav",
+            "url_route": "promotions",
+            "icon": f"{PAGE_PREFIX}/icon.svg",
+            "icon_dark_mode": f"{PAGE_PREFIX}/icon-dark.svg",
+        }
+    ]
