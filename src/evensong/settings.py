@@ -146,9 +146,11 @@ class TrainingSettings(Section):
 class IndexSettings(Section):
     """The item index."""
 
-    kind: Literal["auto", "flat", "ivf", "hnsw"] = Field("auto", description="auto: exact for a small catalogue.")
+    kind: Literal["auto", "flat", "quantized", "ivf", "hnsw"] = Field(
+        "auto", description="auto: exact for a small catalogue; quantized: a byte a number."
+    )
     exact_up_to: int = Field(200_000, ge=1, description="With auto, the largest catalogue that is searched exactly.")
-    approximate: Literal["ivf", "hnsw"] = Field("hnsw", description="With auto, the kind beyond that.")
+    approximate: Literal["quantized", "ivf", "hnsw"] = Field("hnsw", description="With auto, the kind beyond that.")
     ivf_probe_share: float = Field(0.1, gt=0, le=1, description="Share of the lists that a search looks into.")
     hnsw_links: int = Field(32, ge=4, description="Links of an item in the graph.")
     hnsw_search: int = Field(256, ge=16, description="Candidates that a search of the graph keeps.")
@@ -161,6 +163,9 @@ class EvaluationSettings(Section):
     ndcg_k: int = Field(10, ge=1, description="Length of the list for NDCG.")
     max_users: int = Field(5000, ge=1, description="Users judged, drawn by seed when there are more.")
     popularity_days: float = Field(30.0, gt=0, description="Window of the popularity baseline and of the fallback.")
+    slice_attributes: tuple[str, ...] = Field(
+        (), description="User attributes of the import, such as country; no common value of them may be sacrificed."
+    )
 
 
 class ServingSettings(Section):

@@ -13,7 +13,7 @@ from evensong.retrieval import exact
 from evensong.retrieval.faiss_index import ItemIndex, Kind, kind_for
 from evensong.settings import IndexSettings
 
-KINDS: list[Kind] = ["flat", "ivf", "hnsw"]
+KINDS: list[Kind] = ["flat", "quantized", "ivf", "hnsw"]
 
 
 def vectors(count: int, dimension: int = 16, seed: int = 0) -> np.ndarray:

@@ -169,7 +169,7 @@ def test_the_schedule_starts_no_night_that_was_not_due(airflow: AirflowApi) -> N
 @pytest.mark.slow  # three more runs of the DAG
 def test_a_backfill_gives_each_night_its_own_as_of_one_after_the_other(settings: Settings, airflow: AirflowApi) -> None:
     # before the shop opened, so that each night ends early: what counts here is which nights they are, and when
-    command = ["backfill", "create", "--dag-id", DAG, "--from-date", "2025-11-03", "--to-date", "2025-11-05T12:00"]
+    command = ["backfill", "create", "--dag-id", DAG, "--from-date", "2025-11-03", "--to-date", "2025-11-05T23:59"]
     environment = {"PATH": os.environ["PATH"], "AIRFLOW_HOME": settings.place("airflow")}
     done = subprocess.run([components.executable("airflow"), *command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

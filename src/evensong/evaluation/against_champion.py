@@ -170,8 +170,10 @@ def _plausible(gain: Interval, champion: float, policy: PromotionPolicy) -> Chec
 def _slices(paired: Frame, policy: PromotionPolicy) -> Iterator[Check]:
     rule, metric = policy.slices, policy.primary.metric
     # One error rate for all slices together: each bound gets its share (Bonferroni).
-    confidence = 1 - (1 - rule.confidence) / max(1, len(rule.names))
-    for name in rule.names:
+    attributes = [name.removeprefix("slice_") for name in paired.columns if name.startswith("slice_") and "=" in name]
+    names = [*rule.names, *sorted(set(attributes) - set(rule.names))]
+    confidence = 1 - (1 - rule.confidence) / max(1, len(names))
+    for name in names:
         check, column = f"slice.{name}", f"slice_{name}"
         if column not in paired.columns or paired[column].null_count():
             yield missing(check, f"the column {column} of every user in the per-user figures")

@@ -60,6 +60,21 @@ def novelty(share_UK: Floats) -> Floats:
     return surprise_UK.sum(1) / np.maximum(present_UK.sum(1), 1)
 
 
+def miscalibration(taste_UG: Floats, shown_UG: Floats, smoothing: float = 0.01) -> Floats:
+    """How far a list's categories are from the user's taste, in nats, 0 when they agree (Steck, RecSys 2018).
+
+    Args:
+        taste_UG: each user's shares of G categories; a row of zeros, of a user whose taste nobody knows, gives 0.
+        shown_UG: the categories' shares of the list.
+        smoothing: how much of the taste is mixed into what was shown, so that a category that is missing is finite.
+    """
+    total_U1 = taste_UG.sum(1, keepdims=True)
+    taste_UG = np.divide(taste_UG, total_U1, out=np.zeros_like(taste_UG), where=total_U1 > 0)
+    mixed_UG = (1 - smoothing) * shown_UG + smoothing * taste_UG
+    ratio_UG = np.divide(taste_UG, mixed_UG, out=np.ones_like(taste_UG), where=taste_UG > 0)
+    return cast("Floats", np.maximum((taste_UG * np.log(ratio_UG)).sum(1), 0.0))
+
+
 def coverage(item_ids: Sequence[str], catalogue_size: int) -> float:
     """The share of the catalogue that stands in any list (Herlocker et al., TOIS 2004); one number for all users."""
     return len(set(item_ids)) / catalogue_size if catalogue_size else 0.0

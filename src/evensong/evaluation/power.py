@@ -108,6 +108,7 @@ def judge(policy: PromotionPolicy, per_user: Frame, report: EvaluationReport, *,
     simulated = {
         "primary": policy.primary.model_copy(update={"seed": seed}),
         "guardrails": {name: rule for name, rule in policy.guardrails.items() if name in report.challenger.metrics},
+        "baselines": policy.baselines.model_copy(update={"names": tuple(report.baselines)}),
     }
     return decide(report, policy.model_copy(update=simulated), per_user, inputs)
 

@@ -15,6 +15,9 @@ NEW_ITEM_DAYS = 7.0
 #: The head: the most popular items that together got this share of the last 30 days' events; the rest is the long tail.
 HEAD_SHARE = 0.5
 
+#: Values of a configured attribute that are looked at, the commonest first.
+MAX_VALUES = 5
+
 SLICES = ("new_users", "new_items", "long_tail")
 
 
@@ -49,6 +52,28 @@ def assign(users: Frame, targets: Frame, items: Frame, cutoff: datetime) -> Fram
         .join(of_targets, on="user_id", how="left", maintain_order="left")
         .with_columns(pl.col("slice_new_items", "slice_long_tail").fill_null(False))
         .select("user_id", *(f"slice_{name}" for name in SLICES))
+    )
+
+
+def by_attribute(users: Frame, name: str, values: Frame) -> Frame:
+    """One boolean column `slice_<name>=<value>` for each of the commonest values of a user attribute.
+
+    Args:
+        users: `user_id`, the judged users.
+        name: the attribute.
+        values: `user_id, value`, text, null where it is unknown; users that are missing are in no slice.
+
+    Returns:
+        `user_id` and the columns, in the order of `users`.
+    """
+    known = users.select("user_id").join(values, on="user_id", how="left", maintain_order="left")
+    counts = known.drop_nulls("value").group_by("value").len().sort(["len", "value"], descending=[True, False])
+    return known.select(
+        "user_id",
+        *(
+            (pl.col("value") == value).fill_null(False).alias(f"slice_{name}={value}")
+            for value in counts["value"].head(MAX_VALUES)
+        ),
     )
 
 

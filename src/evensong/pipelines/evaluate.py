@@ -13,17 +13,24 @@ import numpy as np
 import polars as pl
 
 from evensong.data import storage
+from evensong.data.lake import Lake
 from evensong.evaluation import report, slices
+from evensong.models.inputs import encode_items
 from evensong.models.popularity import Popularity
+from evensong.models.saved import TowerWeights, load_towers
 from evensong.pipelines import train
 from evensong.recommender.funnel import SCHEMA, Recommender
-from evensong.settings import Settings
+from evensong.retrieval.faiss_index import ItemIndex
+from evensong.settings import IndexSettings, Settings
 from evensong.types import Frame, Night
 
 log = logging.getLogger(__name__)
 
 CHALLENGER = "challenger"
 POPULARITY = "popularity"
+ITEM_KNN = "item_knn"
+#: What is known of a user before the window and goes with how easy they are to serve.
+COVARIATES = ("num_interactions", "num_events_7d")
 
 
 def run(
@@ -39,13 +46,14 @@ def run(
     items = train.read_items(training_set_uri, final=False)
     popularity = popular(settings, training_set_uri, items, start, final=False)
     with tempfile.TemporaryDirectory() as folder:
+        retriever = storage.fetch_folder(retriever_uri, Path(folder, "retriever"))
         index = storage.fetch_folder(index_uri, Path(folder, "index"))
-        challenger = Recommender.of_parts(
-            storage.fetch_folder(retriever_uri, Path(folder, "retriever")),
-            storage.fetch_folder(ranker_uri, Path(folder, "ranker")),
-            index,
-            popularity,
-        )
+        ranker = storage.fetch_folder(ranker_uri, Path(folder, "ranker"))
+        challenger = Recommender.of_parts(retriever, ranker, index, popularity)
+        exact = None
+        if not challenger.is_exact:
+            exact_index = _exact_index(load_towers(retriever), items, Path(folder, "exact"))
+            exact = Recommender.of_parts(retriever, ranker, exact_index, popularity)
         guardrails = {"index_recall": float(json.loads((index / "index.json").read_bytes())["index_recall"])}
     champion, version, cutoff = _champion(settings, night, start)
     window_start = max(start, cutoff) if cutoff else start
@@ -57,14 +65,24 @@ def run(
     if champion is not None:
         lists[name] = _ask(champion, users, items, start, k, hidden)
     lists[POPULARITY] = popular_lists(popularity, users["user_id"].to_list(), k, hidden)
+    lists[ITEM_KNN] = _neighbours(training_set_uri, items, users["user_id"].to_list(), k, hidden, popularity)
 
     sizes = {"recall_k": settings.evaluation.recall_k, "ndcg_k": settings.evaluation.ndcg_k}
-    assigned = slices.assign(users, targets, items, start)
-    rows = {model: report.per_user(model, found, targets, assigned, items, **sizes) for model, found in lists.items()}
+    assigned = _described(settings, users, slices.assign(users, targets, items, start), start)
+    rows = {
+        model: report.per_user(model, found, targets, assigned, items, users, **sizes) for model, found in lists.items()
+    }
     reports = {
         model: report.model_report(model, rows[model], found, len(items), settings.evaluation.recall_k)
         for model, found in lists.items()
     }
+    if exact is None:
+        guardrails["exact_index_gain"] = 0.0
+    else:
+        best = _ask(exact, users, items, start, k, hidden)
+        metric = f"recall_at_{settings.evaluation.recall_k}"
+        figures = report.per_user(CHALLENGER, best, targets, assigned, items, users, **sizes)[metric]
+        guardrails["exact_index_gain"] = float((figures - rows[CHALLENGER][metric]).to_numpy().mean())
     per_user_uri = storage.write_frame(settings.run_uri(night.run_id, "per_user.parquet"), pl.concat(rows.values()))
     result = report.build(
         reports,
@@ -94,6 +112,53 @@ def popular(settings: Settings, training_set_uri: str, items: Frame, cutoff: dat
     return Popularity.fit(positives, items["item_id"].to_list(), cutoff, settings.evaluation.popularity_days)
 
 
+def _neighbours(
+    training_set_uri: str,
+    items: Frame,
+    user_ids: list[str],
+    k: int,
+    hidden: dict[str, Collection[str]],
+    fallback: Popularity,
+) -> Frame:
+    """What item-kNN, learned from the same labels, answers each user, in the funnel's form."""
+    from evensong.models.item_knn import ItemKnn
+
+    uri = storage.join(training_set_uri, "examples.parquet")
+    labels = pl.scan_parquet(uri, storage_options=storage.storage_options(uri)).filter(pl.col("part") != "holdout")
+    model = ItemKnn.fit(labels.select("user_id", "item_id").collect(), items["item_id"].to_list())
+    rows = [(*row, ITEM_KNN) for row in model.lists(user_ids, k, hidden, fallback)]
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def _exact_index(towers: TowerWeights, items: Frame, folder: Path) -> Path:
+    """The same items, searched exactly and with every digit of their vectors."""
+    vectors_ND = towers.forward().items(encode_items(items, towers.vocabularies))
+    index = ItemIndex.build(vectors_ND, items["item_id"].to_list(), IndexSettings(kind="flat"))
+    index.save(folder, index_recall=1.0)
+    return folder
+
+
+def _described(settings: Settings, users: Frame, assigned: Frame, moment: datetime) -> Frame:
+    """The slices with those of the configured attributes, and what is known of each user from before the window."""
+    known = Lake(settings.lake).read("users", moment).sort("event_timestamp", "created_timestamp", "attributes")
+    newest = known.unique("user_id", keep="last", maintain_order=True)
+    for name in settings.evaluation.slice_attributes:
+        value = pl.Series("value", [_attribute(text, name) for text in newest["attributes"]], pl.String)
+        column = slices.by_attribute(users, name, newest.select("user_id", value))
+        assigned = assigned.join(column, on="user_id", how="left", maintain_order="left")
+    return assigned.join(users.select("user_id", *covariates()), on="user_id", how="left", maintain_order="left")
+
+
+def covariates() -> list[pl.Expr]:
+    """`covariate_<name>` of a user's features: logarithms, since a hundredth event says less than a second."""
+    return [pl.col(name).fill_null(0).log1p().alias(f"covariate_{name}") for name in COVARIATES]
+
+
+def _attribute(text: str | None, name: str) -> str | None:
+    value = json.loads(text or "{}").get(name)
+    return None if value is None else str(value)
+
+
 def popular_lists(popularity: Popularity, user_ids: list[str], k: int, hidden: dict[str, Collection[str]]) -> Frame:
     """What popularity alone answers each user, in the funnel's form."""
     rows = [
@@ -114,14 +179,32 @@ def excluded(users: Frame, rule: str) -> dict[str, Collection[str]]:
     return hidden
 
 
-def _judged(settings: Settings, night: Night, training_set_uri: str, window_start: datetime) -> tuple[Frame, Frame]:
-    """The users with a target in the window, drawn by seed when there are too many, and their targets."""
+def covariate_means(settings: Settings, training_set_uri: str, window_start: datetime) -> dict[str, float]:
+    """The covariates' means over everybody who could have been judged; none where everybody was, so nothing is known.
+
+    Where users were drawn, the difference between their means and these is chance, and the gate takes it out of the
+    gain.
+    """
+    users, _ = _eligible(training_set_uri, window_start)
+    if len(users) <= settings.evaluation.max_users:
+        return {}
+    means = users.select(covariates()).mean().row(0, named=True)
+    return {name.removeprefix("covariate_"): float(mean) for name, mean in means.items()}
+
+
+def _eligible(training_set_uri: str, window_start: datetime) -> tuple[Frame, Frame]:
+    """The users with a target in the window, by id, and the targets."""
     targets = storage.read_frame(storage.join(training_set_uri, "targets.parquet"))
     targets = targets.filter(pl.col("event_timestamp") > window_start).unique(
         ["user_id", "item_id"], keep="first", maintain_order=True
     )
     users = storage.read_frame(storage.join(training_set_uri, "users_holdout.parquet")).sort("user_id")
-    users = users.join(targets, on="user_id", how="semi", maintain_order="left")
+    return users.join(targets, on="user_id", how="semi", maintain_order="left"), targets
+
+
+def _judged(settings: Settings, night: Night, training_set_uri: str, window_start: datetime) -> tuple[Frame, Frame]:
+    """The users with a target in the window, drawn by seed when there are too many, and their targets."""
+    users, targets = _eligible(training_set_uri, window_start)
     if len(users) > settings.evaluation.max_users:
         rng = np.random.default_rng([night.seed, 6])
         users = users[np.sort(rng.choice(len(users), settings.evaluation.max_users, replace=False))]

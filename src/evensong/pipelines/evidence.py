@@ -58,8 +58,18 @@ def collect(
         champion_figures=theirs,
         champion_version=before.version if before else None,
         newest_champion_as_of=now.as_of if now else None,
+        covariate_means=_covariate_means(settings, night, report),
         off_policy=off_policy(settings, night, report) if policy.off_policy.enabled else (),
     )
+
+
+def _covariate_means(settings: Settings, night: Night, report: EvaluationReport) -> dict[str, float]:
+    from evensong.pipelines import evaluate
+
+    training_set = settings.run_uri(night.run_id, "training_set")
+    if not storage.exists(storage.join(training_set, "targets.parquet")):
+        return {}
+    return evaluate.covariate_means(settings, training_set, report.window_start)
 
 
 def latencies(

@@ -85,6 +85,11 @@ class Recommender:
         return cls(load_towers(retriever), load_ranker(ranker), ItemIndex.load(index), popularity)
 
     @property
+    def is_exact(self) -> bool:
+        """Whether the index compares every item with every digit of its vector."""
+        return self._index.kind == "flat"
+
+    @property
     def item_ids(self) -> list[str]:
         """What it can recommend, ascending."""
         return self._index.item_ids

@@ -19,7 +19,7 @@ from evensong.settings import IndexSettings
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-Kind = Literal["flat", "ivf", "hnsw"]
+Kind = Literal["flat", "quantized", "ivf", "hnsw"]
 
 
 class ItemIndex:
@@ -119,4 +119,7 @@ def _empty(kind: Kind, shape: tuple[int, ...], settings: IndexSettings) -> Any:
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, num_lists, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = max(1, round(settings.ivf_probe_share * num_lists))
         return index
+    if kind == "quantized":
+        # a byte a number: a quarter of the memory
+        return faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
     return faiss.IndexFlatIP(dimension)

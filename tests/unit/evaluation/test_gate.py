@@ -15,6 +15,7 @@ from evensong.evaluation.policy import PromotionPolicy, load_policy
 from evensong.types import EvaluationReport, PromotionDecision
 
 POLICY = load_policy(Path("mlflow/promotion_policy.yaml").read_text())
+GUARDED = {"exact_index_gain": 0.0}
 
 
 def failed(decision: PromotionDecision) -> list[str]:
@@ -142,7 +143,7 @@ def test_gate_keeps_champion_when_coverage_drops() -> None:
 
 def test_low_index_recall_keeps_the_champion() -> None:
     per_user = figures()
-    decision = decide(report_of(per_user, guardrails={"index_recall": 0.9}), POLICY, per_user, SOUND)
+    decision = decide(report_of(per_user, guardrails=GUARDED | {"index_recall": 0.9}), POLICY, per_user, SOUND)
     assert failed(decision) == ["guardrail.index_recall"]
 
 
@@ -164,7 +165,7 @@ def test_too_good_to_be_true_asks_for_a_person(with_champion: bool, gain: float,
 
 def test_implausible_and_broken_is_not_worth_a_persons_time() -> None:
     per_user = figures(gain=0.5)
-    decision = decide(report_of(per_user, guardrails={"index_recall": 0.1}), POLICY, per_user, SOUND)
+    decision = decide(report_of(per_user, guardrails=GUARDED | {"index_recall": 0.1}), POLICY, per_user, SOUND)
     assert not decision.needs_review
 
 
@@ -195,6 +196,41 @@ def drop(report: EvaluationReport, part: str, name: str) -> EvaluationReport:
     return EvaluationReport.model_validate(value)
 
 
+def test_a_challenger_that_item_knn_beats_is_not_promoted() -> None:
+    per_user = figures()
+    report = report_of(per_user)
+    strong = report.challenger.metrics["recall_at_20"] + 0.01
+    neighbours = report.baselines["item_knn"].model_copy(
+        update={"metrics": {"recall_at_20": strong, "ndcg_at_10": 0.0}}
+    )
+    decision = decide(
+        report.model_copy(update={"baselines": report.baselines | {"item_knn": neighbours}}), POLICY, per_user, SOUND
+    )
+    assert failed(decision) == ["above_item_knn.recall_at_20"]
+
+
+def test_an_index_that_costs_recall_keeps_the_champion() -> None:
+    per_user = figures()
+    costly = report_of(per_user, guardrails={"index_recall": 0.99, "exact_index_gain": 0.02})
+    assert failed(decide(costly, POLICY, per_user, SOUND)) == ["guardrail.exact_index_gain"]
+
+
+def test_lists_far_from_the_users_tastes_keep_the_champion() -> None:
+    per_user = figures()
+    report = report_of(per_user)
+    far = report.challenger.model_copy(update={"metrics": report.challenger.metrics | {"miscalibration": 1.6}})
+    decision = decide(report.model_copy(update={"challenger": far}), POLICY, per_user, SOUND)
+    assert failed(decision) == ["guardrail.miscalibration"]
+
+
+def test_a_value_of_a_configured_attribute_is_not_sacrificed() -> None:
+    per_user = figures()
+    chosen = pl.col("user_id").str.slice(1).cast(pl.Int64) % 4 == 0
+    hurt = pl.when(chosen & (pl.col("model") == "challenger")).then(0.0).otherwise(pl.col("recall_at_20"))
+    per_user = per_user.with_columns(hurt.alias("recall_at_20"), chosen.alias("slice_country=DE"))
+    assert "slice.country=DE" in failed(decide(report_of(per_user), POLICY, per_user, SOUND))
+
+
 @pytest.mark.parametrize(
     ("part", "name", "check"),
     [
@@ -204,6 +240,7 @@ def drop(report: EvaluationReport, part: str, name: str) -> EvaluationReport:
         ("champion", "recall_at_20", "better_than_champion.recall_at_20"),
         ("champion", "coverage", "guardrail.coverage"),
         ("guardrails", "index_recall", "guardrail.index_recall"),
+        ("guardrails", "exact_index_gain", "guardrail.exact_index_gain"),
     ],
 )
 def test_missing_figure_fails_closed_and_is_named(part: str, name: str, check: str) -> None:
@@ -216,7 +253,7 @@ def test_missing_figure_fails_closed_and_is_named(part: str, name: str, check: s
 
 def test_figure_that_is_no_number_is_missing() -> None:
     per_user = figures()
-    decision = decide(report_of(per_user, guardrails={"index_recall": float("nan")}), POLICY, per_user, SOUND)
+    decision = decide(report_of(per_user, guardrails=GUARDED | {"index_recall": float("nan")}), POLICY, per_user, SOUND)
     assert failed(decision) == ["guardrail.index_recall"]
 
 

@@ -68,6 +68,13 @@ def test_novelty_is_the_mean_surprise_in_bits() -> None:
     assert metrics.novelty(shares).tolist() == [2.0, 2.0, 0.0]
 
 
+def test_a_list_far_from_the_taste_is_miscalibrated() -> None:
+    taste = np.array([[2.0, 0.0], [0.5, 0.5], [1.0, 0.0], [0.0, 0.0]])
+    shown = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [1.0, 0.0]])
+    found = metrics.miscalibration(taste, shown)
+    assert found == pytest.approx([0, 0, -math.log(0.01), 0], abs=1e-9)
+
+
 def test_coverage_counts_distinct_items() -> None:
     assert metrics.coverage(["a", "a", "b"], 8) == 0.25
     assert metrics.coverage([], 0) == 0.0

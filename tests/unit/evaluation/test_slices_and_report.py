@@ -1,5 +1,6 @@
 """Slices hold whom they name; a report's means are those of its users."""
 
+import math
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
@@ -22,6 +23,7 @@ def items() -> pl.DataFrame:
         {
             "item_id": ["hit", "s1", "s2", "s3", "fresh"],
             "item_events_30d": [60, 20, 15, 5, None],
+            "category_path": ["Food > Bread", "Food > Tea", "Home", None, "Home > Tools"],
             "arrival_seconds": [days_ago(90), days_ago(90), days_ago(8), days_ago(400), days_ago(2)],
         }
     )
@@ -61,11 +63,43 @@ def lists() -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["user_id", "rank", "item_id"], orient="row")
 
 
-def test_report_holds_the_means_of_all_and_of_each_slice(
-    users: pl.DataFrame, targets: pl.DataFrame, items: pl.DataFrame, lists: pl.DataFrame
+@pytest.fixture
+def tastes() -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "user_id": ["old", "young", "nobody"],
+            "top_categories": [["Food"], ["Home"], None],
+            "top_category_shares": [[1.0], [0.8], None],
+        },
+        schema_overrides={"top_category_shares": pl.List(pl.Float32)},
+    )
+
+
+def test_a_list_of_the_users_own_categories_is_calibrated(
+    users: pl.DataFrame, targets: pl.DataFrame, items: pl.DataFrame, lists: pl.DataFrame, tastes: pl.DataFrame
 ) -> None:
     assigned = slices.assign(users, targets, items, CUTOFF)
-    rows = report.per_user("challenger", lists, targets, assigned, items, recall_k=2, ndcg_k=1)
+    rows = report.per_user("challenger", lists, targets, assigned, items, tastes, recall_k=2, ndcg_k=1)
+    food, home, unknown = rows["miscalibration"].to_list()
+    assert food == pytest.approx(0, abs=1e-9)
+    # half of the list is of the one category that the user wants
+    assert home == pytest.approx(-math.log(0.99 * 0.5 + 0.01))
+    assert unknown == 0
+
+
+def test_commonest_values_of_an_attribute_are_slices(users: pl.DataFrame) -> None:
+    values = pl.DataFrame({"user_id": ["old", "young", "elsewhere"], "value": ["DE", None, "FR"]})
+    assert slices.by_attribute(users, "country", values).to_dict(as_series=False) == {
+        "user_id": ["old", "young", "nobody"],
+        "slice_country=DE": [True, False, False],
+    }
+
+
+def test_report_holds_the_means_of_all_and_of_each_slice(
+    users: pl.DataFrame, targets: pl.DataFrame, items: pl.DataFrame, lists: pl.DataFrame, tastes: pl.DataFrame
+) -> None:
+    assigned = slices.assign(users, targets, items, CUTOFF)
+    rows = report.per_user("challenger", lists, targets, assigned, items, tastes, recall_k=2, ndcg_k=1)
     assert rows["recall_at_2"].to_list() == [1.0, 0.5, 0.5]
     assert rows["ndcg_at_1"].to_list() == [1.0, 0.0, 1.0]
     assert rows["mrr"].to_list() == [1.0, 0.5, 1.0]
@@ -79,10 +113,10 @@ def test_report_holds_the_means_of_all_and_of_each_slice(
 
 
 def test_a_night_without_judged_users_has_a_report_without_figures(
-    users: pl.DataFrame, targets: pl.DataFrame, items: pl.DataFrame, lists: pl.DataFrame
+    users: pl.DataFrame, targets: pl.DataFrame, items: pl.DataFrame, lists: pl.DataFrame, tastes: pl.DataFrame
 ) -> None:
     nobody = slices.assign(users[:0], targets[:0], items, CUTOFF)
-    rows = report.per_user("challenger", lists[:0], targets[:0], nobody, items, recall_k=2, ndcg_k=1)
+    rows = report.per_user("challenger", lists[:0], targets[:0], nobody, items, tastes[:0], recall_k=2, ndcg_k=1)
     found = report.model_report("challenger", rows, lists[:0], len(items), recall_k=2)
     assert found.metrics == {"coverage": 0.0}
     assert found.slices["long_tail"] == {"num_users": 0.0}
@@ -96,6 +130,7 @@ def test_models_that_are_neither_challenger_nor_champion_are_baselines() -> None
         challenger="challenger",
         champion="champion v3",
         champion_version="3",
+        champion_train_cutoff=None,
         as_of=CUTOFF,
         window_start=CUTOFF,
         window_end=CUTOFF,
