@@ -213,6 +213,14 @@ def nightly_retraining() -> None:
             show("Champion", f"{moved['champion']}, {'moved' if moved['moved'] else 'as before'}")
             return moved
 
+    @task
+    def feature_report(night: Night) -> str:
+        """Report on the features: missing, drift, redundant groups, what the champion needs."""
+        from evensong.pipelines import feature_report
+
+        with step(night) as (settings, value):
+            return feature_report.run(settings, value)
+
     night = plan()
     ingested = ingest(night)
     validated = validate(night)
@@ -234,7 +242,7 @@ def nightly_retraining() -> None:
     version.operator.operator_extra_links = (StepLink("MLflow version"),)
     decision = gate(night, version, evaluation)
     compared >> decision
-    [decision, online] >> promote(night, version)
+    [decision, online] >> promote(night, version) >> feature_report(night)
 
 
 nightly_retraining()

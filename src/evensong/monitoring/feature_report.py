@@ -6,6 +6,7 @@ A pure function from two frames to a `FeatureReport`, and another from the repor
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -244,6 +245,30 @@ def render(report: FeatureReport) -> str:
     return "".join(parts) + "</main></body></html>\n"
 
 
+def pictures(report: FeatureReport) -> dict[str, str]:
+    """The page's pictures, each as an SVG file of its own: importance, correlation, one distribution a feature."""
+    found = {}
+    if report.importance:
+        found["importance.svg"] = _alone(_importance(report))
+    if len(report.correlated) > 1:
+        found["correlation.svg"] = _alone(_heat_map(report))
+    for one in report.drift:
+        name = re.sub(r"[^\w-]+", "_", one.name).strip("_")
+        found[f"distributions/{name}.svg"] = _alone(_histogram(one))
+    return found
+
+
+def _alone(markup: str) -> str:
+    """The picture in a piece of the page, in light colours, since a file knows no style sheet."""
+    picture = markup[markup.index("<svg") : markup.index("</svg>") + len("</svg>")]
+    head, _, rest = picture.partition(">")
+    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return f"{head}><style>{_PICTURE_STYLE}</style>{rest}\n"
+
+
+_PICTURE_STYLE = (
+    "text{font:11px system-ui;fill:#5b6875}rect.t{fill:#9fb3c8}rect.c,rect.pos{fill:#1f6feb}rect.neg{fill:#c62828}"
+)
 _STYLE = """
 :root{--ink:#1c2733;--soft:#5b6875;--line:#dfe4e9;--back:#fff;--train:#9fb3c8;--now:#1f6feb;--bad:#c62828;--mid:#b26a00}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e9ee;--soft:#9aa7b4;--line:#313a44;--back:#14191f;--train:#5c7186;
