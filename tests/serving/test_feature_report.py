@@ -28,10 +28,10 @@ def folder(world: Any) -> Path:
 def test_report_tells_what_the_champion_needs(folder: Path) -> None:
     report = storage.read_json(str(folder / feature_report.DATA))
     losses = {one["name"]: one["loss"] for one in report["importance"]}
-    assert {"recent_item_ids", "item_events_total", "category_path"} <= losses.keys()
+    assert {"top_categories + top_category_shares", "item_events_total", "category_path"} <= losses.keys()
     assert not losses.keys() & {"seen_item_ids", "item_id", "part", "value"}
     # each group wants its own items: without the user's history there is little else to tell the groups by
-    assert max(losses, key=losses.__getitem__) == "recent_item_ids"
+    assert max(losses, key=losses.__getitem__) == "recent_item_ids + recent_event_types"
     assert report["metric"] > 0.3
 
 

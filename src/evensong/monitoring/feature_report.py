@@ -129,7 +129,7 @@ def build_report(
 
 def permutation_importance(
     frame: Frame,
-    features: Sequence[str],
+    features: Sequence[str | tuple[str, ...]],
     score: Score,
     metric: Metric,
     *,
@@ -138,16 +138,21 @@ def permutation_importance(
 ) -> list[Importance]:
     """What each feature is worth to the metric, largest first, ties by name.
 
+    Columns that only mean something together, such as categories and their shares, are given as a tuple and shuffled as
+    one, named `a + b`.
+
     Of two features that say the same each may look worthless alone; the redundant groups name them.
     """
     whole = metric(frame, score(frame))
     found = []
-    for name in features:
+    for feature in features:
+        names = [feature] if isinstance(feature, str) else list(feature)
         losses = []
         for _ in range(num_repeats):
-            shuffled = frame.with_columns(frame[name].gather(generator.permutation(len(frame))))
+            order = generator.permutation(len(frame))
+            shuffled = frame.with_columns(frame[name].gather(order) for name in names)
             losses.append(float(whole - metric(shuffled, score(shuffled))))
-        found.append(Importance(name=name, loss=float(np.mean(losses)), deviation=float(np.std(losses))))
+        found.append(Importance(name=" + ".join(names), loss=float(np.mean(losses)), deviation=float(np.std(losses))))
     return sorted(found, key=lambda one: (-one.loss, one.name))
 
 

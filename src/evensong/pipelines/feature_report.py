@@ -25,6 +25,8 @@ FOLDER, PAGE, DATA = "feature_report", "index.html", "report.json"
 #: Columns of the examples that are no features.
 _LABEL = ("user_id", "item_id", "event_timestamp", "event_type", "value", "part", "propensity")
 _SECONDS = "_seconds"
+#: Lists whose elements belong to each other one by one.
+_PAIRS = (("recent_item_ids", "recent_event_types"), ("top_categories", "top_category_shares"))
 
 
 def run(settings: Settings, night: Night) -> str:
@@ -104,7 +106,7 @@ def importance(settings: Settings, night: Night, training_set: str) -> tuple[flo
     hides = ("user_id", "seen_item_ids", "purchased_item_ids")
     of_users = importance_of(
         users,
-        [name for name in users.columns if name not in hides],
+        _together([name for name in users.columns if name not in hides]),
         lambda frame: recalls(frame, table),
         mean,
         num_repeats=1,
@@ -120,6 +122,13 @@ def importance(settings: Settings, night: Night, training_set: str) -> tuple[flo
     )
     found = sorted([*of_users, *of_items], key=lambda one: (-one.loss, one.name))
     return mean(users, recalls(users, table)), tuple(found)
+
+
+def _together(names: list[str]) -> list[str | tuple[str, ...]]:
+    """The features, those of one list and its companion as one."""
+    pairs = [pair for pair in _PAIRS if set(pair) <= set(names)]
+    paired = {name for pair in pairs for name in pair}
+    return [*pairs, *(name for name in names if name not in paired)]
 
 
 def _asked(settings: Settings, night: Night, training_set: str) -> tuple[Frame, dict[str, set[str]]]:
