@@ -220,6 +220,14 @@ def nightly_retraining() -> None:
             show("Champion", f"{moved['champion']}, {'moved' if moved['moved'] else 'as before'}")
             return moved
 
+    @task
+    def feature_report(night: Night) -> str:
+        """Report on the features: missing, drift, redundant groups, what the champion needs."""
+        from evensong.pipelines import feature_report
+
+        with step(night) as (settings, value):
+            return feature_report.run(settings, value)
+
     night = plan()
     ingested = ingest(night)
     validated = validate(night)
@@ -244,7 +252,7 @@ def nightly_retraining() -> None:
     answer = ReviewOperator(
         task_id="review", version=version, doc_md="Wait for a person, where the policy asks one; else skipped."
     )
-    [decision, online] >> answer >> promote(night, version)
+    [decision, online] >> answer >> promote(night, version) >> feature_report(night)
 
 
 nightly_retraining()

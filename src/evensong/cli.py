@@ -464,6 +464,65 @@ def features_diff(
     _answer(diff(_read_dictionary(before), now).model_dump(mode="json"), as_json)
 
 
+@features.command("report")
+def features_report(
+    as_of: Annotated[str | None, typer.Option(help="The night's cutoff; without it, the newest night's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Missing values, spread, drift, redundant groups, and what the champion needs; also logged to MLflow."""
+    from evensong.data import storage
+    from evensong.errors import StorageError
+    from evensong.pipelines import feature_report
+    from evensong.pipelines.features import materialized_at
+
+    found = load_settings()
+    moment = as_of or materialized_at(found)
+    if moment is None:
+        raise StorageError("expected a night to report on, found none; run `evensong nightly --as-of DATE`")
+    uri = feature_report.run(found, Night.model_validate({"as_of": moment}))
+    report = storage.read_json(storage.join(uri, feature_report.DATA))
+    _answer(report | {"page": storage.join(uri, feature_report.PAGE)}, as_json, _show_report)
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    moved = {one["name"]: one for one in report["drift"]}
+    needed = {one["name"]: one["loss"] for one in report["importance"]}
+    rows = [
+        {**one, "psi": moved.get(one["name"], {}).get("psi"), "drift": moved.get(one["name"], {}).get("verdict")}
+        for one in report["summaries"]
+    ]
+    _rows(report["title"], rows, ["name", "missing", "missing_training", "mean", "psi", "drift"])
+    if needed:
+        title = f"importance: what recall {report['metric']:.4f} loses without"
+        _rows(title, [{"feature": name, "loss": loss} for name, loss in needed.items()], ["feature", "loss"])
+    for group in report["redundant"]:
+        screen.print(f"say the same: {', '.join(group)}", markup=False)
+    screen.print(f"page: {report['page']}", markup=False)
+
+
+@features.command("release")
+def features_release(
+    column: Annotated[str, typer.Argument(help="event_type, or category: the items' first level.")],
+    as_of: Annotated[str, typer.Option(help="What was known at this moment, such as 2026-01-15.")],
+    as_json: AsJson = False,
+) -> None:
+    """Counts of events, with differential privacy: off until privacy.epsilon is set; the ledger keeps the budget."""
+    from evensong.pipelines import release
+
+    answer = release.run(load_settings(), Night.model_validate({"as_of": as_of}), column)
+    _answer(answer, as_json, _show_release)
+
+
+def _show_release(answer: dict[str, Any]) -> None:
+    rows = [{"category": name, "events": count} for name, count in answer["values"].items()]
+    _rows(answer["name"], rows, ["category", "events"])
+    screen.print(
+        f"epsilon {answer['epsilon']:g}, noise of scale {answer['scale']:g}; spent {answer['spent']:g} of "
+        f"{answer['budget']:g}; ledger {answer['ledger']}",
+        markup=False,
+    )
+
+
 def _read_dictionary(path: Path) -> Any:
     from evensong.errors import SourceError
     from evensong.features.dictionary import Dictionary

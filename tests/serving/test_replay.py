@@ -122,6 +122,7 @@ def test_value_that_the_online_store_garbles_keeps_the_night_from_promoting(
             (theirs, ours),
         )
     settings = settings.model_copy(update={"online_store_uri": str(spoiled)})
+    world.promote(world.second)
     with serve(settings) as client:
         client.get("/recommend?user_id=au1")
         wait_for(lambda: len(list(request_log.read(settings))) == 1)

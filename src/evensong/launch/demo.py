@@ -46,6 +46,7 @@ STEPS = (
     "register",
     "gate",
     "promote",
+    "feature_report",
 )
 
 

@@ -6,6 +6,7 @@ A pure function from two frames to a `FeatureReport`, and another from the repor
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -128,7 +129,7 @@ def build_report(
 
 def permutation_importance(
     frame: Frame,
-    features: Sequence[str],
+    features: Sequence[str | tuple[str, ...]],
     score: Score,
     metric: Metric,
     *,
@@ -137,16 +138,21 @@ def permutation_importance(
 ) -> list[Importance]:
     """What each feature is worth to the metric, largest first, ties by name.
 
+    Columns that only mean something together, such as categories and their shares, are given as a tuple and shuffled as
+    one, named `a + b`.
+
     Of two features that say the same each may look worthless alone; the redundant groups name them.
     """
     whole = metric(frame, score(frame))
     found = []
-    for name in features:
+    for feature in features:
+        names = [feature] if isinstance(feature, str) else list(feature)
         losses = []
         for _ in range(num_repeats):
-            shuffled = frame.with_columns(frame[name].gather(generator.permutation(len(frame))))
+            order = generator.permutation(len(frame))
+            shuffled = frame.with_columns(frame[name].gather(order) for name in names)
             losses.append(float(whole - metric(shuffled, score(shuffled))))
-        found.append(Importance(name=name, loss=float(np.mean(losses)), deviation=float(np.std(losses))))
+        found.append(Importance(name=" + ".join(names), loss=float(np.mean(losses)), deviation=float(np.std(losses))))
     return sorted(found, key=lambda one: (-one.loss, one.name))
 
 
@@ -244,6 +250,30 @@ def render(report: FeatureReport) -> str:
     return "".join(parts) + "</main></body></html>\n"
 
 
+def pictures(report: FeatureReport) -> dict[str, str]:
+    """The page's pictures, each as an SVG file of its own: importance, correlation, one distribution a feature."""
+    found = {}
+    if report.importance:
+        found["importance.svg"] = _alone(_importance(report))
+    if len(report.correlated) > 1:
+        found["correlation.svg"] = _alone(_heat_map(report))
+    for one in report.drift:
+        name = re.sub(r"[^\w-]+", "_", one.name).strip("_")
+        found[f"distributions/{name}.svg"] = _alone(_histogram(one))
+    return found
+
+
+def _alone(markup: str) -> str:
+    """The picture in a piece of the page, in light colours, since a file knows no style sheet."""
+    picture = markup[markup.index("<svg") : markup.index("</svg>") + len("</svg>")]
+    head, _, rest = picture.partition(">")
+    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return f"{head}><style>{_PICTURE_STYLE}</style>{rest}\n"
+
+
+_PICTURE_STYLE = (
+    "text{font:11px system-ui;fill:#5b6875}rect.t{fill:#9fb3c8}rect.c,rect.pos{fill:#1f6feb}rect.neg{fill:#c62828}"
+)
 _STYLE = """
 :root{--ink:#1c2733;--soft:#5b6875;--line:#dfe4e9;--back:#fff;--train:#9fb3c8;--now:#1f6feb;--bad:#c62828;--mid:#b26a00}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e9ee;--soft:#9aa7b4;--line:#313a44;--back:#14191f;--train:#5c7186;

@@ -45,6 +45,7 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
         bundle,
         canary,
         evaluate,
+        feature_report,
         features,
         gate,
         index,
@@ -86,6 +87,7 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
         version = step("register", register.run, artifact, evaluation)
         decision = PromotionDecision.model_validate(step("gate", gate.run, version, evaluation))
         moved = step("promote", promote.run, version)
+        step("feature_report", feature_report.run)
 
     report = EvaluationReport.model_validate(storage.read_json(evaluation))
     models = {"challenger": report.challenger, "champion": report.champion} | dict(report.baselines)

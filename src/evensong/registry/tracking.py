@@ -199,6 +199,13 @@ def log_file(settings: Settings, night: Night, path: Path, folder: str | None = 
         client(settings).log_artifact(run_id, str(path), folder)
 
 
+def log_folder(settings: Settings, night: Night, folder: Path, place: str) -> None:
+    """Log the files of a folder as artifacts of the night's run, below `place`."""
+    run_id = night_run(settings, night)
+    with registry_errors(settings, f"run of {night.run_id}"):
+        client(settings).log_artifacts(run_id, str(folder), place)
+
+
 def finish(settings: Settings, night: Night, *, succeeded: bool) -> None:
     """Mark the night's run as finished or failed."""
     run_id = night_run(settings, night)

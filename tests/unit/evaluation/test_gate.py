@@ -62,8 +62,9 @@ def test_challenger_below_popularity_is_kept_out(with_champion: bool) -> None:
     report = report_of(per_user, with_champion=with_champion, popularity=0.9)
     inputs = SOUND if with_champion else FIRST
     assert failed(decide(report, POLICY, per_user, inputs)) == [
-        "above_popularity.recall_at_20",
-        "above_popularity.ndcg_at_10",
+        f"above_{baseline}.{metric}"
+        for baseline in ("popularity", "item_knn")
+        for metric in ("recall_at_20", "ndcg_at_10")
     ]
 
 
@@ -302,14 +303,15 @@ def test_inputs_nobody_reported_fail_closed() -> None:
 
 def test_failed_input_keeps_the_champion_even_when_nobody_required_it() -> None:
     per_user = figures()
-    inputs = SOUND.model_copy(update={"passed": SOUND.passed | {"leak_canary": False}})
-    assert failed(decide(report_of(per_user), POLICY, per_user, inputs)) == ["input.leak_canary"]
+    inputs = SOUND.model_copy(update={"passed": SOUND.passed | {"drift": False}})
+    assert failed(decide(report_of(per_user), POLICY, per_user, inputs)) == ["input.drift"]
 
 
 def test_skew_is_judged_when_the_policy_asks() -> None:
     per_user = figures()
     policy = with_policy(inputs={"required": ["validation"], "max_skew": 1e-6})
-    assert failed(decide(report_of(per_user), policy, per_user, SOUND)) == ["input.skew"]
+    silent = SOUND.model_copy(update={"figures": {name: f for name, f in SOUND.figures.items() if name != "max_skew"}})
+    assert failed(decide(report_of(per_user), policy, per_user, silent)) == ["input.skew"]
     skewed = SOUND.model_copy(update={"figures": SOUND.figures | {"max_skew": 0.1}})
     assert failed(decide(report_of(per_user), policy, per_user, skewed)) == ["input.skew"]
     same = SOUND.model_copy(update={"figures": SOUND.figures | {"max_skew": 0.0}})
@@ -342,7 +344,7 @@ def test_damaged_bundle_is_kept_out_and_the_file_is_named() -> None:
     per_user = figures()
     inputs = SOUND.model_copy(
         update={
-            "passed": {"validation": True, "bundle": False},
+            "passed": SOUND.passed | {"bundle": False},
             "messages": {"bundle": "index.faiss: expected SHA-256"},
         }
     )
