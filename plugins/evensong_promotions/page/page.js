@@ -43,12 +43,15 @@ function span(seconds) {
     const count = Math.floor(seconds / size);
     if (count >= 1) return `${count} ${name}${count === 1 ? "" : "s"}`;
   }
-  return "less than a minute";
+  return "";
 }
-const ago = (text) => `${span((Date.now() - Date.parse(text)) / 1000)} ago`;
+const ago = (text) => {
+  const said = span((Date.now() - Date.parse(text)) / 1000);
+  return said ? `${said} ago` : "just now";
+};
 const ahead = (text) => {
   const seconds = (Date.parse(text) - Date.now()) / 1000;
-  return seconds > 0 ? `in ${span(seconds)}` : "now";
+  return seconds > 60 ? `in ${span(seconds)}` : "within a minute";
 };
 
 /** What was said of the champion first: it is what a night is about. */
