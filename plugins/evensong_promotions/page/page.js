@@ -1,6 +1,6 @@
 // The page: asks for the overview, draws it, sends the three moves. Everything that came from elsewhere is put in as text.
 
-const LOOK_SECONDS = 10;
+const LOOK_SECONDS = 20;
 const base = new URL("./", document.baseURI);
 const at = (id) => document.getElementById(id);
 let shown = null;
@@ -400,4 +400,5 @@ at("rollback-cancel").addEventListener("click", () => at("rollback").close());
 at("to-dag").replaceWith(link("nightly_retraining", "/dags/nightly_retraining"));
 new ResizeObserver(() => { if (shown && !at("now").hidden) curve(); }).observe(at("now"));
 await look();
+document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
 setInterval(() => { if (!document.hidden) look(); }, LOOK_SECONDS * 1000);
