@@ -7,8 +7,8 @@ A night whose gate says no is a green run: the champion stays. Where the policy 
 answer: approve or reject it there under *Required Actions*, on the page *Promotions*, by the tag `review` in MLflow, or
 with `evensong registry promote|reject`. Meanwhile the next night may begin.
 
-A night whose data is bad is a red one: nothing is
-trained. Clear a failed task to go on from there; every step gives the same when it runs again.
+A night whose data is bad is a red one: nothing is trained. Clear a failed task to go on from there; every step gives
+the same when it runs again.
 """
 
 from __future__ import annotations

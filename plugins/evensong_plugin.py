@@ -5,6 +5,7 @@ Every process of Airflow imports this; what the page needs is imported when some
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
@@ -13,7 +14,7 @@ from evensong_review import PAGE_PREFIX
 
 
 class WhenOpened:
-    """An ASGI app that is made by its first request."""
+    """An ASGI app that is made by its first request, in a thread: Airflow answers others meanwhile."""
 
     def __init__(self) -> None:
         self._app: Any = None
@@ -21,12 +22,16 @@ class WhenOpened:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request."""
-        if self._app is None:
-            with self._making:
+        app = self._app or await asyncio.to_thread(self._make)
+        await app(scope, receive, send)
+
+    def _make(self) -> Any:
+        with self._making:
+            if self._app is None:
                 from evensong_promotions.app import create_app
 
-                self._app = self._app or create_app()
-        await self._app(scope, receive, send)
+                self._app = create_app()
+        return self._app
 
 
 class EvensongPlugin(AirflowPlugin):

@@ -43,13 +43,17 @@ def client(address: str, name: str | None = None) -> httpx.Client:
 
 
 @pytest.fixture(scope="module")
-def viewer(address: str) -> httpx.Client:
-    return client(address, "vera")
+def viewer(address: str) -> Iterator[httpx.Client]:
+    made = client(address, "vera")
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
-def operator(address: str) -> httpx.Client:
-    return client(address, "otto")
+def operator(address: str) -> Iterator[httpx.Client]:
+    made = client(address, "otto")
+    yield made
+    made.close()
 
 
 REVIEW = {"outcome": "approved", "comment": "fine titles"}
@@ -150,11 +154,10 @@ def test_the_dossier_is_shown_and_never_run(viewer: httpx.Client) -> None:
 def test_airflow_s_navigation_has_the_page(viewer: httpx.Client) -> None:
     menu = viewer.get("/ui/auth/menus")
     assert menu.status_code == 200
-    views = [
-        view
-        for plugin in client(str(viewer.base_url), "admin").get("/api/v2/plugins").json()["plugins"]
-        for view in plugin["external_views"]
-    ]
+    admin = client(str(viewer.base_url), "admin")
+    plugins = admin.get("/api/v2/plugins").json()["plugins"]
+    admin.close()
+    views = [view for plugin in plugins for view in plugin["external_views"]]
     assert [(view["name"], view["url_route"]) for view in views] == [("Promotions", "promotions")]
     page = viewer.get("/evensong/")
     assert page.status_code == 200

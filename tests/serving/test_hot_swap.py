@@ -20,7 +20,7 @@ import pytest
 
 from evensong.serving.champion import Champion
 from evensong.serving.metrics import Metrics
-from evensong.settings import ServingSettings, Settings
+from evensong.settings import Settings
 
 Serve = Callable[..., AbstractContextManager[httpx.Client]]
 
@@ -124,50 +124,6 @@ def test_bundle_whose_features_the_store_does_not_hold_leaves_the_old_version_an
         finally:
             marker.write_text(before)
             world.promote(world.first)
-
-
-def test_rollback_under_load_answers_from_the_old_version_within_a_second_and_fails_no_request(
-    world: Any, serve: Serve, wait_for: Any
-) -> None:
-    from evensong.registry import commands
-
-    # as shipped: the poll alone would take up to two seconds
-    settings = world.settings.model_copy(update={"serving": ServingSettings(default_k=5, max_k=50)})
-    world.promote(world.first)
-    world.promote(world.second)
-    seconds = []
-    with serve(settings) as client:
-        wait_for(lambda: version(client) == world.second)
-        with load(client.base_url) as answers:
-            for _ in range(3):
-                reached = len(answers)
-                wait_for(lambda reached=reached: len(answers) > reached + 30)
-                asked_to = time.monotonic()
-                left = commands.rollback(settings, reason="clicks fell", actor="person:test", expected=world.second)
-                assert left["champion"] == world.first
-                wait_for(lambda: version(client) == world.first)
-                wait_for(lambda since=asked_to: first_answer(answers, world.first, since) is not None)
-                first = first_answer(answers, world.first, asked_to)
-                assert first is not None
-                seconds.append(first - asked_to)
-                world.promote(world.second)
-                wait_for(lambda: version(client) == world.second)
-    failed = [answer for _, answer in answers if isinstance(answer, Exception) or answer.status_code != 200]
-    assert failed == []
-    print(f"from the command to the first request that the old version answered: {sorted(seconds)} s")
-    # the command itself, the notice and the load; the load generator shares the process and the cores
-    assert min(seconds) < 1
-    world.promote(world.first)
-
-
-def first_answer(answers: list[tuple[float, httpx.Response | Exception]], name: str, since: float) -> float | None:
-    """When the first request after `since` that the version answered was asked."""
-    times = [
-        asked
-        for asked, answer in list(answers)
-        if asked >= since and isinstance(answer, httpx.Response) and answer.json()["model_version"] == name
-    ]
-    return min(times, default=None)
 
 
 def test_champions_before_lie_on_the_disk_ready_for_a_rollback(world: Any, serve: Serve, wait_for: Any) -> None:

@@ -1,6 +1,6 @@
 // The page: asks for the overview, draws it, sends the three moves. Everything that came from elsewhere is put in as text.
 
-const LOOK_SECONDS = 10;
+const LOOK_SECONDS = 20;
 const base = new URL("./", document.baseURI);
 const at = (id) => document.getElementById(id);
 let shown = null;
@@ -43,12 +43,15 @@ function span(seconds) {
     const count = Math.floor(seconds / size);
     if (count >= 1) return `${count} ${name}${count === 1 ? "" : "s"}`;
   }
-  return "less than a minute";
+  return "";
 }
-const ago = (text) => `${span((Date.now() - Date.parse(text)) / 1000)} ago`;
+const ago = (text) => {
+  const said = span((Date.now() - Date.parse(text)) / 1000);
+  return said ? `${said} ago` : "just now";
+};
 const ahead = (text) => {
   const seconds = (Date.parse(text) - Date.now()) / 1000;
-  return seconds > 0 ? `in ${span(seconds)}` : "now";
+  return seconds > 60 ? `in ${span(seconds)}` : "within a minute";
 };
 
 /** What was said of the champion first: it is what a night is about. */
@@ -397,4 +400,5 @@ at("rollback-cancel").addEventListener("click", () => at("rollback").close());
 at("to-dag").replaceWith(link("nightly_retraining", "/dags/nightly_retraining"));
 new ResizeObserver(() => { if (shown && !at("now").hidden) curve(); }).observe(at("now"));
 await look();
+document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
 setInterval(() => { if (!document.hidden) look(); }, LOOK_SECONDS * 1000);

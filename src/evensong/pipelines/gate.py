@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from evensong.data import storage
-from evensong.errors import ConfigurationError
 from evensong.evaluation.gate import GateInputs, decide
-from evensong.evaluation.policy import PromotionPolicy, load_policy
+from evensong.evaluation.policy import PromotionPolicy
 from evensong.pipelines import dossier, evidence
+from evensong.pipelines.policy import read_policy
 from evensong.registry import decisions, review, versions
 from evensong.settings import Settings
 from evensong.types import EvaluationReport, Frame, Night
+
+__all__ = ["read_policy", "run"]
 
 
 def run(settings: Settings, night: Night, version: str, evaluation_uri: str) -> dict[str, Any]:
@@ -46,20 +47,6 @@ def run(settings: Settings, night: Night, version: str, evaluation_uri: str) -> 
     value = decision.model_dump(mode="json")
     storage.write_json(place, value)
     return value
-
-
-def read_policy(settings: Settings) -> PromotionPolicy:
-    """The policy that the settings name; a relative path counts from the working folder, then from the repository.
-
-    Raises:
-        ConfigurationError: there is none, or it is wrong.
-    """
-    named = settings.registry.policy_path
-    repository = Path(__file__).resolve().parents[3]
-    for path in (named, repository / named):
-        if path.is_file():
-            return load_policy(path.read_text(), str(named))
-    raise ConfigurationError(f"{named}: expected the promotion policy, found no file; set registry.policy_path")
 
 
 def _per_user(report: EvaluationReport) -> Frame | None:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from evensong.errors import EvensongError
-from evensong.pipelines import dossier, gate, review
+from evensong.pipelines import dossier, review
+from evensong.pipelines.policy import read_policy
 from evensong.registry import aliases, ledger, versions
 from evensong.registry import review as reviews
 from evensong.registry.ledger import Line
@@ -135,7 +136,7 @@ def overview(settings: Settings) -> Overview:
         RegistryError: the registry cannot be reached.
         ConfigurationError: the policy is missing or wrong.
     """
-    policy = gate.read_policy(settings)
+    policy = read_policy(settings)
     metric = policy.primary.metric
     waiting = [_waiting(settings, one) for one in reviews.waiting(settings)]
     state = aliases.ledger_verify(settings)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,12 @@ def test_alias_moved_by_hand_is_told(lived: Settings, tmp_path: Path) -> None:
     assert "another hand moved it" in seen.problems[0]
     assert seen.champion is not None
     assert (seen.champion.version, seen.champion.since, seen.champion.by) == ("1", None, "another hand")
+
+
+def test_looking_needs_none_of_the_libraries_that_train_or_answer() -> None:
+    code = (
+        "import sys; import evensong.pipelines.overview; "
+        "print([name for name in ('torch', 'faiss', 'feast', 'great_expectations', 'mlflow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
