@@ -42,6 +42,7 @@ def catalogue(*rows: tuple[str, str, float]) -> Frame:
             "item_id": [row[0] for row in rows],
             "title": [f"The {row[0]}" for row in rows],
             "category_path": [row[1] for row in rows],
+            "price": [float(ord(row[0])) for row in rows],
             "event_timestamp": [at(row[2]) for row in rows],
             "created_timestamp": [at(row[2]) for row in rows],
         }
@@ -56,7 +57,19 @@ def shop(tmp_path: Path) -> Settings:
 def make_shop(home: Path) -> Settings:
     settings = Settings(home=home)
     Lake(settings.lake).append_new("items", catalogue(("a", "Food", 0), ("b", "Toys", 0), ("c", "Food", 0)))
+    Lake(settings.lake).append_new("users", people(("u", 17, 0.4), ("u", 18, 2.1), ("v", 60, 0.6)))
     return settings
+
+
+def people(*rows: tuple[str, int, float]) -> Frame:
+    return pl.DataFrame(
+        {
+            "user_id": [row[0] for row in rows],
+            "attributes": [f'{{"age": {row[1]}, "gender": "f"}}' for row in rows],
+            "event_timestamp": [at(row[2]) for row in rows],
+            "created_timestamp": [at(row[2]) for row in rows],
+        }
+    )
 
 
 def add(settings: Settings, *rows: tuple[str, str, float] | tuple[str, str, float, float]) -> None:
@@ -77,7 +90,7 @@ def tables(settings: Settings) -> dict[str, list[tuple[object, ...]]]:
 
 def from_scratch(settings: Settings, as_of: datetime, home: Path) -> dict[str, list[tuple[object, ...]]]:
     other = Settings(home=home)
-    for table in ("interactions", "items"):
+    for table in ("interactions", "items", "users"):
         Lake(other.lake).append_new(table, Lake(settings.lake).read(table))
     refresh(other, as_of)
     return tables(other)
