@@ -209,7 +209,7 @@ def _repository_entries(settings: Settings, declared: Mapping[str, ViewDeclarati
         for variable in call["features"]:
             services[variables[str(variable)]].append(str(call["name"]))
     # an optional view that no column reads is declared, and stays empty
-    services |= dict.fromkeys(OPTIONAL_VIEWS.keys() - active_views(settings.features), [])
+    services |= {view: [] for view in OPTIONAL_VIEWS.keys() - active_views(settings.features)}
     for name, call in views.items():
         if name in declared:
             yield from _declared_entries(declared[name], services=tuple(sorted(services[name])))

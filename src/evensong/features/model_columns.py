@@ -76,6 +76,11 @@ class ModelColumns:
             log.info("columns left out, for the data has no value of theirs: %s", ", ".join(sorted(absent)))
         return cls(*(chosen[name].fit(frames[name], cache=cache, device=device) for name in _TABLES))
 
+    @property
+    def has_any(self) -> bool:
+        """Whether there are columns at all."""
+        return any(getattr(self, name).outputs for name in _TABLES)
+
     def user_arrays(self, users: Frame) -> ColumnArrays:
         """What the user tower reads; features that the frame lacks count as null."""
         return _arrays(self.users.transform(_complete("users", users, self.users)))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evensong.data import storage
 from evensong.errors import StorageError
+from evensong.features.dictionary import build_dictionary, for_manifest
 from evensong.pipelines import evaluate, index, train
 from evensong.registry import bundle
 from evensong.settings import Settings
@@ -53,6 +54,7 @@ def assemble(
             train_cutoff=cutoff.isoformat(),
             lake_versions=meta.get("lake_versions", {}),
             feature_service=meta["feature_service"],
+            features=for_manifest(build_dictionary(settings), meta["feature_service"]),
             code_commit=bundle.code_commit(settings),
             libraries=bundle.library_versions(),
             seed=night.seed,

@@ -71,7 +71,12 @@ def test_towers_come_back_from_their_folder(towers: tuple[TwoTower, TowerWeights
     _, weights, users = towers
     save_towers(tmp_path, weights)
     back = load_towers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "towers.safetensors", "vocabulary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "columns",
+        "config.json",
+        "towers.safetensors",
+        "vocabulary.json",
+    ]
     assert np.array_equal(back.forward().users(users), weights.forward().users(users))
 
 
