@@ -223,7 +223,9 @@ class FittedColumns:
             return _padded(*reader.sequences(column), column, self._index[name])
         if isinstance(column, VectorColumn):
             vectors = reader.vectors(column)
-            return {name: _logarithm(vectors).astype(np.float32) if column.normalise == "log" else vectors}
+            if column.normalise == "log":
+                vectors = _logarithm(vectors.astype(np.float64)).astype(np.float32)
+            return {name: vectors}
         if isinstance(column, RateColumn):
             odds = _log_odds(*reader.counts(column), state)
             return {name: ((odds - state.facts["centre"]) / state.facts["scale"]).astype(np.float32)}
