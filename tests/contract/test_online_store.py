@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 import pytest
@@ -16,7 +16,7 @@ from evensong.features.online import OnlineFeatures
 from evensong.features.shop_columns import USER_FEATURES
 from evensong.features.store import RECOMMENDER, SERVING_FILTERS, open_store, redis_connection
 from evensong.pipelines import features
-from evensong.settings import FeatureSettings, Settings
+from evensong.settings import FeatureGroup, FeatureSettings, Settings
 from evensong.types import Frame, Night
 
 DAY0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -52,7 +52,7 @@ def online_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def shop(tmp_path: Path, online_uri: str) -> Settings:
     # an encoder of pictures is named so that every optional view is computed
-    every_view = FeatureSettings(image_encoder="/weights")
+    every_view = FeatureSettings(image_encoder="/weights", groups=get_args(FeatureGroup))
     settings = Settings(home=tmp_path / "home", online_store_uri=online_uri, features=every_view)
     Lake(settings.lake).append_new(
         "items",
