@@ -82,7 +82,7 @@ class FeatureSettings(Section):
     num_top_categories: int = Field(5, ge=1, description="Categories in a user's taste.")
     seen_length: int = Field(5000, ge=1, description="Items that the seen filter remembers for a user.")
     groups: tuple[FeatureGroup, ...] = Field(
-        ("profile", "crosses", "dynamics", "text", "price", "conversion"),
+        ("profile", "crosses", "dynamics", "sequence", "text", "price", "conversion"),
         description="Built-in columns of the models, see docs/guides/features.md; an empty list: none.",
     )
     sequence_length: int = Field(10, ge=1, le=1000, description="Events in the group `sequence`.")
