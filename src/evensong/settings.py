@@ -83,7 +83,7 @@ class FeatureSettings(Section):
     seen_length: int = Field(5000, ge=1, description="Items that the seen filter remembers for a user.")
     groups: tuple[FeatureGroup, ...] = Field(
         ("profile", "crosses", "dynamics", "sequence", "text", "price", "conversion"),
-        description="Built-in columns of the models, see docs/guides/features.md; an empty list: none.",
+        description="Built-in columns of the models, see docs/guides/models.md; an empty list: none.",
     )
     sequence_length: int = Field(10, ge=1, le=1000, description="Events in the group `sequence`.")
     columns_path: Path | None = Field(None, description="Your own columns: a YAML file, see docs/guides/columns.md.")

@@ -174,8 +174,9 @@ def test_a_night_in_the_middle_of_a_day_is_completed_by_the_next(shop: Settings,
     assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
 
 
+@pytest.mark.parametrize("last", ["item_popularity", "user_dynamics", "item_conversion"])
 def test_a_refresh_that_was_killed_between_two_tables_is_repaired(
-    shop: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
     add(shop, *FIRST)
     refresh(shop, at(2))
@@ -183,7 +184,7 @@ def test_a_refresh_that_was_killed_between_two_tables_is_repaired(
     whole = refresh_module._replace
 
     def killed(settings: Settings, view: str, *rest: object) -> None:
-        if view == "item_popularity":
+        if view == last:
             raise KeyboardInterrupt
         whole(settings, view, *rest)  # type: ignore[arg-type]
 
