@@ -76,12 +76,20 @@ class SplitSettings(Section):
     max_examples: int = Field(1_000_000, ge=100, description="Labels in a training set; the newest are kept.")
 
 
+FeatureGroup = Literal["profile", "crosses", "dynamics", "hours", "sequence", "text", "price", "conversion"]
+
+
 class FeatureSettings(Section):
     """Windows and lengths of the features."""
 
     history_length: int = Field(50, ge=1, le=1000, description="Interactions of a user that the user tower reads.")
     num_top_categories: int = Field(5, ge=1, description="Categories in a user's taste.")
     seen_length: int = Field(5000, ge=1, description="Items that the seen filter remembers for a user.")
+    groups: tuple[FeatureGroup, ...] = Field(
+        ("profile", "crosses", "dynamics", "sequence", "text", "price", "conversion"),
+        description="Built-in columns of the models, see docs/guides/models.md; an empty list: none.",
+    )
+    sequence_length: int = Field(10, ge=1, le=1000, description="Events in the group `sequence`.")
     columns_path: Path | None = Field(None, description="Your own columns: a YAML file, see docs/guides/columns.md.")
     text_encoder: str = Field("none", description="Sentence encoder of titles: none, minilm, a folder or a model id.")
     text_device: str = Field("cpu", description="Where the encoders run: cpu, cuda, cuda:1.")

@@ -6,16 +6,17 @@ import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 import pytest
 
 from evensong.data.lake import Lake
 from evensong.features.online import OnlineFeatures
+from evensong.features.shop_columns import USER_FEATURES
 from evensong.features.store import RECOMMENDER, SERVING_FILTERS, open_store, redis_connection
 from evensong.pipelines import features
-from evensong.settings import Settings
+from evensong.settings import FeatureGroup, FeatureSettings, Settings
 from evensong.types import Frame, Night
 
 DAY0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -50,7 +51,9 @@ def online_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def shop(tmp_path: Path, online_uri: str) -> Settings:
-    settings = Settings(home=tmp_path / "home", online_store_uri=online_uri)
+    # an encoder of pictures is named so that every optional view is computed
+    every_view = FeatureSettings(image_encoder="/weights", groups=get_args(FeatureGroup))
+    settings = Settings(home=tmp_path / "home", online_store_uri=online_uri, features=every_view)
     Lake(settings.lake).append_new(
         "items",
         pl.DataFrame(
@@ -59,8 +62,21 @@ def shop(tmp_path: Path, online_uri: str) -> Settings:
                 "title": ["The a", None, "Ünïcode > all"],
                 "category_path": ["Food > Fruit", "Toys", None],
                 "price": [1.5, None, 1e-9],
+                "attributes": ['{"brand": "Ö"}', None, "{}"],
+                "image_uri": ["s3://pictures/a.png", None, None],
                 "event_timestamp": [at(0)] * 3,
                 "created_timestamp": [at(0)] * 3,
+            }
+        ),
+    )
+    Lake(settings.lake).append_new(
+        "users",
+        pl.DataFrame(
+            {
+                "user_id": ["u", "v"],
+                "attributes": ['{"age": 25, "gender": "f", "membership_level": "gold"}', '{"town": "Ülm"}'],
+                "event_timestamp": [at(0)] * 2,
+                "created_timestamp": [at(0)] * 2,
             }
         ),
     )
@@ -74,6 +90,7 @@ def add(settings: Settings, *rows: tuple[str, str, float]) -> None:
             "user_id": [row[0] for row in rows],
             "item_id": [row[1] for row in rows],
             "event_type": ["purchase"] * len(rows),
+            "value": [2.0] * len(rows),
             "event_timestamp": [at(row[2]) for row in rows],
             "created_timestamp": [at(row[2]) for row in rows],
         }
@@ -111,6 +128,14 @@ def test_feast_reads_what_we_wrote_as_we_read_it(shop: Settings) -> None:
     assert {name: ours[name].to_list() for name in stock} == stock
     assert stock["recent_item_ids"] == [["a", "ü"], ["b"], None]
     assert stock["title"] == ["The a", "Ünïcode > all", None]
+    assert stock["age_bucket"] == ["25 to 35", None, None]
+    assert stock["user_attributes"][1] == '{"town": "Ülm"}'
+    assert stock["spend_7d"] == [4.0, 2.0, None]
+    assert [len(hours or []) for hours in stock["hour_shares"]] == [24, 24, 0]
+    assert stock["sequence_event_types"][0] == ["purchase", "purchase"]
+    assert stock["price_rank"] == [0.5, 0.5, None]
+    assert stock["item_attributes"][0] == '{"brand": "Ö"}'
+    assert stock["item_purchases_1d"] == [1, 1, None]
     seen = by_feast(shop, SERVING_FILTERS, [{"user_id": user} for user in users])
     assert OnlineFeatures(shop).seen(users).to_dict(as_series=False) == seen
 
@@ -129,9 +154,19 @@ def test_we_read_what_feast_wrote(shop: Settings) -> None:
 
 def test_an_empty_store_knows_nobody(shop: Settings) -> None:
     online = OnlineFeatures(shop)
-    assert online.users(["u"]).row(0) == ("u", *[None] * 9)
+    assert online.users(["u"]).row(0) == ("u", *[None] * len(USER_FEATURES))
     assert online.seen([]).columns == ["user_id", "seen_item_ids", "purchased_item_ids"]
     assert online.items(["a"])["title"].to_list() == [None]
+
+
+def test_a_view_that_is_no_longer_computed_is_not_read(shop: Settings) -> None:
+    night(shop, 1)
+    few = shop.model_copy(update={"features": shop.features.model_copy(update={"groups": ("hours",)})})
+    online = OnlineFeatures(few)
+    row = online.users(["u"]).row(0, named=True)
+    assert (row["age_bucket"], row["sequence_event_types"]) == (None, None)
+    assert row["spend_7d"] == 4.0
+    assert row.keys() == OnlineFeatures(shop).users(["u"]).row(0, named=True).keys()
 
 
 def test_the_next_night_writes_the_changed_keys_only(shop: Settings) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from evensong.errors import SourceError
 from evensong.features.columns import (
     CategoricalColumn,
     ImageColumn,
     NumericColumn,
+    RateColumn,
     SequenceColumn,
     TextColumn,
+    VectorColumn,
     bucketed,
     nearest,
 )
@@ -74,6 +78,45 @@ def lists(frame: Frame, column: SequenceColumn, *, fitting: bool = False) -> pl.
     elif not isinstance(kind, pl.List | pl.Array) or kind.inner.is_float() or kind.inner.is_nested():
         raise _wrong(column.name, column.place, "lists of texts or whole numbers", kind, "for text, give a `separator`")
     return values.cast(pl.List(pl.String)).fill_null([]).list.eval(pl.element().drop_nulls())
+
+
+def vectors(frame: Frame, column: VectorColumn, *, fitting: bool = False) -> NDArray[np.float32]:
+    """The lists as `[N, length]`, cut or filled with zeros.
+
+    Raises:
+        SourceError: the frame lacks the column, or it does not hold lists of numbers.
+    """
+    values, from_json = _find(frame, column.name, column.place, fitting)
+    kind = values.dtype
+    found = np.zeros((len(values), column.length), np.float32)
+    if kind == pl.Null:
+        return found
+    if kind == pl.String and from_json:
+        try:
+            values = values.str.json_decode(pl.List(pl.Float64))
+        except pl.exceptions.PolarsError as error:
+            raise _wrong(column.name, column.place, "JSON arrays of numbers", kind, "correct the data") from error
+    elif not isinstance(kind, pl.List | pl.Array) or not kind.inner.is_numeric():
+        raise _wrong(column.name, column.place, "lists of numbers", kind, "for texts use `kind: sequence`")
+    values = values.cast(pl.List(pl.Float32)).fill_null([])
+    kept = values.list.head(column.length) if column.keep == "first" else values.list.tail(column.length)
+    sizes = kept.list.len().to_numpy().astype(np.int64)
+    numbers = kept.filter(pl.Series(sizes > 0)).explode().fill_null(0.0).to_numpy()
+    # Boolean assignment fills row by row, which is the order in which the lists were flattened.
+    places = np.arange(column.length)[None, :]
+    filled = places < sizes[:, None] if column.keep == "first" else places >= column.length - sizes[:, None]
+    found[filled] = np.nan_to_num(numbers)
+    return found
+
+
+def counts(frame: Frame, column: RateColumn, *, fitting: bool = False) -> tuple[pl.Series, pl.Series]:
+    """Conversions and trials, nothing counting as none.
+
+    Raises:
+        SourceError: the frame lacks a column, or a value is no number.
+    """
+    conversions = _numbers(frame, column.name, column.conversions, fitting)
+    return conversions.fill_null(0.0), _numbers(frame, column.name, column.trials, fitting).fill_null(0.0)
 
 
 def texts(frame: Frame, column: TextColumn | ImageColumn, *, fitting: bool = False) -> list[str | None]:

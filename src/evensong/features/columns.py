@@ -116,6 +116,29 @@ class ImageColumn(_SourceColumn):
     """A folder, or a model id of the Hugging Face hub."""
 
 
+class VectorColumn(_SourceColumn):
+    """A list of numbers as it stands, such as shares by hour of day; nothing is zeros."""
+
+    kind: Literal["vector"] = "vector"
+    length: int = Field(ge=1, le=4096)
+    keep: Literal["last", "first"] = "first"
+    """Which end of a longer list is kept; a shorter one is filled with zeros at the other end."""
+    normalise: Literal["log", "none"] = "none"
+    """`log`: `sign(x) * ln(1 + |x|)`."""
+
+
+class RateColumn(_Column):
+    """How often one thing leads to another, smoothed by a prior over all rows (see `rates`): standardised log-odds."""
+
+    kind: Literal["rate"] = "rate"
+    conversions: str
+    """The column that counts what came of it."""
+    trials: str
+    """The column that counts how often it could have."""
+    strength: float = Field(0.0, ge=0)
+    """Trials that the prior is worth; 0: as the spread of the rates says."""
+
+
 class CrossColumn(_Column):
     """The product of two or three categorical columns declared beside it, hashed into buckets."""
 
@@ -125,7 +148,14 @@ class CrossColumn(_Column):
 
 
 Column = Annotated[
-    CategoricalColumn | NumericColumn | SequenceColumn | TextColumn | ImageColumn | CrossColumn,
+    CategoricalColumn
+    | NumericColumn
+    | SequenceColumn
+    | VectorColumn
+    | RateColumn
+    | TextColumn
+    | ImageColumn
+    | CrossColumn,
     Field(discriminator="kind"),
 ]
 
@@ -163,7 +193,15 @@ class ColumnsFile(Value):
 
     users: ColumnSet = ColumnSet(())
     items: ColumnSet = ColumnSet(())
-    interactions: ColumnSet = ColumnSet(())
+
+
+def places_of(column: Column) -> tuple[str, ...]:
+    """Where a column reads its values; none for a cross, which reads other columns."""
+    if isinstance(column, CrossColumn):
+        return ()
+    if isinstance(column, RateColumn):
+        return (column.conversions, column.trials)
+    return (column.place,)
 
 
 def load_columns(path: Path) -> ColumnsFile:

@@ -16,14 +16,18 @@ from numpy.typing import NDArray
 
 from evensong.types import Frame
 
+#: Up to so many values each is hashed by itself.
+_FEW = 64
 #: What a null hashes to: no text does, whose hashes carry another prefix.
 _NULL = int.from_bytes(hashlib.blake2b(b"null", digest_size=8, person=b"evensong.null").digest(), "little")
 
 
 def hash64(values: pl.Series) -> NDArray[np.uint64]:
     """A stable 64-bit hash of each value's text; every null has the same one, which no text has by design."""
+    if len(values) <= _FEW:
+        return np.array([hash_text(text) for text in values.cast(pl.String).to_list()], np.uint64)
     distinct = values.cast(pl.String).unique(maintain_order=True)
-    hashes = pl.Series([_hash_of(text) for text in distinct], dtype=pl.UInt64)
+    hashes = pl.Series([hash_text(text) for text in distinct], dtype=pl.UInt64)
     places = pl.DataFrame({"value": distinct, "hash": hashes})
     texts = pl.DataFrame({"value": values.cast(pl.String)})
     return texts.join(places, on="value", how="left", nulls_equal=True, maintain_order="left")["hash"].to_numpy()
@@ -39,9 +43,14 @@ def cross64(frame: Frame, columns: Sequence[str]) -> NDArray[np.uint64]:
         raise ValueError(f"a cross takes two or three different columns, got {', '.join(columns) or 'none'}")
     if missing := [column for column in columns if column not in frame.columns]:
         raise ValueError(f"the frame lacks {', '.join(missing)}; it has {', '.join(frame.columns)}")
-    combined = np.zeros(len(frame), np.uint64)
-    for column in columns:
-        combined = _mixed(combined ^ hash64(frame[column]))
+    return combined64([hash64(frame[column]) for column in columns])
+
+
+def combined64(hashes: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """The hash of each row's combination from the hashes of its values; their order counts."""
+    combined = np.zeros(len(hashes[0]), np.uint64)
+    for values in hashes:
+        combined = _mixed(combined ^ values)
     return combined
 
 
@@ -58,7 +67,8 @@ def add_crosses(frame: Frame, columns: Sequence[str], num_buckets: int, sizes: S
     return frame.with_columns(pl.Series("_x_".join(names), cross(frame, names, num_buckets)) for names in chosen)
 
 
-def _hash_of(text: str | None) -> int:
+def hash_text(text: str | None) -> int:
+    """The hash of one value."""
     if text is None:
         return _NULL
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"evensong.text").digest(), "little")

@@ -20,8 +20,9 @@ from typing import Any
 
 from evensong.errors import BundleError, ConfigurationError
 from evensong.features import item_features, user_features
-from evensong.features.columns import ColumnsFile, load_columns, nearest
+from evensong.features.columns import ColumnsFile, load_columns, nearest, places_of
 from evensong.features.declarations import ViewDeclaration
+from evensong.features.shop_columns import OPTIONAL_VIEWS, active_views
 from evensong.features.store import repository
 from evensong.settings import Settings
 from evensong.types import Value
@@ -106,8 +107,8 @@ def build_dictionary(settings: Settings) -> Dictionary:
     """The dictionary of this code under these settings."""
     features = settings.features
     declared = [
-        *user_features.views(features.half_life_days, features.history_length),
-        *item_features.views(features.prior_strength),
+        *user_features.views(features.half_life_days, features.sequence_length),
+        *item_features.views(features.half_life_days),
     ]
     entries = list(_repository_entries(settings, {view.name: view for view in declared}))
     served = {entry.name.partition(".")[0] for entry in entries}
@@ -211,6 +212,8 @@ def _repository_entries(settings: Settings, declared: Mapping[str, ViewDeclarati
     for call in _calls(repo / "feature_services.py", "FeatureService").values():
         for variable in call["features"]:
             services[variables[str(variable)]].append(str(call["name"]))
+    # an optional view that no column reads is declared, and stays empty
+    services |= {view: [] for view in OPTIONAL_VIEWS.keys() - active_views(settings.features)}
     for name, call in views.items():
         if name in declared:
             yield from _declared_entries(declared[name], services=tuple(sorted(services[name])))
@@ -269,14 +272,14 @@ def _declared_entries(view: ViewDeclaration, services: tuple[str, ...]) -> Itera
 def _column_entries(columns: ColumnsFile) -> Iterator[FeatureEntry]:
     """People's own columns, as their file declares them."""
     code = code_hash(_COLUMNS)
-    for table, found in (("users", columns.users), ("items", columns.items), ("interactions", columns.interactions)):
+    for table, found in (("users", columns.users), ("items", columns.items)):
         for column in found.root:
             declaration = column.model_dump(mode="json")
-            place = getattr(column, "place", None) or " x ".join(declaration["columns"])
+            place = ", ".join(places_of(column)) or " x ".join(declaration["columns"])
             yield FeatureEntry(
                 name=f"columns_{table}.{column.name}",
                 type=column.kind,
-                entity={"users": "user_id", "items": "item_id"}.get(table, "user_id, item_id"),
+                entity={"users": "user_id", "items": "item_id"}[table],
                 owner="you",
                 description=f"Your own column: {place}.",
                 source=table,

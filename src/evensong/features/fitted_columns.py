@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from evensong.errors import BundleError, ConfigurationError
-from evensong.features import column_values
+from evensong.features.column_readers import FrameReader, reader_of
+from evensong.features.column_values import lists
 from evensong.features.columns import (
     CategoricalColumn,
     Column,
@@ -26,14 +27,18 @@ from evensong.features.columns import (
     CrossColumn,
     ImageColumn,
     NumericColumn,
+    RateColumn,
     SequenceColumn,
     TextColumn,
+    VectorColumn,
     bucket_names,
     parse,
+    places_of,
 )
-from evensong.features.crosses import cross, hash64
+from evensong.features.crosses import combined64, hash64, hash_text
 from evensong.features.encoders import SentenceEncoder, open_encoder
 from evensong.features.images import ImageEncoder, open_image_encoder
+from evensong.features.rates import BetaPrior, fit_prior, smoothed_rates
 from evensong.features.text import TextVectors
 from evensong.types import Frame, Value
 
@@ -121,11 +126,24 @@ class FittedColumns:
         self._states = dict(states)
         self._cache, self._device = cache, device
         self._encoders: dict[str, Any] = dict(encoders or {})
+        self.outputs = tuple(out for column in columns.root for out in _outputs(column, self._states[column.name]))
+        """What a transform gives, known before it is run."""
+        self._index = {
+            column.name: {token: column.num_oov + 1 + i for i, token in enumerate(self.vocabulary(column.name))}
+            for column in columns.root
+            if isinstance(column, CategoricalColumn | SequenceColumn)
+        }
 
     @property
-    def outputs(self) -> tuple[Output, ...]:
-        """What a transform gives, known before it is run."""
-        return tuple(output for column in self.columns.root for output in _outputs(column, self._states[column.name]))
+    def sources(self) -> list[str]:
+        """The columns that a frame must have, sorted."""
+        return sorted({place.split(".")[0] for column in self.columns.root for place in places_of(column)})
+
+    def of_kinds(self, kinds: Collection[str]) -> FittedColumns:
+        """These columns alone, as they were fitted; crosses need the columns that they combine."""
+        chosen = ColumnSet(tuple(column for column in self.columns.root if column.kind in kinds))
+        states = {column.name: self._states[column.name] for column in chosen.root}
+        return FittedColumns(chosen, states, cache=self._cache, device=self._device, encoders=self._encoders)
 
     def vocabulary(self, name: str) -> list[str]:
         """The known values of a categorical or sequence column, in the order of their indices."""
@@ -138,12 +156,10 @@ class FittedColumns:
             SourceError: the frame lacks a column, or one is of the wrong type.
         """
         arrays: dict[str, Array] = {}
-        categories: dict[str, pl.Series] = {}
+        reader = reader_of(frame)
+        categories = {c.name: reader.categories(c) for c in self.columns.root if isinstance(c, CategoricalColumn)}
         for column in self.columns.root:
-            if isinstance(column, CategoricalColumn):
-                categories[column.name] = column_values.categories(frame, column)
-        for column in self.columns.root:
-            arrays |= self._transform_one(column, frame, categories)
+            arrays |= self._transform_one(column, reader, categories)
         outputs = self.outputs
         return Transformed({output.name: arrays[output.name] for output in outputs}, outputs, len(frame))
 
@@ -192,18 +208,28 @@ class FittedColumns:
         _check_complete(columns, states, directory)
         return cls(columns, states, cache=cache, device=device)
 
-    def _transform_one(self, column: Column, frame: Frame, categories: Mapping[str, pl.Series]) -> dict[str, Array]:
+    def _transform_one(
+        self, column: Column, reader: FrameReader, categories: Mapping[str, list[str | None]]
+    ) -> dict[str, Array]:
         state, name = self._states[column.name], column.name
         if isinstance(column, CategoricalColumn):
-            return {name: _indices(categories[name], state.facts["tokens"], column.num_oov)}
+            return {name: _indices(categories[name], self._index[name], column.num_oov)}
         if isinstance(column, CrossColumn):
-            crossed = pl.DataFrame({part: categories[part] for part in column.columns})
-            return {name: cross(crossed, column.columns, column.num_buckets)}
+            hashes = [hash64(pl.Series(categories[part], dtype=pl.String)) for part in column.columns]
+            return {name: (combined64(hashes) % np.uint64(column.num_buckets)).astype(np.int32)}
         if isinstance(column, NumericColumn):
-            return _numbers(column_values.numbers(frame, column), column, state)
+            return _numbers(reader.numbers(column), column, state)
         if isinstance(column, SequenceColumn):
-            return _padded(column_values.lists(frame, column), column, state.facts["tokens"])
-        texts = column_values.texts(frame, column)
+            return _padded(*reader.sequences(column), column, self._index[name])
+        if isinstance(column, VectorColumn):
+            vectors = reader.vectors(column)
+            if column.normalise == "log":
+                vectors = _logarithm(vectors.astype(np.float64)).astype(np.float32)
+            return {name: vectors}
+        if isinstance(column, RateColumn):
+            odds = _log_odds(*reader.counts(column), state)
+            return {name: ((odds - state.facts["centre"]) / state.facts["scale"]).astype(np.float32)}
+        texts = reader.texts(column)
         if isinstance(column, ImageColumn):
             return {name: self._encoder(column, state).encode(texts)} if state.facts["dimension"] else {}
         if column.encoder == "tfidf":
@@ -233,18 +259,24 @@ class _State:
 
 
 def _fit_one(column: Column, frame: Frame, encoder: Any) -> _State:
+    reader = FrameReader(frame, fitting=True)
     if isinstance(column, CategoricalColumn):
-        values = column_values.categories(frame, column, fitting=True)
+        values = reader.categories(column)
         if column.bins is not None:
             return _State({"tokens": bucket_names(column.bins)})
         return _State({"tokens": _tokens(values, column)})
     if isinstance(column, SequenceColumn):
-        return _State({"tokens": _tokens(column_values.lists(frame, column, fitting=True).explode(), column)})
+        return _State({"tokens": _tokens(lists(frame, column, fitting=True).explode().to_list(), column)})
     if isinstance(column, NumericColumn):
-        return _fit_numbers(column_values.numbers(frame, column, fitting=True), column)
+        return _fit_numbers(reader.numbers(column), column)
+    if isinstance(column, RateColumn):
+        return _fit_rate(*reader.counts(column), column)
+    if isinstance(column, VectorColumn):
+        reader.vectors(column)
+        return _State()
     if isinstance(column, CrossColumn):
         return _State()
-    texts = column_values.texts(frame, column, fitting=True)
+    texts = reader.texts(column)
     if encoder is not None:
         return _State({"dimension": encoder.dimension, "fingerprint": encoder.fingerprint})
     if isinstance(column, ImageColumn):
@@ -253,33 +285,51 @@ def _fit_one(column: Column, frame: Frame, encoder: Any) -> _State:
     return _State(vectors.facts(), dict(vectors.arrays()))
 
 
-def _tokens(values: pl.Series, column: CategoricalColumn | SequenceColumn) -> list[str]:
-    counts = Counter(value for value in values.to_list() if value)
+def _tokens(values: list[str | None], column: CategoricalColumn | SequenceColumn) -> list[str]:
+    counts = Counter(value for value in values if value)
     often = sorted((t for t, n in counts.items() if n >= column.min_count), key=lambda t: (-counts[t], t))
     return sorted(often[: column.max_size])
 
 
-def _indices(values: pl.Series, tokens: list[str], num_oov: int) -> NDArray[np.int32]:
-    index = {token: num_oov + 1 + i for i, token in enumerate(tokens)}
-    unknown = 1 + hash64(values) % np.uint64(num_oov)
-    texts = values.to_list()
-    found = (index.get(text, int(unknown[row])) if text else 0 for row, text in enumerate(texts))
-    return np.fromiter(found, np.int32, len(texts))
+def _indices(texts: list[str | None], index: Mapping[str, int], num_oov: int) -> NDArray[np.int32]:
+    def place(text: str | None) -> int:
+        if not text:
+            return 0
+        known = index.get(text)
+        return known if known is not None else 1 + (hash_text(text) % num_oov if num_oov > 1 else 0)
+
+    return np.fromiter((place(text) for text in texts), np.int32, len(texts))
 
 
-def _padded(values: pl.Series, column: SequenceColumn, tokens: list[str]) -> dict[str, Array]:
-    kept = values.list.tail(column.length) if column.keep == "last" else values.list.head(column.length)
-    lengths = kept.list.len().cast(pl.Int32).to_numpy()
-    indices = np.zeros((len(values), column.length), np.int32)
+def _padded(
+    texts: list[str | None], sizes: NDArray[np.int64], column: SequenceColumn, index: Mapping[str, int]
+) -> dict[str, Array]:
+    indices = np.zeros((len(sizes), column.length), np.int32)
     # Boolean assignment fills row by row, which is the order in which the lists were flattened.
-    indices[np.arange(column.length)[None, :] < lengths[:, None]] = _indices(
-        kept.filter(pl.Series(lengths) > 0).explode(), tokens, column.num_oov
+    indices[np.arange(column.length)[None, :] < sizes[:, None]] = _indices(texts, index, column.num_oov)
+    return {column.name: indices, f"{column.name}_length": sizes.astype(np.int32)}
+
+
+def _fit_rate(conversions: Array, trials: Array, column: RateColumn) -> _State:
+    prior = fit_prior(pl.Series(conversions), pl.Series(trials), column.strength)
+    state = _State({"a": prior.a, "b": prior.b})
+    odds = _log_odds(conversions, trials, state)
+    deviation = float(odds.std()) if len(odds) else 1.0
+    return _State(
+        state.facts
+        | {"centre": float(odds.mean()) if len(odds) else 0.0, "scale": deviation if deviation > 1e-6 else 1.0}
     )
-    return {column.name: indices, f"{column.name}_length": lengths}
 
 
-def _fit_numbers(values: pl.Series, column: NumericColumn) -> _State:
-    known = values.drop_nulls().to_numpy()
+def _log_odds(conversions: Array, trials: Array, state: _State) -> Array:
+    prior = BetaPrior(a=state.facts["a"], b=state.facts["b"])
+    rates = smoothed_rates(pl.Series(conversions), pl.Series(trials), prior).to_numpy()
+    odds: Array = np.log(rates) - np.log1p(-rates)
+    return odds
+
+
+def _fit_numbers(values: Array, column: NumericColumn) -> _State:
+    known = values[~np.isnan(values)]
     if isinstance(column.missing, float):
         fill = column.missing
     elif not len(known):
@@ -296,16 +346,16 @@ def _fit_numbers(values: pl.Series, column: NumericColumn) -> _State:
     return _State({"fill": fill, "centre": centre, "scale": deviation if deviation > 1e-9 * abs(centre) else 1.0})
 
 
-def _numbers(values: pl.Series, column: NumericColumn, state: _State) -> dict[str, Array]:
-    missing = values.is_null().to_numpy().astype(np.float32)
-    numbers = values.fill_null(float(state.facts["fill"])).to_numpy()
+def _numbers(values: Array, column: NumericColumn, state: _State) -> dict[str, Array]:
+    missing = np.isnan(values)
+    numbers = np.where(missing, float(state.facts["fill"]), values)
     if column.normalise == "quantile":
         numbers = _ranks(numbers, state.arrays["quantiles"])
     elif column.normalise != "none":
         numbers = _logarithm(numbers) if column.normalise == "log" else numbers
         numbers = (numbers - state.facts["centre"]) / state.facts["scale"]
     found: dict[str, Array] = {column.name: numbers.astype(np.float32)}
-    return found | ({f"{column.name}_missing": missing} if column.indicator else {})
+    return found | ({f"{column.name}_missing": missing.astype(np.float32)} if column.indicator else {})
 
 
 def _ranks(numbers: Array, quantiles: Array) -> Array:
@@ -335,6 +385,10 @@ def _outputs(column: Column, state: _State) -> list[Output]:
     if isinstance(column, NumericColumn):
         number = Output(name=name, kind="number", size=1)
         return [number, Output(name=f"{name}_missing", kind="number", size=1)] if column.indicator else [number]
+    if isinstance(column, RateColumn):
+        return [Output(name=name, kind="number", size=1)]
+    if isinstance(column, VectorColumn):
+        return [Output(name=name, kind="vector", size=column.length)]
     size = (
         column.dimension if isinstance(column, TextColumn) and column.encoder == "tfidf" else state.facts["dimension"]
     )
@@ -351,8 +405,10 @@ def _check_complete(columns: ColumnSet, states: Mapping[str, _State], directory:
             quantile = column.normalise == "quantile"
             complete = facts == ({"fill"} if quantile else {"fill", "centre", "scale"})
             complete &= arrays == ({"quantiles"} if quantile else set())
-        elif isinstance(column, CrossColumn):
+        elif isinstance(column, CrossColumn | VectorColumn):
             complete = not facts
+        elif isinstance(column, RateColumn):
+            complete = facts == {"a", "b", "centre", "scale"}
         elif isinstance(column, TextColumn) and column.encoder == "tfidf":
             complete = facts == {"terms"} and arrays == {"idf", "components"}
             complete = complete and state.arrays["components"].shape == (len(state.facts["terms"]), column.dimension)

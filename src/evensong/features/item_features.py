@@ -1,19 +1,19 @@
-"""Features of items beside those of `recommender_v1`: category levels, price and its rank, age, and what views lead to.
+"""Features of items beside those of old: the rest of their row, where their price stands, what they lead to.
 
-Conversion rates of items with few views are mostly chance, so each is drawn towards what items in general do: with a
-Beta(a, b) prior fitted to all items, `(conversions + a) / (views + a + b)` is the rate's posterior mean (empirical
-Bayes, Casella, The American Statistician 39(2), 1985).
+As everywhere, a row is stamped with the moment at which what it says became known. Conversions are kept as counts; the
+rates and their prior are fitted state (`rates`). An item's age needs no table: models count it from `arrival_seconds`.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 
-import numpy as np
 import polars as pl
 
 from evensong.features.declarations import FeatureDeclaration, ViewDeclaration
+from evensong.features.newest import said_at_each_moment
 from evensong.features.time_statistics import (
+    DecayStatistic,
     StatisticsState,
     TimeStatistic,
     WindowStatistic,
@@ -22,25 +22,66 @@ from evensong.features.time_statistics import (
     read_at,
     update,
 )
-from evensong.types import CATEGORY_SEPARATOR, TIMESTAMP, Frame, Value
+from evensong.types import CATEGORY_SEPARATOR, TIMESTAMP, Frame
 
 LEVELS = 3
 DAYS = (1, 7, 30)
 #: Event types that show interest, and what they may lead to.
 TRIALS, CONVERSIONS = ("view", "click"), {"cart": ("cart",), "purchase": ("purchase",)}
-_STRONGEST = 1e6
+STAMPS: dict[str, pl.DataType] = {"event_timestamp": TIMESTAMP, "created_timestamp": TIMESTAMP}
+
+ITEM_DETAILS: dict[str, pl.DataType] = {
+    "item_id": pl.String(),
+    "item_attributes": pl.String(),
+    "item_image_uri": pl.String(),
+    **STAMPS,
+}
+ITEM_STANDING: dict[str, pl.DataType] = {"item_id": pl.String(), "price_rank": pl.Float64(), **STAMPS}
+ITEM_CONVERSION: dict[str, pl.DataType] = {
+    "item_id": pl.String(),
+    **{f"item_{name}_{days}d": pl.Int64() for name in ("views", "carts", "purchases") for days in DAYS},
+    "item_decayed_events": pl.Float64(),
+    **STAMPS,
+}
 
 
-class BetaPrior(Value):
-    """What a rate is believed to be before anything is seen: Beta(a, b), worth `a + b` trials."""
+def item_details(items: Frame, *, since: datetime | None = None, until: datetime) -> Frame:
+    """The rest of what the items table said of each item (ITEM_DETAILS), one row a moment at which that changed."""
+    said = {"item_attributes": "attributes", "item_image_uri": "image_uri"}
+    return said_at_each_moment(
+        items,
+        lambda rows: rows.select(pl.col(old).cast(pl.String).alias(new) for new, old in said.items()),
+        entity="item_id",
+        since=since,
+        until=until,
+    ).cast(pl.Schema(ITEM_DETAILS))
 
-    a: float
-    b: float
 
-    @property
-    def mean(self) -> float:
-        """The expected rate."""
-        return self.a / (self.a + self.b)
+def item_standing(items: Frame, *, since: datetime | None = None, until: datetime) -> Frame:
+    """Where each item's price stands in its category (ITEM_STANDING), at each midnight (UTC) at which that changed.
+
+    An item's own row or another one of its category may have changed it. All items are needed, not a partition.
+    """
+    said = said_at_each_moment(
+        items, lambda rows: rows.select("category_path", "price"), entity="item_id", since=None, until=until
+    )
+    said = category_levels(said).with_columns(_day_end(pl.col("event_timestamp")).alias("moment"))
+    said = said.filter(pl.col("moment") <= until).unique(["item_id", "moment"], keep="last", maintain_order=True)
+    said = said.select("item_id", "category_1", "price", "moment")
+    before = pl.lit(False) if since is None else pl.col("moment") <= since
+    catalogue = said.filter(before).unique("item_id", keep="last", maintain_order=True)
+    found = [pl.DataFrame(schema=ITEM_STANDING)]
+    ranked = price_ranks(catalogue)
+    for (moment,), changed in said.filter(~before).sort("moment").partition_by("moment", as_dict=True).items():
+        catalogue = pl.concat([catalogue, changed]).unique("item_id", keep="last", maintain_order=True)
+        now = price_ranks(catalogue)
+        differs = pl.col("price_rank").ne_missing(pl.col("before")) | pl.col("known").is_null()
+        old = ranked.select("item_id", pl.col("price_rank").alias("before"), pl.lit(True).alias("known"))
+        rows = now.join(old, on="item_id", how="left").filter(differs).sort("item_id")
+        stamps = [pl.lit(moment, TIMESTAMP).alias(name) for name in STAMPS]
+        found.append(rows.select("item_id", "price_rank", *stamps))
+        ranked = now
+    return pl.concat(found)
 
 
 def category_levels(items: Frame) -> Frame:
@@ -69,163 +110,91 @@ def price_ranks(items: Frame, by: str = "category_1") -> Frame:
     return items.with_columns(rank.cast(pl.Float64).alias("price_rank"))
 
 
-def ages(items: Frame, at: datetime) -> Frame:
-    """The frame with `age_days`, from `arrival_seconds` (Unix time of the item's first known row) to the moment."""
-    seconds = pl.lit(at.timestamp()) - pl.col("arrival_seconds")
-    return items.with_columns((seconds / 86_400).clip(0).alias("age_days"))
-
-
-def catalogue(content: Frame, at: datetime) -> Frame:
-    """What a moment's catalogue says of each item: `item_id`, category levels, price, its rank, age.
-
-    Args:
-        content: `item_id, category_path, price, arrival_seconds`, one row an item, as the view `item_content` has it at
-            the moment.
-    """
-    rows = ages(price_ranks(category_levels(content)), at)
-    levels = [f"category_{level}" for level in range(1, LEVELS + 1)]
-    return rows.select("item_id", *levels, "price", "price_rank", "age_days")
-
-
-def item_statistics() -> list[TimeStatistic]:
-    """The counts that `item_conversion` keeps of an item's events."""
+def item_statistics(half_life_days: float) -> list[TimeStatistic]:
+    """What `item_conversion` keeps of an item's events."""
     kinds = {"views": TRIALS, **{f"{name}s": types for name, types in CONVERSIONS.items()}}
-    return [
+    counts: list[TimeStatistic] = [
         WindowStatistic(name=f"item_{name}_{days}d", days=days, event_types=types)
         for name, types in kinds.items()
         for days in DAYS
     ]
+    return [*counts, DecayStatistic(name="item_decayed_events", half_life_days=half_life_days)]
 
 
 def item_conversion(
-    interactions: Frame,
-    *,
-    priors: dict[str, BetaPrior],
-    state: StatisticsState | None = None,
-    until: datetime,
+    interactions: Frame, *, state: StatisticsState | None = None, half_life_days: float = 7.0, until: datetime
 ) -> tuple[Frame, StatisticsState]:
-    """How often each item was met, put into the cart and bought, and the smoothed rates; and the state to go on from.
+    """How often each item was met, put into the cart and bought, and its decayed events; and the state to go on from.
 
     Args:
         interactions: at least those that became known after the state, of one partition of the items.
-        priors: by conversion (`cart`, `purchase`), from `fit_priors` over all items.
 
     Returns:
-        `item_id, item_views_<days>d, item_carts_<days>d, item_purchases_<days>d, item_cart_rate, item_purchase_rate`
-        and stamps, at each midnight (UTC) that ends a day in which a count changed. The state is that of the last
+        ITEM_CONVERSION at each midnight (UTC) that ends a day in which a value changed. The state is that of the last
         midnight: events since then are to come again with the next call.
     """
     state = state or empty_state()
-    statistics = item_statistics()
+    statistics = item_statistics(half_life_days)
     until = max(state.until, until.replace(hour=0, minute=0, second=0, microsecond=0))
     moments = moments_of_change(interactions, statistics, entity="item_id", state=state, until=until)
     moments = moments.select("item_id", _day_end(pl.col("moment"))).unique().sort("item_id", "moment")
-    counts = read_at(state, interactions, statistics, entity="item_id", moments=moments)
-    for name in CONVERSIONS:
-        rates = smoothed_rates(counts[f"item_{name}s_30d"], counts["item_views_30d"], priors[name])
-        counts = counts.with_columns(rates.alias(f"item_{name}_rate"))
-    names = [name for name in counts.columns if name not in ("item_id", "moment")]
-    stamps = [pl.col("moment").cast(TIMESTAMP).alias(name) for name in ("event_timestamp", "created_timestamp")]
-    whole = [pl.col(statistic.name).cast(pl.Int64) for statistic in statistics]
-    rows = counts.with_columns(whole).select("item_id", *names, *stamps)
-    return rows, update(state, interactions, statistics, entity="item_id", until=until)
-
-
-def fit_priors(counts: Frame, strength: float = 0.0) -> dict[str, BetaPrior]:
-    """The prior of each conversion from the 30-day counts of all items, one row an item; see `fit_prior`."""
-    return {name: fit_prior(counts[f"item_{name}s_30d"], counts["item_views_30d"], strength) for name in CONVERSIONS}
-
-
-def smoothed_rates(conversions: pl.Series, trials: pl.Series, prior: BetaPrior) -> pl.Series:
-    """The posterior mean of each rate, between 0 and 1. A conversion without a trial of its own counts as one."""
-    seen = pl.select(pl.max_horizontal(conversions.cast(pl.Float64), trials.cast(pl.Float64))).to_series()
-    return ((conversions.cast(pl.Float64) + prior.a) / (seen + prior.a + prior.b)).alias("rate")
-
-
-def fit_prior(conversions: pl.Series, trials: pl.Series, strength: float = 0.0) -> BetaPrior:
-    """The Beta prior of many rates by the method of moments (beta-binomial: Kleinman, JASA 68, 1973).
-
-    Args:
-        strength: trials that the prior is worth; 0: as the spread of the rates says. Rates that differ no more than
-            chance alone would make them give the strongest prior, so that all are pulled to the common mean.
-
-    Raises:
-        ValueError: conversions and trials are not of one length.
-    """
-    if len(conversions) != len(trials):
-        raise ValueError(f"expected as many conversions as trials, got {len(conversions)} and {len(trials)}")
-    successes = conversions.cast(pl.Float64).to_numpy()
-    sizes = np.maximum(trials.cast(pl.Float64).to_numpy(), successes)
-    successes, sizes = successes[sizes > 0], sizes[sizes > 0]
-    total = sizes.sum()
-    # Half a conversion among one trial more (Jeffreys): no item has converted yet does not mean that none ever will.
-    mean = float((successes.sum() + 0.5) / (total + 1))
-    if strength <= 0:
-        strength = _strength(successes, sizes, mean)
-    return BetaPrior(a=mean * strength, b=(1 - mean) * strength)
-
-
-def _strength(successes: np.ndarray, sizes: np.ndarray, mean: float) -> float:
-    """`a + b` such that the weighted spread of the observed rates is the expected one."""
-    if len(sizes) < 2:
-        return 1.0
-    total = sizes.sum()
-    spread = float((sizes * (successes / sizes - mean) ** 2).sum())
-    by_chance = mean * (1 - mean) * (len(sizes) - 1)
-    beyond = spread - by_chance
-    # E[spread] = mean (1 - mean) [ (k - 1) + rho (total - sum(n^2) / total - (k - 1)) ], rho = 1 / (a + b + 1).
-    room = mean * (1 - mean) * (total - float((sizes**2).sum()) / total - (len(sizes) - 1))
-    if beyond <= 0 or room <= 0:
-        return _STRONGEST if room > 0 else 1.0
-    rho = min(beyond / room, 0.999)
-    return float(np.clip(1 / rho - 1, 1e-3, _STRONGEST))
+    values = read_at(state, interactions, statistics, entity="item_id", moments=moments)
+    rows = values.select(*(name for name in ITEM_CONVERSION if name not in STAMPS), *_stamps("moment"))
+    new = update(state, interactions, statistics, entity="item_id", until=until)
+    return rows.cast(pl.Schema(ITEM_CONVERSION)), new
 
 
 def _day_end(moment: pl.Expr) -> pl.Expr:
     return (moment - pl.duration(microseconds=1)).dt.truncate("1d") + pl.duration(days=1)
 
 
-def views(prior_strength: float = 0.0) -> list[ViewDeclaration]:
+def _stamps(moment: str) -> list[pl.Expr]:
+    return [pl.col(moment).cast(TIMESTAMP).alias(name) for name in STAMPS]
+
+
+def views(half_life_days: float = 7.0) -> list[ViewDeclaration]:
     """What this module computes, for the dictionary."""
     here = "evensong.features.item_features"
-    content = [
-        *(
-            FeatureDeclaration(name=f"category_{n}", type="String", description=f"The category down to level {n}.")
-            for n in range(1, LEVELS + 1)
-        ),
-        FeatureDeclaration(name="price", type="Float64", description="In the shop's currency."),
-        FeatureDeclaration(name="price_rank", type="Float64", description="Share of cheaper items in its category."),
-        FeatureDeclaration(name="age_days", type="Float64", description="Days since the item was first known."),
-    ]
     said = {"views": "Views and clicks.", "carts": "Times put into the cart.", "purchases": "Times bought."}
     counted = [
         FeatureDeclaration(name=f"item_{name}_{d}d", type="Int64", description=text, window=f"{d} days")
         for name, text in said.items()
         for d in DAYS
     ]
-    rates = [
-        FeatureDeclaration(
-            name=f"item_{name}_rate",
-            type="Float64",
-            description=f"Share of views that lead to a {name}, smoothed by a prior over all items.",
-            window="30 days",
-        )
-        for name in CONVERSIONS
-    ]
+    decayed = FeatureDeclaration(
+        name="item_decayed_events",
+        type="Float64",
+        description="Positive events, decayed.",
+        window=f"half-life {half_life_days:g} days",
+    )
     return [
         ViewDeclaration(
-            name="item_catalogue",
+            name="item_details",
             entity="item_id",
             source="items",
-            function=f"{here}:catalogue",
-            features=tuple(content),
+            function=f"{here}:item_details",
+            features=(
+                FeatureDeclaration(name="item_attributes", type="String", description="The row's JSON, for columns."),
+                FeatureDeclaration(name="item_image_uri", type="String", description="Where its picture is."),
+            ),
+        ),
+        ViewDeclaration(
+            name="item_standing",
+            entity="item_id",
+            source="items",
+            function=f"{here}:item_standing",
+            features=(
+                FeatureDeclaration(
+                    name="price_rank", type="Float64", description="Share of cheaper items in its level-one category."
+                ),
+            ),
         ),
         ViewDeclaration(
             name="item_conversion",
             entity="item_id",
             source="interactions",
             function=f"{here}:item_conversion",
-            features=(*counted, *rates),
-            parameters={"prior_strength": f"{prior_strength:g}"},
+            features=(*counted, decayed),
+            parameters={"half_life_days": f"{half_life_days:g}"},
         ),
     ]

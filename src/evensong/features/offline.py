@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from evensong.features.store import open_store
 from evensong.settings import Settings
 from evensong.types import Frame
+
+if TYPE_CHECKING:
+    from feast import FeatureView
 
 
 class FeatureReader:
@@ -13,7 +18,7 @@ class FeatureReader:
     def __init__(self, settings: Settings) -> None:
         self._store = open_store(settings)
 
-    def join(self, entities: Frame, service: str) -> Frame:
+    def join(self, entities: Frame, service: str, *, of: str | None = None) -> Frame:
         """The entity rows with the features known at each row's moment.
 
         Args:
@@ -21,6 +26,7 @@ class FeatureReader:
             columns
                 are kept.
             service: the feature service's name.
+            of: only the views of this join key, such as `item_id`; the others' keys may then be missing.
 
         Returns:
             The same rows in the same order, with the service's features under their bare names; null where none was
@@ -29,8 +35,11 @@ class FeatureReader:
         Raises:
             ValueError: a join key is missing, or a column has a feature's name.
         """
+        features = self._store.get_feature_service(service)
+        if of is not None:
+            features = [f"{view.name}:{name}" for view, names in self._views(service, of) for name in names]
         job = self._store.get_historical_features(
-            entity_df=entities, features=self._store.get_feature_service(service), filter_by_created_timestamp=True
+            entity_df=entities, features=features, filter_by_created_timestamp=True
         )
         joined: Frame = job.to_polars()
         if len(joined) != len(entities):
@@ -39,9 +48,12 @@ class FeatureReader:
 
     def features_of(self, service: str, entity: str) -> list[str]:
         """The service's features that describe one entity, by its join key, in the declared order."""
-        names = []
+        return [name for _, names in self._views(service, entity) for name in names]
+
+    def _views(self, service: str, entity: str) -> list[tuple[FeatureView, list[str]]]:
+        found = []
         for projection in self._store.get_feature_service(service).feature_view_projections:
             view = self._store.get_feature_view(projection.name)
             if view.join_keys == [entity]:
-                names += [feature.name for feature in projection.features]
-        return names
+                found.append((view, [feature.name for feature in projection.features]))
+        return found

@@ -22,6 +22,7 @@ from evensong.data import storage
 from evensong.features.encoding import FEW, decode, entity_keys, key_prefix, text_keys
 from evensong.features.online_redis import RedisOnline
 from evensong.features.online_sqlite import SqliteOnline
+from evensong.features.shop_columns import OPTIONAL_VIEWS, active_views
 from evensong.features.store import PROJECT, is_redis, redis_connection
 from evensong.features.transformations import (
     ITEM_CONTENT,
@@ -49,8 +50,15 @@ def _features(views: dict[str, dict[str, pl.DataType]], entity: str) -> Features
     }
 
 
-_USERS = _features({"user_history": USER_HISTORY, "user_activity": USER_ACTIVITY}, "user_id")
-_ITEMS = _features({"item_popularity": ITEM_POPULARITY, "item_content": ITEM_CONTENT}, "item_id")
+_VIEWS = {
+    "user_history": USER_HISTORY,
+    "user_activity": USER_ACTIVITY,
+    "item_popularity": ITEM_POPULARITY,
+    "item_content": ITEM_CONTENT,
+    **OPTIONAL_VIEWS,
+}
+_USERS = _features({view: schema for view, schema in _VIEWS.items() if "user_id" in schema}, "user_id")
+_ITEMS = _features({view: schema for view, schema in _VIEWS.items() if "item_id" in schema}, "item_id")
 _SEEN = _features({"user_seen": USER_SEEN}, "user_id")
 
 
@@ -66,6 +74,8 @@ class OnlineFeatures:
             self._online = SqliteOnline(settings.online_store, PROJECT)
         self._lock = threading.Lock()
         self._items: _Items | None = None
+        # a view that is no longer computed may have left rows, which nobody keeps up
+        self._silent = OPTIONAL_VIEWS.keys() - active_views(settings.features)
 
     def users(self, user_ids: Sequence[str]) -> Frame:
         """`user_id` and the features of the user views."""
@@ -93,10 +103,13 @@ class OnlineFeatures:
         if asked.is_empty():
             return pl.DataFrame(schema={entity: pl.String(), **{name: dtype for (_, name), dtype in features.items()}})
         keys = text_keys(entity, asked.to_list()) if len(asked) <= FEW else entity_keys([asked])
-        found = self._online.read(keys, list(features))
+        wanted = [feature for feature in features if feature[0] not in self._silent]
+        found = dict(zip(wanted, self._online.read(keys, wanted), strict=True))
         columns = [
-            decode(values, dtype).alias(name)
-            for values, ((_, name), dtype) in zip(found, features.items(), strict=True)
+            decode(found[feature], dtype).alias(feature[1])
+            if feature in found
+            else pl.Series(feature[1], [None] * len(asked), dtype)
+            for feature, dtype in features.items()
         ]
         return pl.DataFrame([asked, *columns])
 
@@ -122,7 +135,9 @@ class OnlineFeatures:
         """The items as of the marker from the file that one process of this machine writes and the others map."""
         if marker is None:
             return self._load_items()
-        places = json.dumps([marker, self._settings.lake, self._settings.online_store, list(_ITEMS)])
+        places = json.dumps(
+            [marker, self._settings.lake, self._settings.online_store, list(_ITEMS), sorted(self._silent)]
+        )
         path = Path(self._settings.place("serving", f"items-{hashlib.sha256(places.encode()).hexdigest()[:16]}.arrow"))
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

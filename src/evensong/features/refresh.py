@@ -5,7 +5,8 @@ The tables are a function of the lake and of one moment, the horizon: the latest
 fingerprints, finds the first day that differs, and computes the rows stamped after that day's beginning again, for the
 entities that can have any; a Delta commit puts them in the place of the old ones. So a rerun, a skipped night, an
 older night after a newer one and a historical import all end in the same tables, and a refresh that is killed is
-repeated by the next one.
+repeated by the next one. Views that carry a state (`stateful`) go on from the last midnight's, so that a night costs
+what is new in it. Optional views that no column reads (`shop_columns`) are left empty.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ import polars as pl
 from evensong.data import storage
 from evensong.data.lake import Lake, moment
 from evensong.errors import StaleFeaturesError
+from evensong.features import stateful
 from evensong.features import transformations as t
+from evensong.features.item_features import item_details, item_standing
+from evensong.features.shop_columns import OPTIONAL_VIEWS, active_views
+from evensong.features.stateful import Held
+from evensong.features.user_features import user_profile
 from evensong.settings import Settings
 from evensong.types import Frame
 
 #: Raise when a transformation gives other values for the same rows: every table is then computed anew.
-REVISION = 1
+REVISION = 2
 STATE = "state.json"
 #: Events of one partition of users or items, which bounds the memory of a refresh.
 PARTITION_EVENTS = 250_000
@@ -37,8 +43,16 @@ SCHEMAS = {
     "item_popularity": t.ITEM_POPULARITY,
     "item_content": t.ITEM_CONTENT,
     "user_seen": t.USER_SEEN,
+    **OPTIONAL_VIEWS,
 }
-_ITEM_COLUMNS = ("item_id", "title", "category_path", "price", "event_timestamp", "created_timestamp")
+_ITEM_COLUMNS = (
+    *("item_id", "title", "category_path", "price", "image_uri", "attributes"),
+    *("event_timestamp", "created_timestamp"),
+)
+#: Settings that decide what the models make of the features, not what the features are.
+_OF_MODELS = {"groups", "columns_path", "text_encoder", "text_device", "image_encoder", "prior_strength"}
+
+States = dict[str, list[Frame]]
 
 
 def refresh(settings: Settings, as_of: datetime) -> dict[str, int]:
@@ -52,19 +66,27 @@ def refresh(settings: Settings, as_of: datetime) -> dict[str, int]:
     state = storage.read_json(state_uri) if storage.exists(state_uri) else {}
     reached = datetime.fromisoformat(state["horizon"]) if state else None
     horizon = max(as_of, reached or as_of)
-    interactions = lake.scan("interactions", horizon).select(t.INTERACTION_COLUMNS).collect()
-    items = lake.scan("items", horizon).select(_ITEM_COLUMNS).collect()
+    tables = {
+        "interactions": lake.scan("interactions", horizon).select(t.INTERACTION_COLUMNS).collect(),
+        "items": lake.scan("items", horizon).select(_ITEM_COLUMNS).collect(),
+        "users": lake.scan("users", horizon).collect(),
+    }
     wanted = {
         "horizon": horizon.isoformat(),
         "definition": _definition(settings),
-        "days": {"interactions": _fingerprints(interactions), "items": _fingerprints(items)},
+        "days": {name: _fingerprints(table) for name, table in tables.items()},
     }
     since = _changed_since(state, wanted)
     if state == wanted and all(lake.version(f"features/{view}") is not None for view in SCHEMAS):
         return {view: _version(lake, view) for view in SCHEMAS}
-    for view, frames in _computed(interactions, items, settings, since, horizon).items():
+    token = _token(wanted)
+    states: States = {}
+    held = _held(settings, state, since)
+    for view, frames in _computed(tables, settings, since, horizon, held, states).items():
         _replace(settings, view, frames, since)
+        stateful.keep(settings.lake, token, view, states.get(view, []))
     storage.write_json(state_uri, wanted)
+    stateful.forget_others(settings.lake, token)
     return {view: _version(lake, view) for view in SCHEMAS}
 
 
@@ -89,13 +111,19 @@ def require(settings: Settings, as_of: datetime) -> None:
 
 
 def _computed(
-    interactions: Frame, items: Frame, settings: Settings, since: datetime | None, until: datetime
+    tables: dict[str, Frame],
+    settings: Settings,
+    since: datetime | None,
+    until: datetime,
+    held: Callable[[str], Held],
+    states: States,
 ) -> dict[str, Iterator[Frame]]:
-    """The rows of each view stamped after `since`, one partition of entities at a time."""
+    """The rows of each view stamped after `since`, one partition of entities at a time; `states` gets the new ones."""
     split, features = settings.split, settings.features
     window = _Window(since=since, until=until)
+    interactions, items = tables["interactions"], tables["items"]
     positives = t.positive_events(interactions, split)
-    return {
+    views = {
         "user_history": _partitioned(
             positives, "user_id", since, lambda part: t.user_history(part, items, features, **window)
         ),
@@ -106,6 +134,46 @@ def _computed(
             interactions, "user_id", since, lambda part: t.user_seen(part, split, features, **window)
         ),
     }
+    active = active_views(features)
+    views |= dict.fromkeys(OPTIONAL_VIEWS.keys() - active, iter(()))
+    for name, compute in (
+        ("user_profile", user_profile),
+        ("item_details", item_details),
+        ("item_standing", item_standing),
+    ):
+        if name in active:
+            table = tables["users"] if name == "user_profile" else items
+            views[name] = iter([compute(table, **window).sort("event_timestamp", next(iter(SCHEMAS[name])))])
+    for view in stateful.stateful_views(items, features):
+        if view.name in active:
+            rows = view.rows(positives, held(view.name), partition_events=PARTITION_EVENTS, **window)
+            views[view.name] = _keeping(rows, states.setdefault(view.name, []))
+    return views
+
+
+def _keeping(rows: Iterator[tuple[Frame, Frame]], states: list[Frame]) -> Iterator[Frame]:
+    for frame, state in rows:
+        states.append(state)
+        yield frame
+
+
+def _held(settings: Settings, state: dict[str, Any], since: datetime | None) -> Callable[[str], Held]:
+    """What is held of each view at the last midnight, where nothing that was known by then has changed."""
+    until = _midnight(datetime.fromisoformat(state["horizon"])) if state else None
+
+    def find(view: str) -> Held:
+        if since is not None and until is not None and until <= since:
+            found = stateful.load(settings.lake, _token(state), view)
+            if found is not None:
+                return Held(found, until)
+        return Held(None, stateful.BEGINNING)
+
+    return find
+
+
+def _token(state: dict[str, Any]) -> str:
+    """Names everything that the states of a refresh were computed from."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _partitioned(
@@ -180,7 +248,8 @@ def _definition(settings: Settings) -> str:
     parts = {
         "revision": REVISION,
         "polars": pl.__version__,  # the fingerprints' hash may change with it
-        "features": settings.features.model_dump(mode="json"),
+        "features": settings.features.model_dump(mode="json", exclude=_OF_MODELS),
+        "views": sorted(active_views(settings.features)),
         "positive_event_types": list(settings.split.positive_event_types),
         "min_value": settings.split.min_value,
     }

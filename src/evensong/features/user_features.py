@@ -16,6 +16,7 @@ import polars as pl
 from evensong.features.column_values import categories
 from evensong.features.columns import CategoricalColumn, ColumnSet
 from evensong.features.declarations import FeatureDeclaration, ViewDeclaration
+from evensong.features.newest import said_at_each_moment
 from evensong.features.point_in_time import point_in_time_join
 from evensong.features.time_statistics import (
     DecayStatistic,
@@ -36,11 +37,38 @@ STATIC_COLUMNS = ColumnSet(
         CategoricalColumn(name="age_bucket", source="attributes.age", bins=(18, 25, 35, 50)),
         CategoricalColumn(name="gender", source="attributes.gender"),
         CategoricalColumn(name="membership_level", source="attributes.membership_level"),
+        # all of it, as it stands: what people's own columns read
+        CategoricalColumn(name="user_attributes", source="attributes"),
     )
 )
 COUNTED = ("view", "click", "cart", "purchase")
 PURCHASE = "purchase"
 HOURS = 24
+STAMPS: dict[str, pl.DataType] = {"event_timestamp": TIMESTAMP, "created_timestamp": TIMESTAMP}
+
+USER_PROFILE: dict[str, pl.DataType] = {
+    "user_id": pl.String(),
+    **{column.name: pl.String() for column in STATIC_COLUMNS.root},
+    **STAMPS,
+}
+USER_DYNAMICS: dict[str, pl.DataType] = {
+    "user_id": pl.String(),
+    "decayed_events": pl.Float64(),
+    **{f"decayed_{kind}s": pl.Float64() for kind in COUNTED},
+    **{f"spend_{days}d": pl.Float64() for days in (1, 7, 30)},
+    "taste_categories": pl.List(pl.String()),
+    "taste_shares": pl.List(pl.Float32()),
+    "hour_shares": pl.List(pl.Float32()),
+    **STAMPS,
+}
+USER_SEQUENCE: dict[str, pl.DataType] = {
+    "user_id": pl.String(),
+    "sequence_item_ids": pl.List(pl.String()),
+    "sequence_event_types": pl.List(pl.String()),
+    "sequence_categories": pl.List(pl.String()),
+    "sequence_gap_seconds": pl.List(pl.Float32()),
+    **STAMPS,
+}
 
 
 def user_profile(
@@ -55,23 +83,13 @@ def user_profile(
         SourceError: the table lacks a column, or it is of the wrong type.
     """
     chosen = [column for column in columns.root if isinstance(column, CategoricalColumn)]
-    rows = (
-        users.with_columns(pl.max_horizontal("event_timestamp", "created_timestamp").alias("known"))
-        .filter(pl.col("known") <= until)
-        .sort("user_id", "event_timestamp", "created_timestamp")
-        .with_row_index("rank")
+    return said_at_each_moment(
+        users,
+        lambda rows: pl.DataFrame([categories(rows, column).alias(column.name) for column in chosen]),
+        entity="user_id",
+        since=since,
+        until=until,
     )
-    values = pl.DataFrame([categories(rows, column).alias(column.name) for column in chosen])
-    newest = (
-        rows.select("user_id", "known", "rank")
-        .sort("user_id", "known", "rank")
-        .with_columns(pl.col("rank").cum_max())
-        .unique(["user_id", "known"], keep="last", maintain_order=True)
-    )
-    found = pl.concat([newest, values[newest["rank"]]], how="horizontal")
-    differs = pl.any_horizontal(pl.col(n).ne_missing(pl.col(n).shift(1)) for n in ["user_id", *values.columns])
-    found = found.filter(differs | (pl.int_range(pl.len()) == 0)).filter(_after("known", since))
-    return found.select("user_id", *values.columns, *_stamps("known"))
 
 
 def user_statistics(half_life_days: float) -> list[TimeStatistic]:
@@ -288,7 +306,3 @@ def _hour_shares(levels: Frame, num_rows: int) -> pl.Series:
 
 def _stamps(moment: str) -> list[pl.Expr]:
     return [pl.col(moment).cast(TIMESTAMP).alias(name) for name in ("event_timestamp", "created_timestamp")]
-
-
-def _after(moment: str, since: datetime | None) -> pl.Expr:
-    return pl.lit(True) if since is None else pl.col(moment) > since

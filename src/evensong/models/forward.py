@@ -1,25 +1,43 @@
 """Owns the forward passes of the trained models in plain numpy: serving, indexing and evaluation need no PyTorch.
 
-Legend: B users, N items, D embedding dimension, H attention heads, L history length.
+Legend: B users, N items, D embedding dimension, H attention heads, L history length, I indices and V numbers of the
+declared columns, E width of their tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evensong.features.fitted_columns import Output
+from evensong.features.model_columns import ModelColumns
 from evensong.models.inputs import ItemInputs, UserInputs
 
 Floats = NDArray[np.float32]
+
+#: Width of the tables of the declared columns.
+COLUMN_WIDTH = 8
+
+
+def dense_width(outputs: Sequence[Output]) -> int:
+    """Numbers a row that declared columns add to a tower's input."""
+    return sum(COLUMN_WIDTH if output.kind in ("index", "indices") else output.size for output in outputs)
+
+
+def column_key(name: str) -> str:
+    """What a declared column's table is called: PyTorch refuses modules with the names of its own methods."""
+    return f"column_{name}"
 
 
 class TowersForward:
     """The two towers from their saved weights; equals `TwoTower` up to float rounding (tested)."""
 
-    def __init__(self, weights: Mapping[str, Floats], temperature: float) -> None:
+    def __init__(self, weights: Mapping[str, Floats], temperature: float, columns: ModelColumns | None = None) -> None:
         self.temperature = temperature
+        columns = columns or ModelColumns.none()
+        self._outputs = {"user": columns.users.outputs, "item": columns.items.outputs}
         self._w = dict(weights)
         # each item's attention score is the same for every user: one small table instead of a product a request
         self._importance_VH = self._w["history.weight"] @ self._w["query"].T
@@ -31,7 +49,8 @@ class TowersForward:
         present_NW1 = (inputs.word_NW != 0)[:, :, None]
         count_N1 = np.maximum(present_NW1.sum(1), 1)
         words_ND = (w["word.weight"][inputs.word_NW] * present_NW1).sum(1) / count_N1
-        content = np.concatenate([category_ND, words_ND, inputs.price_N2], 1).astype(np.float32)
+        own = self._dense("item", inputs.index_NI, inputs.value_NV)
+        content = np.concatenate([category_ND, words_ND, inputs.price_N2, *own], 1).astype(np.float32)
         hidden = np.maximum(content @ w["content_in.weight"].T + w["content_in.bias"], 0)
         out = w["item_id.weight"][inputs.id_N] + hidden @ w["content_out.weight"].T + w["content_out.bias"]
         return _unit(out)
@@ -57,9 +76,22 @@ class TowersForward:
             pooled_P = np.zeros(w["position"].shape[0] * width, np.float32)
         taste_D = inputs.share_BC[row] @ w["category.0.weight"][inputs.category_BC[row]]
         numeric_F = (inputs.numeric_BF[row] - w["numeric_mean"]) / w["numeric_std"]
-        hidden = np.maximum(w["user_in.weight"] @ np.concatenate([pooled_P, taste_D, numeric_F]) + w["user_in.bias"], 0)
+        own = self._dense("user", inputs.index_BI[row : row + 1], inputs.value_BV[row : row + 1])
+        dense = np.concatenate([pooled_P, taste_D, numeric_F, *(part[0] for part in own)])
+        hidden = np.maximum(w["user_in.weight"] @ dense + w["user_in.bias"], 0)
         out = w["pooled.weight"] @ pooled_P + w["user_out.weight"] @ hidden + w["user_out.bias"]
         return _unit(out[None])[0]
+
+    def _dense(self, side: str, index_NI: NDArray[np.int32], value_NV: Floats) -> list[Floats]:
+        parts, place = [], 0
+        for output in self._outputs[side]:
+            if output.kind in ("index", "indices"):
+                rows = index_NI[:, place : place + output.length]
+                present = (rows != 0)[:, :, None]
+                total = (self._w[f"{side}_columns.{column_key(output.name)}.weight"][rows] * present).sum(1)
+                parts.append(total / np.maximum(present.sum(1), 1).astype(np.float32))
+                place += output.length
+        return [*parts, value_NV]
 
 
 def _unit(vectors: Floats) -> Floats:

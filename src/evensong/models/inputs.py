@@ -1,12 +1,13 @@
 """Owns the step from frames of features to the arrays that both towers read.
 
-Legend: B users, N items, L history length, C top categories, W words of a title, F numeric features of a user.
+Legend: B users, N items, L history length, C top categories, W words of a title, F numeric features of a user,
+I indices and V numbers of the declared columns (features/model_columns.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from evensong.features.model_columns import ModelColumns
 from evensong.models.vocabulary import Vocabulary, words
 from evensong.types import CATEGORY_SEPARATOR, Frame
 
@@ -36,6 +38,9 @@ USER_FEATURES: dict[str, pl.DataType] = {
 """What the models read of a user; a column that is missing counts as null."""
 #: The numeric features of a user, in the order of `UserInputs.numeric_BF`.
 USER_NUMERIC = ("num_events_1d", "num_events_7d", "num_events_30d", "num_interactions", "days_since_last")
+
+#: Up to so many users, as in a request, are encoded value by value: an operation on a frame costs more than they do.
+FEW = 8
 
 _Rows = TypeVar("_Rows", bound="_Columns")
 
@@ -62,6 +67,10 @@ class UserInputs(_Columns):
     """Rows of the first category level's vocabulary."""
     share_BC: Floats
     """The share of each of them in the user's history."""
+    index_BI: Ints
+    """Rows of the declared columns' own tables."""
+    value_BV: Floats
+    """The declared columns' numbers and vectors; the ranker reads the first ones, the numbers."""
 
     @property
     def has_history_B(self) -> NDArray[np.bool_]:
@@ -79,6 +88,10 @@ class ItemInputs(_Columns):
     word_NW: Ints
     price_N2: Floats
     """log(1 + price), and whether there is one."""
+    index_NI: Ints
+    """Rows of the declared columns' own tables."""
+    value_NV: Floats
+    """The declared columns' numbers and vectors."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +105,18 @@ class Vocabularies:
     num_top_categories: int
     price_mean: float = 0.0
     price_std: float = 1.0
+    columns: ModelColumns = field(default_factory=ModelColumns.none)
+    """The declared columns; saved in a folder of their own."""
 
     @classmethod
-    def fit(cls, items: Frame, wanted: pl.Series, history_length: int, num_top_categories: int) -> Vocabularies:
+    def fit(
+        cls,
+        items: Frame,
+        wanted: pl.Series,
+        history_length: int,
+        num_top_categories: int,
+        columns: ModelColumns | None = None,
+    ) -> Vocabularies:
         """Fit on the items known and on the ids that occur as positives (`wanted`): only those get an own row."""
         levels = [_category_levels(path) for path in items["category_path"].to_list()]
         texts = [word for title in items["title"].to_list() for word in words(title)]
@@ -111,10 +133,11 @@ class Vocabularies:
             num_top_categories=num_top_categories,
             price_mean=float(prices.mean()) if len(prices) else 0.0,
             price_std=max(float(prices.std()), 1e-3) if len(prices) else 1.0,
+            columns=columns or ModelColumns.none(),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` reads, for JSON."""
+        """What `from_dict` reads, for JSON; without the columns."""
         return {
             "items": self.items.to_dict(),
             "categories": [level.to_dict() for level in self.categories],
@@ -126,24 +149,21 @@ class Vocabularies:
         }
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Vocabularies:
-        """The vocabularies that `to_dict` described."""
+    def from_dict(cls, value: Mapping[str, Any], columns: ModelColumns | None = None) -> Vocabularies:
+        """The vocabularies that `to_dict` described, with these columns."""
         first, second, third = (Vocabulary.from_dict(level) for level in value["categories"])
         return cls(
             items=Vocabulary.from_dict(value["items"]),
             categories=(first, second, third),
             words=Vocabulary.from_dict(value["words"]),
             **{name: value[name] for name in ("history_length", "num_top_categories", "price_mean", "price_std")},
+            columns=columns or ModelColumns.none(),
         )
 
 
 def encode_items(items: Frame, vocabularies: Vocabularies) -> ItemInputs:
     """Arrays of the items, in the frame's order; needs `item_id, title, category_path, price`."""
     ids = vocabularies.items.indices(items["item_id"].to_list())
-    levels = [_category_levels(path) for path in items["category_path"].to_list()]
-    category = np.zeros((len(items), NUM_LEVELS), np.int32)
-    for level, vocabulary in enumerate(vocabularies.categories):
-        category[:, level] = vocabulary.indices([path[level] for path in levels])
     word = np.zeros((len(items), NUM_WORDS), np.int32)
     for row, title in enumerate(items["title"].to_list()):
         indices = vocabularies.words.indices(words(title)[:NUM_WORDS])
@@ -153,9 +173,20 @@ def encode_items(items: Frame, vocabularies: Vocabularies) -> ItemInputs:
     scaled = (
         np.log1p(np.maximum(np.where(has_price, price, 0.0), 0.0)) - vocabularies.price_mean
     ) / vocabularies.price_std
-    return ItemInputs(
-        ids, category, word, np.stack([np.where(has_price, scaled, 0.0), has_price], 1).astype(np.float32)
-    )
+    prices = np.stack([np.where(has_price, scaled, 0.0), has_price], 1).astype(np.float32)
+    own = vocabularies.columns.item_arrays(items)
+    return ItemInputs(ids, encode_categories(items, vocabularies), word, prices, own.index_NI, own.value_NF)
+
+
+def encode_categories(items: Frame, vocabularies: Vocabularies) -> Ints:
+    """Rows of the three levels' vocabularies, 0 for none; each different path is looked up once."""
+    paths = items["category_path"].to_list()
+    rows: dict[str | None, list[int]] = {}
+    for path in paths:
+        if path not in rows:
+            levels = zip(vocabularies.categories, _category_levels(path), strict=True)
+            rows[path] = [vocabulary.index(name) for vocabulary, name in levels]
+    return np.array([rows[path] for path in paths], np.int32).reshape(len(paths), NUM_LEVELS)
 
 
 def encode_users(users: Frame, vocabularies: Vocabularies, now: datetime | None = None) -> UserInputs:
@@ -166,11 +197,14 @@ def encode_users(users: Frame, vocabularies: Vocabularies, now: datetime | None 
         vocabularies: fitted beside the towers.
         now: the moment that "days since the last interaction" counts to; none: each row's own `event_timestamp`.
     """
+    own = vocabularies.columns.user_arrays(users)
+    if len(users) <= FEW:
+        return UserInputs(*_encode_few(users, vocabularies, now), own.index_NI, own.value_NF)
     missing = [pl.lit(None, dtype).alias(name) for name, dtype in USER_FEATURES.items() if name not in users.columns]
     users = users.with_columns(*missing) if missing else users
     history = _history(users["recent_item_ids"], vocabularies)
     category, share = _top_categories(users, vocabularies)
-    return UserInputs(history, _numeric(users, now), category, share)
+    return UserInputs(history, _numeric(users, now), category, share, own.index_NI, own.value_NF)
 
 
 def seconds(users: Frame, now: datetime | None) -> NDArray[np.float64]:
@@ -211,9 +245,33 @@ def _history(lists: pl.Series, vocabularies: Vocabularies) -> Ints:
 def _numeric(users: Frame, now: datetime | None) -> Floats:
     counts = [users[name].cast(pl.Float64).fill_null(0.0).to_numpy() for name in USER_NUMERIC[:-1]]
     last = users["last_interaction_seconds"].cast(pl.Float64).to_numpy()
-    moment = seconds(users, now)
+    return _scaled(counts, last, seconds(users, now))
+
+
+def _scaled(counts: list[NDArray[np.float64]], last: NDArray[np.float64], moment: NDArray[np.float64]) -> Floats:
     days = np.maximum(np.where(np.isfinite(last), moment - last, 0.0), 0.0) / DAY_SECONDS
     return np.log1p(np.maximum(np.stack([*counts, days], 1), 0.0)).astype(np.float32)
+
+
+def _encode_few(users: Frame, vocabularies: Vocabularies, now: datetime | None) -> tuple[Ints, Floats, Ints, Floats]:
+    """What the vectorised way gives, for a handful of users (tested)."""
+    read = [name for name in USER_FEATURES if name in users.columns]
+    rows = users.select(read).rows() if read else [()] * len(users)
+    known = [dict(zip(read, row, strict=True)) for row in rows]
+    length, width = vocabularies.history_length, vocabularies.num_top_categories
+    history = np.zeros((len(users), length), np.int32)
+    category, share = np.zeros((len(users), width), np.int32), np.zeros((len(users), width), np.float32)
+    for row, values in enumerate(known):
+        recent = (values.get("recent_item_ids") or [])[-length:]
+        found = [place for item_id in recent if (place := vocabularies.items.known_index(item_id))]
+        if found:
+            history[row, -len(found) :] = found
+        names = (values.get("top_categories") or [])[:width]
+        category[row, : len(names)] = vocabularies.categories[0].indices(names)
+        share[row, : len(names)] = (values.get("top_category_shares") or [])[: len(names)]
+    counts = [np.array([values.get(name) or 0 for values in known], np.float64) for name in USER_NUMERIC[:-1]]
+    last = np.array([values.get("last_interaction_seconds") for values in known], np.float64)
+    return history, _scaled(counts, last, seconds(users, now)), category, share
 
 
 def _top_categories(users: Frame, vocabularies: Vocabularies) -> tuple[Ints, Floats]:

@@ -1,7 +1,7 @@
 """Owns the ranker's features: one function assembles them for training, evaluation and serving alike.
 
 Legend: S slates (one user at one moment each), K candidates of a slate, L history length, D embedding dimension,
-N items of the catalogue, F features.
+N items of the catalogue, F features, M numbers of the items' declared columns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from evensong.models.inputs import DAY_SECONDS, NUM_LEVELS, USER_NUMERIC, UserInputs, Vocabularies, encode_items
+from evensong.features.model_columns import ModelColumns
+from evensong.models.inputs import (
+    DAY_SECONDS,
+    NUM_LEVELS,
+    USER_NUMERIC,
+    UserInputs,
+    Vocabularies,
+    encode_categories,
+)
 from evensong.types import Frame
 
 Floats = NDArray[np.float32]
@@ -56,10 +64,18 @@ class Item:
     """Rows of the three levels' vocabularies along the last axis, 0 for none."""
     log_price: Floats
     """NaN when there is none."""
+    numbers: Floats
+    """The declared columns' numbers along the last axis."""
 
     def take(self, rows: NDArray[np.int64] | slice) -> Item:
         """The items at some places of the first axis."""
-        return Item(self.log_events[rows], self.arrival_seconds[rows], self.category[rows], self.log_price[rows])
+        return Item(
+            self.log_events[rows],
+            self.arrival_seconds[rows],
+            self.category[rows],
+            self.log_price[rows],
+            self.numbers[rows],
+        )
 
     def reshape(self, *shape: int) -> Item:
         """The same items in another leading shape."""
@@ -68,6 +84,7 @@ class Item:
             self.arrival_seconds.reshape(shape),
             self.category.reshape(*shape, NUM_LEVELS),
             self.log_price.reshape(shape),
+            self.numbers.reshape(*shape, self.numbers.shape[-1]),
         )
 
 
@@ -98,9 +115,16 @@ def item_columns(items: Frame, vocabularies: Vocabularies) -> Item:
     return Item(
         np.log1p(np.maximum(counts, 0.0)).astype(np.float32),
         items["arrival_seconds"].cast(pl.Float64).to_numpy(),
-        encode_items(items, vocabularies).category_N3,
+        encode_categories(items, vocabularies),
         log_price.astype(np.float32),
+        vocabularies.columns.item_numbers(items),
     )
+
+
+def features_of(columns: ModelColumns) -> tuple[str, ...]:
+    """The columns that `assemble` gives: FEATURES, then the numbers of users' and of items' declared columns."""
+    users = (f"user:{name}" for name in columns.user_number_names)
+    return (*FEATURES, *users, *(f"item:{name}" for name in columns.item_number_names))
 
 
 def assemble(
@@ -110,8 +134,9 @@ def assemble(
     embeddings_SKD: Floats,
     logits_SK: Floats,
     now_S: NDArray[np.float64],
+    num_user_numbers: int = 0,
 ) -> Floats:
-    """The features of every candidate, (S, K, F), columns as in `FEATURES`.
+    """The features of every candidate, (S, K, F), columns as `features_of` names them.
 
     Args:
         users: one row a slate, its state at the slate's moment.
@@ -120,9 +145,11 @@ def assemble(
         embeddings_SKD: the retriever's item vectors.
         logits_SK: the retriever's inner products over its temperature.
         now_S: the slate's moment, unix seconds.
+        num_user_numbers: how many of the users' declared values are numbers; they stand first.
     """
     shape = logits_SK.shape
-    out = np.zeros((*shape, len(FEATURES)), np.float32)
+    num_items = candidates.numbers.shape[-1]
+    out = np.zeros((*shape, len(FEATURES) + num_user_numbers + num_items), np.float32)
     out[..., 0] = logits_SK
     present_S1L = history.present_SL[:, None, :]
     count_S1 = np.maximum(history.present_SL.sum(1, keepdims=True), 1).astype(np.float32)
@@ -151,7 +178,10 @@ def assemble(
     difference = np.where(np.isfinite(difference), difference, np.float32(0))
     out[..., 18] = difference
     out[..., 19] = np.abs(difference)
-    out[..., 20:] = users.numeric_BF[:, None, :]
+    first = len(FEATURES)
+    out[..., 20:first] = users.numeric_BF[:, None, :]
+    out[..., first : first + num_user_numbers] = users.value_BV[:, None, :num_user_numbers]
+    out[..., first + num_user_numbers :] = candidates.numbers
     return out
 
 

@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from evensong.errors import BundleError
+from evensong.features.model_columns import ModelColumns
 from evensong.models.config import RankerConfig, TwoTowerConfig
 from evensong.models.forward import RankerForward, TowersForward
 from evensong.models.inputs import Vocabularies
 from evensong.models.rank_features import FEATURES
+
+#: Below the towers' folder, the fitted columns.
+COLUMNS = "columns"
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -32,7 +36,7 @@ class TowerWeights:
 
     def forward(self) -> TowersForward:
         """The towers, ready to compute."""
-        return TowersForward(self.tensors, self.config.temperature)
+        return TowersForward(self.tensors, self.config.temperature, self.vocabularies.columns)
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,12 @@ class RankerWeights:
 
 
 def save_towers(folder: Path, weights: TowerWeights) -> None:
-    """Write `config.json`, `vocabulary.json` and `towers.safetensors`."""
+    """Write `config.json`, `vocabulary.json`, `towers.safetensors` and the folder `columns`."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", {"model": "two_tower", **weights.config.model_dump(mode="json")})
     _write_json(folder / "vocabulary.json", weights.vocabularies.to_dict())
     (folder / "towers.safetensors").write_bytes(_bytes(weights.tensors))
+    weights.vocabularies.columns.save(folder / COLUMNS)
 
 
 def load_towers(folder: Path) -> TowerWeights:
@@ -63,7 +68,8 @@ def load_towers(folder: Path) -> TowerWeights:
     """
     config = _read_config(folder, "two_tower")
     try:
-        vocabularies = Vocabularies.from_dict(_read_json(folder / "vocabulary.json"))
+        columns = ModelColumns.load(folder / COLUMNS) if (folder / COLUMNS).is_dir() else None
+        vocabularies = Vocabularies.from_dict(_read_json(folder / "vocabulary.json"), columns)
         return TowerWeights(TwoTowerConfig(**config), vocabularies, _tensors(folder / "towers.safetensors"))
     except (KeyError, ValueError, TypeError, ValidationError) as error:
         raise _damaged(folder, error) from error
@@ -87,9 +93,9 @@ def load_ranker(folder: Path) -> RankerWeights:
         ranker = RankerConfig(**config)
     except (ValidationError, TypeError) as error:
         raise _damaged(folder, error) from error
-    if ranker.features != FEATURES:
+    if ranker.features[: len(FEATURES)] != FEATURES:
         raise BundleError(
-            f"{folder}: expected a ranker of the features {list(FEATURES)}, got {list(ranker.features)}; "
+            f"{folder}: expected a ranker whose features begin with {list(FEATURES)}, got {list(ranker.features)}; "
             "serve it with the release that trained it, or train the night again"
         )
     return RankerWeights(ranker, _tensors(folder / "ranker.safetensors"))

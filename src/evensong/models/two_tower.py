@@ -1,6 +1,7 @@
 """Owns the two-tower retriever as PyTorch trains it; `models/forward.py` is its twin for serving.
 
-Legend: B users, U items, D embedding dimension, H attention heads, L history length, C top categories.
+Legend: B users, U items, D embedding dimension, H attention heads, L history length, C top categories, I indices and V
+numbers of the declared columns, E width of their tables.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evensong.features.fitted_columns import FittedColumns
 from evensong.models.config import TwoTowerConfig
+from evensong.models.forward import COLUMN_WIDTH, column_key, dense_width
 from evensong.models.inputs import NUM_LEVELS, USER_NUMERIC, ItemInputs, UserInputs, Vocabularies
 
 
@@ -35,12 +38,17 @@ class TwoTower(nn.Module):
         self.history = nn.Embedding(len(vocabularies.items), width, padding_idx=0)
         self.category = nn.ModuleList(nn.Embedding(len(v), width, padding_idx=0) for v in vocabularies.categories)
         self.word = nn.EmbeddingBag(len(vocabularies.words), width, mode="mean", padding_idx=0)
-        self.content_in = nn.Linear(2 * width + 2, width)
+        columns = vocabularies.columns
+        self.user_columns = _column_tables(columns.users)
+        self.item_columns = _column_tables(columns.items)
+        self.content_in = nn.Linear(2 * width + 2 + dense_width(columns.items.outputs), width)
         self.content_out = nn.Linear(width, width)
         self.query = nn.Parameter(torch.empty(heads, width))
         self.position = nn.Parameter(torch.empty(heads, vocabularies.history_length))
         self.pooled = nn.Linear(heads * width, width, bias=False)
-        self.user_in = nn.Linear((heads + 1) * width + len(USER_NUMERIC), 2 * width)
+        own = dense_width(columns.users.outputs)
+        self.user_in = nn.Linear((heads + 1) * width + len(USER_NUMERIC) + own, 2 * width)
+        self._outputs = {"user": columns.users.outputs, "item": columns.items.outputs}
         self.user_out = nn.Linear(2 * width, width)
         self.register_buffer("numeric_mean", torch.zeros(len(USER_NUMERIC)))
         self.register_buffer("numeric_std", torch.ones(len(USER_NUMERIC)))
@@ -57,7 +65,8 @@ class TwoTower(nn.Module):
         ids = batch["id_N"] if drop_ids is None else batch["id_N"].masked_fill(drop_ids, 1)
         category_UD = sum(table(batch["category_N3"][:, level]) for level, table in enumerate(self.category))
         words_UD = self.word(batch["word_NW"])
-        content_UD = self.content_in(torch.cat([category_UD, words_UD, batch["price_N2"]], 1)).relu()
+        own = self._dense("item", self.item_columns, batch["index_NI"], batch["value_NV"])
+        content_UD = self.content_in(torch.cat([category_UD, words_UD, batch["price_N2"], *own], 1)).relu()
         return functional.normalize(self.item_id(ids) + self.content_out(content_UD), dim=1)
 
     def users(self, batch: dict[str, Tensor], drop: Tensor | None = None) -> Tensor:
@@ -81,8 +90,21 @@ class TwoTower(nn.Module):
             pooled_BP = pooled_BP * drop
         taste_BD = torch.einsum("bc,bcd->bd", batch["share_BC"], self.category[0](batch["category_BC"]))
         numeric_BF = (batch["numeric_BF"] - self.numeric_mean) / self.numeric_std
-        hidden = self.user_in(torch.cat([pooled_BP, taste_BD, numeric_BF], 1)).relu()
+        own = self._dense("user", self.user_columns, batch["index_BI"], batch["value_BV"])
+        hidden = self.user_in(torch.cat([pooled_BP, taste_BD, numeric_BF, *own], 1)).relu()
         return functional.normalize(self.pooled(pooled_BP) + self.user_out(hidden), dim=1)
+
+    def _dense(self, side: str, tables: nn.ModuleDict, index_BI: Tensor, value_BV: Tensor) -> list[Tensor]:
+        """The declared columns: each index's row, the mean of a sequence's rows, then the numbers."""
+        parts, place = [], 0
+        for output in self._outputs[side]:
+            if output.kind in ("index", "indices"):
+                rows = index_BI[:, place : place + output.length]
+                present = (rows != 0).unsqueeze(2)
+                total = (tables[column_key(output.name)](rows) * present).sum(1)
+                parts.append(total / present.sum(1).clamp_min(1))
+                place += output.length
+        return [*parts, value_BV]
 
     def _initialise(self, generator: torch.Generator) -> None:
         width = self.config.dimension
@@ -90,6 +112,8 @@ class TwoTower(nn.Module):
             for name, parameter in self.named_parameters():
                 if name.endswith("bias") or name == "position":
                     parameter.zero_()
+                elif name.partition(".")[0] in ("user_columns", "item_columns"):
+                    parameter.normal_(0, COLUMN_WIDTH**-0.5, generator=generator)
                 elif "." not in name or parameter.shape[0] > 4 * width or "category" in name or name in _TABLES:
                     parameter.normal_(0, width**-0.5, generator=generator)
                 else:
@@ -101,6 +125,9 @@ class TwoTower(nn.Module):
                 length = self.position.shape[1]
                 slope = 6.0 * head / max(self.config.num_heads - 1, 1)
                 self.position[head] = slope * torch.linspace(-1, 0, length) * length / 50
+            # the declared columns begin unheard, whatever their number
+            for layer, side in ((self.content_in, "item"), (self.user_in, "user")):
+                layer.weight[:, layer.in_features - dense_width(self._outputs[side]) :] = 0
             # begin as "the user is the mean of the history", the item as its own row
             self.pooled.weight.copy_(torch.eye(width).repeat(1, self.config.num_heads) / self.config.num_heads)
             self.history.weight.copy_(self.item_id.weight)
@@ -124,3 +151,8 @@ def tables(vocabularies: Vocabularies) -> dict[str, Any]:
     named: dict[str, Any] = {"item_id.weight": vocabularies.items, "history.weight": vocabularies.items}
     named |= {f"category.{level}.weight": vocabularies.categories[level] for level in range(NUM_LEVELS)}
     return named | {"word.weight": vocabularies.words}
+
+
+def _column_tables(columns: FittedColumns) -> nn.ModuleDict:
+    indexed = [output for output in columns.outputs if output.kind in ("index", "indices")]
+    return nn.ModuleDict({column_key(output.name): nn.Embedding(output.size, COLUMN_WIDTH) for output in indexed})

@@ -53,6 +53,10 @@ class Vocabulary:
         """The rows of many tokens."""
         return np.fromiter((self.index(token) for token in tokens), np.int32, len(tokens))
 
+    def known_index(self, token: str | None) -> int:
+        """The row of one token, 0 where it is not known."""
+        return self._index.get(token, 0) if token else 0
+
     def known(self, tokens: pl.Series) -> NDArray[np.int32]:
         """The rows of many tokens, with 0 for nulls and for every token that is not known."""
         if len(tokens) < _MANY:

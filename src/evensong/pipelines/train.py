@@ -20,6 +20,8 @@ import polars as pl
 
 from evensong.data import storage
 from evensong.errors import NothingToLearnError
+from evensong.features.model_columns import ModelColumns, user_sources
+from evensong.features.shop_columns import declared
 from evensong.models.inputs import USER_FEATURES, Vocabularies
 from evensong.models.saved import TowerWeights, load_towers, save_ranker, save_towers
 from evensong.pipelines.training_set import holdout_start
@@ -58,7 +60,7 @@ def retriever(settings: Settings, night: Night, training_set_uri: str, final: bo
     """
     from evensong.training import retriever as training
 
-    examples, items = read_labels(training_set_uri, final), read_items(training_set_uri, final)
+    examples, items = read_labels(settings, training_set_uri, final), read_items(training_set_uri, final)
     cutoff = ranker_start(settings, night, examples, final)
     older = examples.filter(pl.col("event_timestamp") < cutoff)
     target = place(settings, night, "retriever", final)
@@ -67,9 +69,12 @@ def retriever(settings: Settings, night: Night, training_set_uri: str, final: bo
     marks: list[str] = []
     curves: dict[str, list[float]] = {}
 
+    champion = _champion(settings, night, final)
+    columns = _columns(settings, older if len(older) else examples, items, champion[0] if champion else None)
+
     def fit(labels: Frame, name: str, start: TowerWeights | None, num_epochs: int) -> TowerWeights:
         vocabularies = Vocabularies.fit(
-            items, labels["item_id"], settings.features.history_length, settings.features.num_top_categories
+            items, labels["item_id"], settings.features.history_length, settings.features.num_top_categories, columns
         )
         data = training.prepare(labels, items, vocabularies, hide_seen)
         checkpoints = _checkpoints(settings, night, f"{name}-final" if final else name, data, start, num_epochs)
@@ -86,7 +91,6 @@ def retriever(settings: Settings, night: Night, training_set_uri: str, final: bo
             losses=curves.setdefault(f"{name} loss", []),
         )
 
-    champion = _champion(settings, night, final)
     unseen = champion is not None and champion[1] <= cutoff
     try:
         base = fit(older, "retriever-base", champion[0] if champion and unseen else None, epochs)
@@ -122,13 +126,12 @@ def ranker(settings: Settings, night: Night, training_set_uri: str, retriever_ur
     reader = FeatureReader(settings)
 
     def join(entities: Frame) -> Frame:
-        rows = entities.with_columns(pl.lit(None, pl.String).alias("user_id"))
-        return reader.join(rows, RECOMMENDER)
+        return reader.join(entities, RECOMMENDER, of="item_id")
 
     target = place(settings, night, "ranker", final)
     with tempfile.TemporaryDirectory() as folder:
         base = load_towers(storage.fetch_folder(storage.join(retriever_uri, BASE), Path(folder, "base")))
-        examples, items = read_labels(training_set_uri, final), read_items(training_set_uri, final)
+        examples, items = read_labels(settings, training_set_uri, final), read_items(training_set_uri, final)
         start = ranker_start(settings, night, examples, final)
         slates = training.slates_of(examples, items, base, join, start, settings, seed=night.seed)
         weights, losses = training.train(slates, settings, seed=night.seed)
@@ -149,11 +152,13 @@ def _keep_curves(settings: Settings, night: Night, name: str, final: bool, curve
     storage.write_json(settings.run_uri(night.run_id, "curves", f"{name}{'-final' if final else ''}.json"), curves)
 
 
-def read_labels(training_set_uri: str, final: bool) -> Frame:
+def read_labels(settings: Settings, training_set_uri: str, final: bool) -> Frame:
     """The labels that may be learned from, oldest first, with the features that the towers read."""
-    columns = list(dict.fromkeys([*LABEL_COLUMNS, *USER_FEATURES]))
+    columns = dict.fromkeys([*LABEL_COLUMNS, *USER_FEATURES, *user_sources(declared(settings.features))])
     uri = storage.join(training_set_uri, "examples.parquet")
-    frame = pl.scan_parquet(uri, storage_options=storage.storage_options(uri)).select(columns)
+    frame = pl.scan_parquet(uri, storage_options=storage.storage_options(uri))
+    there = frame.collect_schema().names()
+    frame = frame.select(name for name in columns if name in there)
     return (frame if final else frame.filter(pl.col("part") != "holdout")).collect()
 
 
@@ -202,6 +207,20 @@ def champion_models(settings: Settings, version: str, moment: datetime) -> tuple
     return directory, cutoff
 
 
+def _columns(settings: Settings, labels: Frame, items: Frame, champion: TowerWeights | None) -> ModelColumns:
+    """The declared columns, fitted on the older labels; the champion's own where the night continues from it."""
+    wanted = declared(settings.features)
+    if champion is not None and champion.vocabularies.columns.same_as(wanted):
+        return champion.vocabularies.columns
+    return ModelColumns.fit(
+        wanted,
+        labels,
+        items,
+        cache=storage.join(settings.artifacts, "encoders"),
+        device=settings.features.text_device,
+    )
+
+
 def _champion(settings: Settings, night: Night, final: bool) -> tuple[TowerWeights, datetime] | None:
     """The champion's towers and the moment up to which they learned, when the night continues from them."""
     if night.train_from != "champion":
@@ -227,6 +246,7 @@ def _checkpoints(
         mark.update(part.model_dump_json().encode())
     mark.update(f"{night.seed} {num_epochs} {start is None}".encode())
     arrays = [data.user_R, data.item_R, data.seconds_R, data.users.history_BL, data.items.id_N, data.items.word_NW]
+    arrays += [data.users.index_BI, data.users.value_BV, data.items.index_NI, data.items.value_NV]
     arrays += list(start.tensors.values()) if start else []
     for array in arrays:
         mark.update(np.ascontiguousarray(array).data)

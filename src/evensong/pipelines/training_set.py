@@ -144,9 +144,8 @@ def _holdout_users(settings: Settings, reader: Any, labels: Frame, moment: datet
 
 def _features_at(reader: Any, ids: Frame, moment: datetime, service: str, entity: str) -> Frame:
     """The service's features of one entity's views, at one moment."""
-    other = "item_id" if entity == "user" else "user_id"
-    rows = ids.with_columns(pl.lit(None, pl.String).alias(other), pl.lit(moment, TIMESTAMP).alias("event_timestamp"))
-    joined: Frame = reader.join(rows, service)
+    rows = ids.with_columns(pl.lit(moment, TIMESTAMP).alias("event_timestamp"))
+    joined: Frame = reader.join(rows, service, of=f"{entity}_id")
     return joined.select([*ids.columns, *reader.features_of(service, f"{entity}_id")])
 
 

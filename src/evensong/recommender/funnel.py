@@ -54,6 +54,13 @@ class Recommender:
         self.popularity = popularity
         self._vocabularies = towers.vocabularies
         self._config = ranker.config
+        columns = self._vocabularies.columns
+        if ranker.config.features != (features := rank_features.features_of(columns)):
+            raise BundleError(
+                f"expected a ranker of the retriever's columns {features}, got {ranker.config.features}; "
+                "take both from one bundle"
+            )
+        self._num_user_numbers = len(columns.user_number_names)
         self._towers = towers.forward()
         self._ranker = ranker.forward()
         self._index = index
@@ -200,6 +207,7 @@ class Recommender:
             embeddings_CD[None],
             logits_C[None].astype(np.float32),
             np.array([now.timestamp()]),
+            self._num_user_numbers,
         )
         return self._ranker(features[0])
 

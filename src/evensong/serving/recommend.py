@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from evensong.features.transformations import STAMPS, USER_ACTIVITY, USER_HISTORY
+from evensong.features.shop_columns import USER_FEATURES
 from evensong.recommender.session import continued
 from evensong.serving.metrics import Metrics
 from evensong.settings import Settings
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from evensong.serving.champion import InUse
 
 log = logging.getLogger("evensong.serving")
-
-#: Features of the user views.
-USER_FEATURES = {
-    name: dtype for name, dtype in (USER_HISTORY | USER_ACTIVITY).items() if name not in STAMPS and name != "user_id"
-}
 
 #: Failures in a row after which the online store is left alone for a poll, so that requests do not queue behind it.
 FAILURES_TO_PAUSE = 3

@@ -114,6 +114,7 @@ def fit_config(lessons: Slates, settings: Settings) -> RankerConfig:
     std = present.std(0) if len(present) else np.ones(num_features)
     std = np.where(std < 1e-4, 1.0, std)
     return RankerConfig(
+        features=lessons.features,
         hidden=settings.ranker.hidden,
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),

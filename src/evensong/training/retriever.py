@@ -25,6 +25,8 @@ from evensong.training import loop, losses, sampling
 from evensong.training.checkpoints import Checkpoints
 from evensong.types import Frame
 
+#: Parameters whose meaning hangs on the declared columns.
+_READ_COLUMNS = {"user_columns", "item_columns", "user_in", "content_in"}
 MIN_STEPS = 128
 POOL_DROPOUT = 0.1
 
@@ -137,13 +139,18 @@ def adopt(model: TwoTower, vocabularies: Vocabularies, start: TowerWeights) -> N
     """Copy weights into a model: tables token by token, the rest where the shape is the same.
 
     An item without a row in `start` begins from the out-of-vocabulary row, which learned to be completed by content.
+    What reads the declared columns is copied only where `start` read the very same fitted ones: another fit means other
+    rows and other axes.
     """
     known = tables(start.vocabularies)
+    same_columns = vocabularies.columns is start.vocabularies.columns
     state = model.state_dict()
     with torch.no_grad():
         for name, target in state.items():
             source = start.tensors.get(name)
             if source is None or source.shape[1:] != tuple(target.shape[1:]):
+                continue
+            if name.partition(".")[0] in _READ_COLUMNS and not same_columns and vocabularies.columns.has_any:
                 continue
             if name in known:
                 here, there = tables(vocabularies)[name].rows_of(known[name])

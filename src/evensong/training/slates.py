@@ -47,6 +47,8 @@ class Slates:
     absent_SK: NDArray[np.bool_]
     group_S: Ints
     """The user, so that the validation can take whole users."""
+    features: tuple[str, ...] = rank_features.FEATURES
+    """Names of the last axis of the features."""
 
     def __len__(self) -> int:
         return len(self.group_S)
@@ -176,7 +178,8 @@ def _features(
         item_SK[slate, : len(items)] = items
         absent_SK[slate, : len(items)] = False
         log_inclusion_SK[slate, 1:] = log_inclusion
-    features_SKF = np.zeros((len(drawn), width, len(rank_features.FEATURES)), np.float32)
+    own = catalogue.vocabularies.columns
+    features_SKF = np.zeros((len(drawn), width, len(rank_features.features_of(own))), np.float32)
     if len(drawn):
         columns = _at_each_moment(item_SK, absent_SK, anchors.seconds_S[row_S], catalogue, join)
     for start in range(0, len(drawn), chunk):
@@ -186,9 +189,15 @@ def _features(
         logits = np.einsum("skd,sd->sk", embeddings, towers.users(users)) / towers.temperature
         history = History.of(catalogue.row_of_token[users.history_BL], catalogue.embeddings_ND, catalogue.columns)
         features_SKF[part] = rank_features.assemble(
-            users, history, columns.take(part), embeddings, logits.astype(np.float32), anchors.seconds_S[row_S[part]]
+            users,
+            history,
+            columns.take(part),
+            embeddings,
+            logits.astype(np.float32),
+            anchors.seconds_S[row_S[part]],
+            len(own.user_number_names),
         )
-    return Slates(features_SKF, log_inclusion_SK, absent_SK, anchors.user_S[row_S])
+    return Slates(features_SKF, log_inclusion_SK, absent_SK, anchors.user_S[row_S], rank_features.features_of(own))
 
 
 def _at_each_moment(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -211,6 +212,31 @@ def test_a_pretrained_encoder_is_a_setting_of_the_column(tmp_path: Path) -> None
     (tmp_path / "saved" / "columns.json").write_text(json.dumps(facts))
     with pytest.raises(ConfigurationError, match="fitted with minilm"):
         FittedColumns.load(tmp_path / "saved").transform(frame)
+
+
+def test_a_list_of_numbers_is_cut_at_the_chosen_end_and_filled() -> None:
+    frame = pl.DataFrame({"hours": [[1.0, 2.0, 3.0], [4.0], None, [math.nan, None, 5.0]]})
+    first = fitted({"kind": "vector", "name": "hours", "length": 2}, frame=frame)
+    assert first.transform(frame)["hours"].tolist() == [[1, 2], [4, 0], [0, 0], [0, 0]]
+    last = {"kind": "vector", "name": "hours", "length": 2, "keep": "last", "normalise": "log"}
+    found = fitted(last, frame=frame).transform(frame)["hours"]
+    assert found == pytest.approx(np.log1p([[2, 3], [0, 4], [0, 0], [0, 5]]))
+    assert fitted(last, frame=frame).outputs[0].kind == "vector"
+
+
+def test_a_rate_of_few_trials_is_drawn_to_the_others_and_the_prior_travels(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"bought": [50, 0, 1, None], "met": [1000, 100, 1, None]})
+    rate = fitted({"kind": "rate", "name": "rate", "conversions": "bought", "trials": "met"}, frame=frame)
+    often, never, once, unknown = rate.transform(frame)["rate"].tolist()
+    assert never < unknown < often
+    assert unknown < once < 3
+    loaded = FittedColumns.load(rate.save(tmp_path))
+    assert loaded.transform(frame)["rate"].tobytes() == rate.transform(frame)["rate"].tobytes()
+    strong = fitted(
+        {"kind": "rate", "name": "rate", "conversions": "bought", "trials": "met", "strength": 1e5}, frame=frame
+    )
+    assert json.loads((loaded.save(tmp_path) / "columns.json").read_text())["facts"]["rate"]["a"] > 0
+    assert strong.transform(frame)["rate"][2] < once
 
 
 def test_pictures_without_weights_are_left_out(tmp_path: Path) -> None:

@@ -10,20 +10,28 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from evensong.features.item_features import (
-    BetaPrior,
-    catalogue,
     category_levels,
-    fit_prior,
-    fit_priors,
     item_conversion,
+    item_details,
+    item_standing,
     price_ranks,
-    smoothed_rates,
     views,
 )
-from evensong.types import TIMESTAMP, Frame
+from evensong.features.rates import BetaPrior, fit_prior, smoothed_rates
+from evensong.types import ITEMS, TIMESTAMP, Frame
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
-PRIORS = {"cart": BetaPrior(a=1, b=9), "purchase": BetaPrior(a=1, b=99)}
+
+
+def at(days: float) -> datetime:
+    return T0 + timedelta(days=days)
+
+
+def shelf(*rows: tuple[str, str | None, float | None, float]) -> Frame:
+    """Rows of the items table: item, category, price, day."""
+    keys = ("item_id", "category_path", "price", "event_timestamp", "created_timestamp")
+    found = [dict(zip(keys, (item, path, price, at(day), at(day)), strict=True)) for item, path, price, day in rows]
+    return pl.DataFrame([{name: row.get(name) for name in ITEMS} for row in found], schema=ITEMS)
 
 
 def log(*rows: tuple[str, str, float]) -> Frame:
@@ -53,12 +61,32 @@ def test_the_rank_is_the_share_of_cheaper_items_in_the_category() -> None:
     assert price_ranks(items)["price_rank"].to_list() == [0, 0.5, 0.5, 1, 0.5, None, 0.5]
 
 
-def test_the_catalogue_at_a_moment() -> None:
-    content = pl.DataFrame(
-        {"item_id": ["a"], "category_path": ["x > y"], "price": [2.0], "arrival_seconds": [int(T0.timestamp())]}
+def test_a_cheaper_item_of_the_category_moves_the_others_at_the_next_midnight() -> None:
+    items = shelf(
+        ("a", "x", 5, 0.2), ("b", "x > y", 9, 0.3), ("c", "z", 1, 0.4), ("d", "x", 1, 2.5), ("c", "z", 2, 4.5)
     )
-    found = catalogue(content, T0 + timedelta(days=2.5))
-    assert found.row(0) == ("a", "x", "x > y", None, 2.0, 0.5, 2.5)
+    found = item_standing(items, until=at(9))
+    assert found.select("item_id", "price_rank", "event_timestamp").rows() == [
+        ("a", 0.0, at(1)),
+        ("b", 1.0, at(1)),
+        ("c", 0.5, at(1)),
+        ("a", 0.5, at(3)),
+        ("d", 0.0, at(3)),
+    ]
+    assert_frame_equal(item_standing(items, since=at(1), until=at(9)), found.tail(2))
+    assert item_standing(items, until=at(2.9)).height == 3
+
+
+def test_details_have_a_row_a_change() -> None:
+    items = shelf(("a", "x", 5, 0), ("a", "x", 6, 1), ("a", "x", 6, 2)).with_columns(
+        attributes=pl.Series(['{"size": 1}', '{"size": 1}', '{"size": 2}']), image_uri=pl.lit("a.png")
+    )
+    found = item_details(items, until=at(9))
+    assert found.select("item_attributes", "item_image_uri", "event_timestamp").rows() == [
+        ('{"size": 1}', "a.png", at(0)),
+        ('{"size": 2}', "a.png", at(2)),
+    ]
+    assert_frame_equal(item_details(items, since=at(0), until=at(9)), found.tail(1))
 
 
 def test_a_rate_of_few_views_stays_near_the_prior_and_of_many_near_its_own() -> None:
@@ -103,33 +131,30 @@ def test_hardly_any_data_still_gives_a_proper_prior(conversions: list[int], tria
     assert prior.b > 0
 
 
-def test_counts_and_rates_stand_at_midnights_and_go_on_from_a_state() -> None:
+def test_counts_stand_at_midnights_and_go_on_from_a_state() -> None:
     events = log(("a", "view", 1), ("a", "click", 2), ("a", "purchase", 3), ("a", "view", 30), ("b", "cart", 5))
-    whole, end = item_conversion(events, priors=PRIORS, until=T0 + timedelta(days=40))
+    whole, end = item_conversion(events, until=at(40))
     assert whole["event_timestamp"].dt.hour().unique().to_list() == [0]
     second = whole.filter(pl.col("item_id") == "a").row(1, named=True)
     assert (second["item_views_1d"], second["item_views_7d"], second["item_purchases_7d"]) == (1, 3, 1)
-    assert second["item_purchase_rate"] == pytest.approx(2 / 103)
+    # three events decayed for 46 to 47 hours, one for 18
+    assert second["item_decayed_events"] == pytest.approx(sum(2 ** -(h / 168) for h in (47, 46, 45, 18)), abs=1e-6)
     assert whole.filter(pl.col("item_id") == "a").row(-1, named=True)["item_views_30d"] == 0
     parts, state = [], None
     for day in (1.5, 2, 17, 40):
-        rows, state = item_conversion(events, priors=PRIORS, state=state, until=T0 + timedelta(days=day))
+        rows, state = item_conversion(events, state=state, until=at(day))
         parts.append(rows)
     order = ["item_id", "event_timestamp"]
     assert_frame_equal(pl.concat(parts).sort(order), whole.sort(order))
     assert state == end
 
 
-def test_priors_come_from_the_counts_of_all_items() -> None:
-    counts = pl.DataFrame({"item_views_30d": [100, 300], "item_carts_30d": [10, 30], "item_purchases_30d": [1, 3]})
-    assert fit_priors(counts, strength=50)["cart"].mean == pytest.approx(0.1, abs=0.002)
-
-
 def test_the_declarations_name_the_very_columns_and_types() -> None:
-    content = pl.DataFrame({"item_id": ["a"], "category_path": ["x"], "price": [2.0], "arrival_seconds": [0]})
+    items = shelf(("a", "x", 2, 0))
     computed = {
-        "item_catalogue": catalogue(content, T0),
-        "item_conversion": item_conversion(log(("a", "view", 1)), priors=PRIORS, until=T0 + timedelta(days=2))[0],
+        "item_details": item_details(items, until=at(2)),
+        "item_standing": item_standing(items, until=at(2)),
+        "item_conversion": item_conversion(log(("a", "view", 1)), until=at(2))[0],
     }
     for view in views():
         declared = {feature.name: feature.type for feature in view.features}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import get_args
 
 import polars as pl
 import pytest
@@ -13,10 +14,14 @@ from hypothesis import strategies as st
 
 from evensong.data.lake import Lake
 from evensong.features import refresh as refresh_module
+from evensong.features import stateful
 from evensong.features.refresh import SCHEMAS, refresh, seen_at
-from evensong.settings import Settings
+from evensong.features.shop_columns import OPTIONAL_VIEWS
+from evensong.settings import FeatureGroup, FeatureSettings, Settings
 from evensong.types import Frame
 
+#: An encoder of pictures is named so that every optional view is computed.
+EVERY_VIEW = FeatureSettings(image_encoder="/weights", groups=get_args(FeatureGroup))
 DAY0 = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -42,6 +47,7 @@ def catalogue(*rows: tuple[str, str, float]) -> Frame:
             "item_id": [row[0] for row in rows],
             "title": [f"The {row[0]}" for row in rows],
             "category_path": [row[1] for row in rows],
+            "price": [float(ord(row[0])) for row in rows],
             "event_timestamp": [at(row[2]) for row in rows],
             "created_timestamp": [at(row[2]) for row in rows],
         }
@@ -54,9 +60,21 @@ def shop(tmp_path: Path) -> Settings:
 
 
 def make_shop(home: Path) -> Settings:
-    settings = Settings(home=home)
+    settings = Settings(home=home, features=EVERY_VIEW)
     Lake(settings.lake).append_new("items", catalogue(("a", "Food", 0), ("b", "Toys", 0), ("c", "Food", 0)))
+    Lake(settings.lake).append_new("users", people(("u", 17, 0.4), ("u", 18, 2.1), ("v", 60, 0.6)))
     return settings
+
+
+def people(*rows: tuple[str, int, float]) -> Frame:
+    return pl.DataFrame(
+        {
+            "user_id": [row[0] for row in rows],
+            "attributes": [f'{{"age": {row[1]}, "gender": "f"}}' for row in rows],
+            "event_timestamp": [at(row[2]) for row in rows],
+            "created_timestamp": [at(row[2]) for row in rows],
+        }
+    )
 
 
 def add(settings: Settings, *rows: tuple[str, str, float] | tuple[str, str, float, float]) -> None:
@@ -76,8 +94,8 @@ def tables(settings: Settings) -> dict[str, list[tuple[object, ...]]]:
 
 
 def from_scratch(settings: Settings, as_of: datetime, home: Path) -> dict[str, list[tuple[object, ...]]]:
-    other = Settings(home=home)
-    for table in ("interactions", "items"):
+    other = Settings(home=home, features=EVERY_VIEW)
+    for table in ("interactions", "items", "users"):
         Lake(other.lake).append_new(table, Lake(settings.lake).read(table))
     refresh(other, as_of)
     return tables(other)
@@ -156,8 +174,9 @@ def test_a_night_in_the_middle_of_a_day_is_completed_by_the_next(shop: Settings,
     assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
 
 
+@pytest.mark.parametrize("last", ["item_popularity", "user_dynamics", "item_conversion"])
 def test_a_refresh_that_was_killed_between_two_tables_is_repaired(
-    shop: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
     add(shop, *FIRST)
     refresh(shop, at(2))
@@ -165,7 +184,7 @@ def test_a_refresh_that_was_killed_between_two_tables_is_repaired(
     whole = refresh_module._replace
 
     def killed(settings: Settings, view: str, *rest: object) -> None:
-        if view == "item_popularity":
+        if view == last:
             raise KeyboardInterrupt
         whole(settings, view, *rest)  # type: ignore[arg-type]
 
@@ -175,6 +194,53 @@ def test_a_refresh_that_was_killed_between_two_tables_is_repaired(
     monkeypatch.undo()
     refresh(shop, at(3))
     assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
+
+
+def test_a_night_hands_a_stateful_view_only_what_is_new_in_it(
+    shop: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(shop, *FIRST)
+    refresh(shop, at(2))
+    add(shop, *SECOND)
+    handed: list[int] = []
+    whole = stateful.user_dynamics
+
+    def counted(events: Frame, *rest: object, **options: object) -> object:
+        handed.append(len(events))
+        return whole(events, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stateful, "user_dynamics", counted)
+    refresh(shop, at(3))
+    assert sum(handed) == len(SECOND)
+    monkeypatch.undo()
+    assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
+
+
+def test_only_the_last_midnights_state_is_kept(shop: Settings) -> None:
+    add(shop, *FIRST)
+    for day in (2, 2.5, 3):
+        refresh(shop, at(day))
+        assert len(list(Path(shop.lake, "features", "states").glob("*/user_dynamics.parquet"))) == 1
+
+
+def test_a_state_that_is_lost_is_computed_again(shop: Settings, tmp_path: Path) -> None:
+    add(shop, *FIRST)
+    refresh(shop, at(2))
+    for kept in Path(shop.lake, "features", "states").rglob("*.parquet"):
+        kept.unlink()
+    add(shop, *SECOND)
+    refresh(shop, at(3))
+    assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
+
+
+def test_views_that_no_column_reads_stay_empty(shop: Settings) -> None:
+    add(shop, *FIRST)
+    refresh(shop, at(2))
+    fewer = shop.model_copy(update={"features": FeatureSettings(groups=("price",))})
+    refresh(fewer, at(2))
+    found = tables(fewer)
+    assert {view for view in OPTIONAL_VIEWS if found[view]} == {"item_standing"}
+    assert found["user_history"]
 
 
 def test_other_settings_compute_everything_again(shop: Settings) -> None:

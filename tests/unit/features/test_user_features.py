@@ -55,6 +55,7 @@ def test_a_profile_has_a_row_a_change_and_none_for_a_row_that_says_the_same() ->
     users = table(
         USERS,
         person("ann", '{"age": 24, "gender": "f"}', 0),
+        person("ann", '{"age": 24, "gender": "f"}', 2),
         person("ann", '{"age": 24, "gender": "f", "shoe": 38}', 5),
         person("ann", '{"age": 25, "gender": "f", "membership_level": "gold"}', 9),
         person("bob", None, 3),
@@ -62,11 +63,13 @@ def test_a_profile_has_a_row_a_change_and_none_for_a_row_that_says_the_same() ->
     found = user_profile(users, until=at(100))
     assert found.select("user_id", "age_bucket", "gender", "membership_level").rows() == [
         ("ann", "18 to 25", "f", None),
+        ("ann", "18 to 25", "f", None),
         ("ann", "25 to 35", "f", "gold"),
         ("bob", None, None, None),
     ]
-    assert found["event_timestamp"].to_list() == [at(0), at(9), at(3)]
-    assert_frame_equal(user_profile(users, since=at(3), until=at(100)), found[[1]])
+    assert found["user_attributes"][1] == '{"age": 24, "gender": "f", "shoe": 38}'
+    assert found["event_timestamp"].to_list() == [at(0), at(5), at(9), at(3)]
+    assert_frame_equal(user_profile(users, since=at(5), until=at(100)), found[[2]])
 
 
 def test_a_profile_that_arrives_late_counts_from_then_and_never_displaces_a_newer_one() -> None:

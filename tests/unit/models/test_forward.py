@@ -1,5 +1,6 @@
 """The numpy models that serve are the PyTorch models that were trained, and come back from their files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ import torch
 from tests.taste_world import USERS, make
 
 from evensong.errors import BundleError
+from evensong.features.columns import CategoricalColumn, ColumnSet, NumericColumn, SequenceColumn, TextColumn
+from evensong.features.model_columns import ModelColumns
+from evensong.features.shop_columns import Declared
 from evensong.models.config import RankerConfig, TwoTowerConfig
-from evensong.models.forward import RankerForward, TowersForward
+from evensong.models.forward import RankerForward, dense_width
 from evensong.models.inputs import UserInputs, Vocabularies, encode_items, encode_users
 from evensong.models.rank_features import FEATURES
 from evensong.models.ranker import Ranker
@@ -22,14 +26,30 @@ def tensors_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
     return {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
 
 
-@pytest.fixture(scope="module")
-def towers() -> tuple[TwoTower, TowerWeights, UserInputs]:
+DECLARED = Declared(
+    users=ColumnSet(
+        (
+            CategoricalColumn(name="busy", source="num_events_7d", bins=(1, 3)),
+            SequenceColumn(name="items", source="recent_item_ids", length=3),
+            NumericColumn(name="week", source="num_events_7d"),
+        )
+    ),
+    items=ColumnSet((TextColumn(name="words", source="title", dimension=4), NumericColumn(name="price"))),
+    moving=ColumnSet(()),
+    built_in=frozenset(),
+)
+
+
+@pytest.fixture(scope="module", params=["no columns", "columns"])
+def towers(request: pytest.FixtureRequest) -> tuple[TwoTower, TowerWeights, UserInputs]:
     world = make()
     wanted = world.events["item_id"].filter(world.events["item_id"] != "a00")
-    vocabularies = Vocabularies.fit(world.items, wanted, history_length=6, num_top_categories=2)
     ids = sorted(world.events["user_id"].unique())
     rows = [world.user_features(user_id, world.cutoff) for user_id in ids] + [{}]
-    users = encode_users(pl.DataFrame(rows, schema=USERS), vocabularies, world.cutoff)
+    frame = pl.DataFrame(rows, schema=USERS)
+    columns = ModelColumns.fit(DECLARED, frame, world.items) if request.param == "columns" else None
+    vocabularies = Vocabularies.fit(world.items, wanted, history_length=6, num_top_categories=2, columns=columns)
+    users = encode_users(frame, vocabularies, world.cutoff)
     config = TwoTowerConfig(dimension=8, temperature=0.1)
     model = TwoTower(config, vocabularies, torch.Generator().manual_seed(3))
     model.fit_numeric(users)
@@ -46,7 +66,7 @@ def test_item_tower_in_numpy_equals_the_trained_one(towers: tuple[TwoTower, Towe
     items = encode_items(make().items, weights.vocabularies)
     with torch.no_grad():
         expected = model.items(item_tensors(items)).numpy()
-    found = TowersForward(weights.tensors, 0.1).items(items)
+    found = weights.forward().items(items)
     assert np.abs(found - expected).max() < 1e-5
     assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
 
@@ -55,14 +75,27 @@ def test_user_tower_in_numpy_equals_the_trained_one(towers: tuple[TwoTower, Towe
     model, weights, users = towers
     with torch.no_grad():
         expected = model.users(user_tensors(users)).numpy()
-    found = TowersForward(weights.tensors, 0.1).users(users)
+    found = weights.forward().users(users)
     assert np.abs(found - expected).max() < 1e-5
+
+
+def test_columns_begin_unheard_and_are_then_heard(towers: tuple[TwoTower, TowerWeights, UserInputs]) -> None:
+    _, weights, users = towers
+    width = dense_width(weights.vocabularies.columns.users.outputs)
+    if not width:
+        return
+    fresh = TwoTower(weights.config, weights.vocabularies, torch.Generator().manual_seed(3))
+    assert not fresh.user_in.weight[:, -width:].any()
+    other = replace(users, value_BV=users.value_BV + 1, index_BI=np.roll(users.index_BI, 1, axis=0))
+    with torch.no_grad():
+        assert torch.equal(fresh.users(user_tensors(users)), fresh.users(user_tensors(other)))
+    assert np.abs(weights.forward().users(users) - weights.forward().users(other)).max() > 1e-3
 
 
 def test_a_brand_new_item_has_an_embedding_near_its_shelf(towers: tuple[TwoTower, TowerWeights, UserInputs]) -> None:
     _, weights, _ = towers
     new = make().items.head(1).with_columns(item_id=pl.lit("never seen"))
-    vector = TowersForward(weights.tensors, 0.1).items(encode_items(new, weights.vocabularies))
+    vector = weights.forward().items(encode_items(new, weights.vocabularies))
     assert np.isfinite(vector).all()
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
@@ -71,8 +104,14 @@ def test_towers_come_back_from_their_folder(towers: tuple[TwoTower, TowerWeights
     _, weights, users = towers
     save_towers(tmp_path, weights)
     back = load_towers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "towers.safetensors", "vocabulary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "columns",
+        "config.json",
+        "towers.safetensors",
+        "vocabulary.json",
+    ]
     assert np.array_equal(back.forward().users(users), weights.forward().users(users))
+    assert back.vocabularies.columns.users.outputs == weights.vocabularies.columns.users.outputs
 
 
 def ranker() -> tuple[Ranker, RankerWeights]:

@@ -62,6 +62,9 @@ def test_one_row_and_many_rows_encode_alike(vocabularies: Vocabularies) -> None:
     world = make()
     ids = sorted(world.events["user_id"].unique())
     frame = pl.DataFrame([world.user_features(user_id, world.cutoff) for user_id in ids], schema=USERS)
+    odd = pl.DataFrame([{}, {"recent_item_ids": ["stranger", None, "a00"], "top_categories": ["a", "x"]}], schema=USERS)
+    odd = odd.with_columns(top_category_shares=pl.Series([None, [0.7, 0.1]], dtype=pl.List(pl.Float32)))
+    frame = pl.concat([frame, odd])
     together = encode_users(frame, vocabularies, NOW)
     for row in range(len(frame)):
         alone = encode_users(frame[row], vocabularies, NOW)

@@ -23,6 +23,8 @@ def slate() -> dict[str, object]:
         numeric_BF=np.zeros((1, 5), np.float32),
         category_BC=np.array([[1, 2]], np.int32),
         share_BC=np.array([[0.75, 0.25]], np.float32),
+        index_BI=np.zeros((1, 0), np.int32),
+        value_BV=np.zeros((1, 0), np.float32),
     )
     history = History(
         embeddings_SLD=np.array([[[0, 0], [1, 0], [0, 1]]], np.float32),
@@ -36,6 +38,7 @@ def slate() -> dict[str, object]:
         arrival_seconds=np.array([[now - 3 * DAY, np.nan]]),
         category=np.array([[[1, 3, 0], [0, 0, 0]]], np.int32),
         log_price=np.log1p(np.array([[10, np.nan]], np.float32)),
+        numbers=np.zeros((1, 2, 0), np.float32),
     )
     vectors = np.array([[[0.0, 1.0], [-1.0, 0.0]]], np.float32)
     logits = np.array([[2.0, -2.0]], np.float32)

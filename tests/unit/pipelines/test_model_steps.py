@@ -135,6 +135,8 @@ def test_the_bundle_holds_what_the_contract_names(first: Steps, first_bundle: Pa
         "retriever/config.json",
         "retriever/towers.safetensors",
         "retriever/vocabulary.json",
+        *(f"retriever/columns/{table}/columns.json" for table in ("users", "items", "moving")),
+        *(f"retriever/columns/{table}/columns.safetensors" for table in ("users", "items", "moving")),
         "ranker/config.json",
         "ranker/ranker.safetensors",
         "index/items.faiss",

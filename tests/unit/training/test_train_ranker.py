@@ -80,7 +80,8 @@ def test_the_ranker_repeats_itself(slates: Slates, settings: Settings) -> None:
 
 
 def test_without_any_slate_the_ranker_is_popularity(slates: Slates, settings: Settings) -> None:
-    nothing = Slates(*(getattr(slates, name)[:0] for name in Slates.__dataclass_fields__))
+    arrays = [name for name in Slates.__dataclass_fields__ if name != "features"]
+    nothing = Slates(*(getattr(slates, name)[:0] for name in arrays), features=slates.features)
     weights, _ = ranker.train(nothing, settings, seed=1)
     linear = weights.tensors["linear.weight"][0]
     assert FEATURES[int(np.argmax(np.abs(linear)))] == "log_item_events_30d"

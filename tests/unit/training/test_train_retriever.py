@@ -8,9 +8,11 @@ import pytest
 from tests.taste_world import TasteWorld, make
 
 from evensong.errors import NothingToLearnError
+from evensong.features.model_columns import ModelColumns
+from evensong.features.shop_columns import declared
 from evensong.models.inputs import Vocabularies, encode_items, encode_users
 from evensong.models.saved import TowerWeights
-from evensong.settings import RetrieverSettings
+from evensong.settings import FeatureSettings, RetrieverSettings
 from evensong.training import retriever
 from evensong.training.checkpoints import Checkpoints
 from evensong.training.retriever import RetrieverData
@@ -28,9 +30,13 @@ def examples(world: TasteWorld) -> pl.DataFrame:
     return world.examples()
 
 
-def prepared(world: TasteWorld, examples: pl.DataFrame) -> tuple[RetrieverData, Vocabularies]:
+def prepared(
+    world: TasteWorld, examples: pl.DataFrame, columns: ModelColumns | None = None
+) -> tuple[RetrieverData, Vocabularies]:
     items = world.catalogue(world.cutoff)
-    vocabularies = Vocabularies.fit(items, examples["item_id"], history_length=10, num_top_categories=2)
+    vocabularies = Vocabularies.fit(
+        items, examples["item_id"], history_length=10, num_top_categories=2, columns=columns
+    )
     return retriever.prepare(examples, items, vocabularies), vocabularies
 
 
@@ -136,3 +142,42 @@ def test_an_item_that_the_champion_did_not_know_begins_as_new_items_do(
     started = trained(data, vocabularies, start=without, num_epochs=0)
     shared = without.tensors["item_id.weight"][1]
     assert np.array_equal(started.tensors["item_id.weight"][vocabularies.items.index("a00")], shared)
+
+
+def test_a_warm_start_takes_what_reads_columns_from_the_same_fitted_ones_alone(
+    world: TasteWorld, examples: pl.DataFrame
+) -> None:
+    text = declared(FeatureSettings(groups=("text",)))
+    first, second = (ModelColumns.fit(text, examples, world.catalogue(world.cutoff)) for _ in range(2))
+    assert first.same_as(text)
+    data, vocabularies = prepared(world, examples, first)
+    champion = trained(data, vocabularies, num_epochs=1)
+    assert champion.tensors["content_in.weight"][:, -32:].any()
+    same = trained(data, vocabularies, start=champion, num_epochs=0)
+    assert np.array_equal(same.tensors["content_in.weight"], champion.tensors["content_in.weight"])
+    other = trained(*prepared(world, examples, second), start=champion, num_epochs=0)
+    assert not other.tensors["content_in.weight"][:, -32:].any()
+    assert np.array_equal(other.tensors["item_id.weight"], champion.tensors["item_id.weight"])
+
+
+def test_a_user_column_alone_tells_two_tastes_apart(world: TasteWorld, examples: pl.DataFrame) -> None:
+    """Histories hold nothing here: the item everybody met, and an age that says the taste."""
+    shelf = pl.when(pl.col("user_id").str.slice(1).cast(pl.Int64) % 2 == 0).then(pl.lit("f")).otherwise(pl.lit("m"))
+    nothing = pl.lit(["a00"], pl.List(pl.String))
+    plain = examples.with_columns(
+        recent_item_ids=nothing, top_categories=pl.lit([], pl.List(pl.String)), gender=shelf,
+        top_category_shares=pl.lit([], pl.List(pl.Float32)),
+    )  # fmt: skip
+    profile = declared(FeatureSettings(groups=("profile",)))
+    columns = ModelColumns.fit(profile, plain, world.catalogue(world.cutoff))
+    weights = trained(*prepared(world, plain, columns))
+    asked = plain.unique("user_id", keep="last", maintain_order=True)
+    forward = weights.forward()
+    scores = (
+        forward.users(encode_users(asked, weights.vocabularies, world.cutoff))
+        @ forward.items(encode_items(world.catalogue(world.cutoff), weights.vocabularies)).T
+    )
+    best = np.argsort(-scores, axis=1)[:, :10]
+    shelves = np.array([item_id[0] for item_id in world.catalogue(world.cutoff)["item_id"].to_list()])
+    own = np.array(["ab"[int(user_id[1:]) % 2] for user_id in asked["user_id"].to_list()])
+    assert (shelves[best] == own[:, None]).mean() > 0.9
