@@ -270,8 +270,8 @@ def _nights_text(nights: list[dict[str, Any]]) -> RenderableType:
 
 
 def _days_table(days: list[dict[str, Any]]) -> Table:
-    table = Table(title="\nWhat the shop's visitors did", title_justify="left")
-    for column in ("day", "slates by", "click rate", "popularity would have got", "gain"):
+    table = Table(title="\nClick rates, and what popularity would have got", title_justify="left")
+    for column in ("day", "slates by", "click rate", "popularity's", "gain"):
         table.add_column(column, justify="left" if column in ("day", "slates by") else "right")
     for day in days[WARM_UP_DAYS - 3 :]:
         # compared free of noise: the clicks to expect of these slates, and of popularity's for the same visits
