@@ -41,7 +41,7 @@ def open_store(settings: Settings) -> FeatureStore:
     """The feature store for these settings; the first call applies the declarations when the registry has others."""
     place = (settings.lake, settings.online_store, settings.feast_registry)
     with _lock:
-        if place not in _stores:
+        if place not in _stores or _is_gone(settings.feast_registry):
             _stores[place] = _open(settings)
         return _stores[place]
 
@@ -50,6 +50,11 @@ def close_store(settings: Settings) -> None:
     """Forget the store of these settings, so that a place that is about to go leaves nothing behind."""
     with _lock:
         _stores.pop((settings.lake, settings.online_store, settings.feast_registry), None)
+
+
+def _is_gone(registry: str) -> bool:
+    """Whether somebody removed the registry's file since it was opened, as a second `evensong reproduce` does."""
+    return not storage.is_remote(registry) and "://" not in registry and not Path(registry).exists()
 
 
 def repository() -> Path:
