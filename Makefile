@@ -39,7 +39,7 @@ lint: $(INSTALLED) ## style, types and the order of imports
 	$(BIN)/lint-imports
 
 test: $(INSTALLED) browser lint ## everything that is checked, but for the tests that take minutes
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(INSTALLED) browser ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -126,7 +126,8 @@ class TasteWorld:
         users, targets = self.holdout()
         users.write_parquet(folder / "users_holdout.parquet")
         targets.write_parquet(folder / "targets.parquet")
-        meta = {"as_of": self.as_of.isoformat(), "feature_service": "recommender_v1", "lake_versions": {}}
+        moments = {"as_of": self.as_of.isoformat(), "holdout_start": self.cutoff.isoformat()}
+        meta = {**moments, "feature_service": "recommender_v1", "lake_versions": {}}
         (folder / "meta.json").write_text(json.dumps(meta))
         return folder
 

@@ -164,7 +164,7 @@ def test_explanation_goes_from_the_request_to_the_lake(world: Any, served: Setti
     first = told["recommendations"][0]
     items = {one["name"]: one for one in told["features"]["items"][first["item_id"]]}
     assert items["item_content.title"]["value"] == first["title"]
-    assert all(one["version"] for one in items.values())
+    assert [name for name, one in items.items() if not one["version"]] == []
 
 
 def test_unknown_and_unsampled_requests_say_which_they_are(served: Settings) -> None:

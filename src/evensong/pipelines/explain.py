@@ -105,7 +105,8 @@ def _features(record: Record, origin: dict[str, Any]) -> dict[str, Any]:
         return [
             {"name": full.get(name, name), "value": value, "version": versions.get(full.get(name, name))}
             for name, value in (values or {}).items()
-            if name != entity
+            # a view that no model reads stays empty, and its features have no version
+            if name != entity and (name in full or value is not None)
         ]
 
     return {

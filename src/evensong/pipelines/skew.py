@@ -197,16 +197,16 @@ def _replayed(
 
 
 def _user_frame(row: dict[str, Any]) -> Frame:
-    from evensong.features.transformations import STAMPS, USER_ACTIVITY, USER_HISTORY
+    from evensong.features.shop_columns import USER_FEATURES
 
-    schema = {name: dtype for name, dtype in (USER_HISTORY | USER_ACTIVITY).items() if name not in STAMPS}
+    schema = {"user_id": pl.String(), **USER_FEATURES}
     return pl.DataFrame([{name: row.get(name) for name in schema}], schema=schema)
 
 
 def _frame(items: Rows) -> Frame:
-    from evensong.features.transformations import ITEM_CONTENT, ITEM_POPULARITY, STAMPS
+    from evensong.features.shop_columns import ITEM_FEATURES
 
-    schema = {name: dtype for name, dtype in (ITEM_POPULARITY | ITEM_CONTENT).items() if name not in STAMPS}
+    schema = {"item_id": pl.String(), **ITEM_FEATURES}
     return pl.DataFrame([{name: row.get(name) for name in schema} for row in items.values()], schema=schema)
 
 

@@ -213,8 +213,10 @@ def test_broken_join_is_caught(settings: Settings, monkeypatch: pytest.MonkeyPat
 def test_join_that_fills_nulls_from_older_rows_is_caught(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     join = offline.FeatureReader.join
 
-    def filled(self: offline.FeatureReader, entities: Frame, service: str) -> Frame:
-        rows = join(self, entities, service).with_row_index("at").sort("user_id", "event_timestamp")
+    def filled(self: offline.FeatureReader, entities: Frame, service: str, *, of: str | None = None) -> Frame:
+        if of == "item_id":
+            return join(self, entities, service, of=of)
+        rows = join(self, entities, service, of=of).with_row_index("at").sort("user_id", "event_timestamp")
         return rows.with_columns(pl.col("num_interactions").forward_fill().over("user_id")).sort("at").drop("at")
 
     monkeypatch.setattr(offline.FeatureReader, "join", filled)
@@ -223,7 +225,13 @@ def test_join_that_fills_nulls_from_older_rows_is_caught(settings: Settings, mon
 
 def wraps_the_join(monkeypatch: pytest.MonkeyPatch, change: Callable[[Frame], Frame]) -> None:
     join = offline.FeatureReader.join
-    monkeypatch.setattr(offline.FeatureReader, "join", lambda self, rows, service: change(join(self, rows, service)))
+
+    def wrapped(self: offline.FeatureReader, rows: Frame, service: str, *, of: str | None = None) -> Frame:
+        joined = join(self, rows, service, of=of)
+        # of items alone there is no user to be wrong about
+        return joined if of == "item_id" else change(joined)
+
+    monkeypatch.setattr(offline.FeatureReader, "join", wrapped)
 
 
 @pytest.mark.parametrize(

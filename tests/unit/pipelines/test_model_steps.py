@@ -111,7 +111,11 @@ def test_per_user_rows_are_what_the_means_are_of(first: Steps) -> None:
     report = first.report
     assert report.per_user_uri is not None
     rows = storage.read_frame(report.per_user_uri)
-    assert rows.group_by("model").len().sort("model").rows() == [("challenger", 40), ("popularity", 40)]
+    assert rows.group_by("model").len().sort("model").rows() == [
+        ("challenger", 40),
+        ("item_knn", 40),
+        ("popularity", 40),
+    ]
     mean = rows.filter(pl.col("model") == "challenger")["recall_at_20"].mean()
     assert mean == pytest.approx(report.challenger.metrics["recall_at_20"])
     assert {"slice_new_users", "slice_new_items", "slice_long_tail"} <= set(rows.columns)

@@ -45,10 +45,13 @@ def trained(world: TasteWorld, tmp_path_factory: pytest.TempPathFactory) -> Path
 def settings(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     home = tmp_path_factory.mktemp("home")
     (home / "mlflow").mkdir()
+    # in a world of two tastes without any noise, nothing beats item-kNN; its own test stands in test_gate.py
+    policy = home / "policy.yaml"
+    policy.write_text(POLICY.read_text().replace("names: [popularity, item_knn]", "names: [popularity]"))
     shutil.copy(empty_store, home / "mlflow" / "mlflow.db")
     return Settings(
         home=home,
-        registry={"policy_path": POLICY},  # type: ignore[arg-type]
+        registry={"policy_path": policy},  # type: ignore[arg-type]
         split={"holdout_days": 2},  # type: ignore[arg-type]
         retriever={"num_candidates": 15, "num_popular_candidates": 5},  # type: ignore[arg-type]
     )
@@ -185,7 +188,8 @@ def relisted(settings: Settings, night: Night, change: Callable[[Frame, Frame], 
     ours = per_user.filter(pl.col("model") == "challenger")
     lists = change(ours, targets)
     slices = ours.select("user_id", pl.col("^slice_.*$"))
-    rows = reports.per_user("challenger", lists, targets, slices, items, recall_k=20, ndcg_k=10)
+    tastes = storage.read_frame(f"{place}/training_set/users_holdout.parquet")
+    rows = reports.per_user("challenger", lists, targets, slices, items, tastes, recall_k=20, ndcg_k=10)
     spoiled = judged.model_copy(update={"challenger": reports.model_report("challenger", rows, lists, len(items), 20)})
     others = per_user.filter(pl.col("model") != "challenger")
     version = versions.get(settings, str(versions.listed(settings)[0].version))

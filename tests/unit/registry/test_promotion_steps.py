@@ -241,7 +241,7 @@ def test_description_tells_a_reviewer_the_figures_and_where_they_come_from(setti
     run(2, gain=0.1)
     text = versions.get(settings, "2").description
     assert "Night of 2026-03-02 00:00 UTC" in text
-    assert "| metric | challenger | champion v1 | popularity |" in text
+    assert "| metric | challenger | champion v1 | item_knn | popularity |" in text
     assert "| recall_at_20 | 0." in text
     assert "lake versions: `{" in text
 
