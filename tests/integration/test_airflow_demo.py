@@ -18,6 +18,7 @@ from evensong.settings import Settings, load_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.timeout(3000)]
 
+POLICY = Path(__file__).resolve().parents[2] / "mlflow" / "promotion_policy.yaml"
 #: As the demo, with fewer days.
 SHORT = "from evensong.launch import demo; demo.WARM_UP_DAYS = 8; from evensong.settings import load_settings; "
 
@@ -26,8 +27,12 @@ SHORT = "from evensong.launch import demo; demo.WARM_UP_DAYS = 8; from evensong.
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
+    # one epoch on eight days is above popularity, and not yet above item-kNN
+    policy = tmp_path_factory.mktemp("policy") / "policy.yaml"
+    policy.write_text(POLICY.read_text().replace("names: [popularity, item_knn]", "names: [popularity]"))
     return load_settings(
         home=tmp_path_factory.mktemp("home"),
+        registry={"policy_path": policy},
         airflow={"port": port},
         retriever={"dimension": 16, "epochs": 1},
         ranker={"epochs": 1, "max_slates": 500},
