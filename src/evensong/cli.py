@@ -226,12 +226,18 @@ def nightly(
 
 def _show_night(result: dict[str, Any]) -> None:
     decision = result["decision"]
-    word = "[green]promoted[/green]" if decision["promote"] else "[yellow]champion stays[/yellow]"
-    screen.print(
-        f"{result['as_of'][:10]}  version {result['version']}: {word}; champion is version {result['champion']}"
-    )
+    champion = result["champion"]
+    word = "[green]promoted[/green]" if decision["promote"] else "[yellow]not promoted[/yellow]"
+    stands = f"champion is version {champion}" if champion else "there is no champion yet"
+    screen.print(f"{result['as_of'][:10]}  version {result['version']}: {word}; {stands}")
     for reason in decision["reasons"]:
         screen.print(f"  - {reason}", markup=False)
+    if champion is None:
+        screen.print(
+            "nothing is served until a version is champion: bring more data and run a later night, or make this one "
+            f'champion by your word: evensong registry promote {result["version"]} --reason "…"',
+            markup=False,
+        )
     names = sorted({name for metrics in result["metrics"].values() for name in metrics})
     rows = [{"model": model} | metrics for model, metrics in result["metrics"].items()]
     _rows("held-out days", rows, ["model", *names])
@@ -421,7 +427,7 @@ def _show_ledger(lines: list[dict[str, Any]]) -> None:
         screen.print(f"{line['number']}  {line['at'][:19]}  {line['kind']}: {move}, by {line['actor']}", markup=False)
         screen.print(f"   {line['reason']}", markup=False)
     if not lines:
-        screen.print("no champion was ever chosen here; run `evensong nightly`")
+        screen.print("no champion was ever chosen here; a night's gate chooses one, or `evensong registry promote`")
 
 
 def _show_move(answer: dict[str, Any]) -> None:

@@ -62,14 +62,24 @@ def files(location: str) -> list[str]:
     try:
         if not storage.exists(location):
             raise SourceError(f"{location}: expected a CSV or Parquet file or folder, found nothing; check the path")
-        found = [location] if _is_file(location) else storage.list_files(location)
+        found = (
+            [location]
+            if _is_file(location)
+            else [uri for uri in storage.list_files(location) if not _is_hidden(uri, location)]
+        )
     except (StorageError, BotoCoreError, ClientError) as error:
         raise SourceError(f"{location}: cannot be listed: {error}; check the bucket and boto3's credentials") from error
-    names = [uri for uri in found if uri.lower().endswith((*PARQUET, *TEXT)) and "/." not in uri and "/_" not in uri]
+    names = [uri for uri in found if uri.lower().endswith((*PARQUET, *TEXT))]
     if not names:
         kinds = ", ".join((*PARQUET, *TEXT))
         raise SourceError(f"{location}: expected a file ending in {kinds}, found {_few(found) or 'an empty folder'}")
     return names
+
+
+def _is_hidden(uri: str, folder: str) -> bool:
+    """Whether the file, or a folder on the way to it from `folder`, begins with a dot or an underscore: not data."""
+    below = uri.removeprefix(folder) if storage.is_remote(folder) else os.path.relpath(uri, folder)
+    return any(part.startswith((".", "_")) for part in below.split("/"))
 
 
 def fingerprints(location: str) -> dict[str, str]:

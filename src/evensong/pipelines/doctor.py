@@ -91,7 +91,10 @@ def _registry(settings: Settings) -> _Look:
 
     champion = aliases.champion(settings)
     if champion is None:
-        yield "warning", "no champion yet; run `evensong nightly`"
+        yield (
+            "warning",
+            "no champion yet; run `evensong nightly`; `evensong registry list` says what the gate kept",
+        )
     else:
         bundle.fetch(settings, champion.version)
         age = (datetime.now(UTC) - champion.as_of).total_seconds() / 86400

@@ -136,7 +136,7 @@ def rollback(
     if target is None:
         raise PromotionRefusedError(
             f"rollback: expected a champion before version {now.version}, the ledger has none; "
-            "name one with `evensong registry promote VERSION`"
+            "name one with `evensong registry promote VERSION --reason WHY`"
         )
     if target == now.version:
         raise PromotionRefusedError(f"rollback: version {target} already is the champion; name an earlier one")

@@ -207,7 +207,7 @@ class Champion:
             self._warn(
                 "alias",
                 "no version has the alias `champion`; run `evensong nightly --as-of DATE`, "
-                "or `evensong registry promote VERSION`",
+                "or `evensong registry promote VERSION --reason WHY`",
             )
             return
         self._clear("alias")

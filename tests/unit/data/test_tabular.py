@@ -180,3 +180,23 @@ def test_a_secret_in_the_urls_query_is_refused_without_showing_it() -> None:
     with pytest.raises(SourceError, match="env:NAME") as error:
         tabular.without_secret("postgresql://host/shop?user=ann&password=hunter2", "shop")
     assert "hunter2" not in str(error.value)
+
+
+def test_where_a_file_lies_is_no_reason_to_leave_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, here = tmp_path / ".cache" / "_parts", tmp_path / "here"
+    hidden.mkdir(parents=True)
+    here.mkdir()
+    (hidden / "_events.csv").write_text("a\n1\n")
+    assert tabular.files(str(hidden / "_events.csv")) == [str(hidden / "_events.csv")]
+    (hidden / "events.csv").write_text("a\n1\n")
+    assert [Path(uri).name for uri in tabular.files(str(hidden))] == ["events.csv"]
+    monkeypatch.chdir(here)
+    assert [Path(uri).name for uri in tabular.files("../.cache/_parts")] == ["events.csv"]
+    assert tabular.files("../.cache/_parts/events.csv") == ["../.cache/_parts/events.csv"]
+
+
+def test_what_a_folder_hides_is_no_data(tmp_path: Path) -> None:
+    for name in ("_SUCCESS.csv", ".part.csv", "_delta_log/x.csv", "day=1/part.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a\n1\n")
+    assert [Path(uri).name for uri in tabular.files(str(tmp_path))] == ["part.csv"]
