@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 import boto3
 import polars as pl
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from evensong.errors import StorageError
+from evensong.errors import BusyError, StorageError
 from evensong.types import Frame
 
 
@@ -92,13 +97,8 @@ def create_bytes(uri: str, content: bytes) -> str:
     """
     taken = StorageError(f"{uri}: expected nothing there, found a file; another process wrote it first")
     if is_remote(uri):
-        bucket, key = _split(uri)
-        try:
-            _client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
-        except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
-                raise taken from error
-            raise
+        if _put_if(uri, content, IfNoneMatch="*") is None:
+            raise taken
         return uri
     path = Path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,6 +231,69 @@ def list_files(uri: str) -> list[str]:
     return sorted(f"s3://{bucket}/{key}" for key in _keys(bucket, prefix.rstrip("/") + "/"))
 
 
+def list_md5(uri: str) -> dict[str, str]:
+    """The MD5 of each file below a folder, by URI; on S3 the ETag, which is one unless the store encrypts."""
+    if not is_remote(uri):
+        files = list_files(uri)
+        return {file: hashlib.md5(Path(file).read_bytes(), usedforsecurity=False).hexdigest() for file in files}
+    bucket, prefix = _split(uri)
+    return {
+        f"s3://{bucket}/{entry['Key']}": entry["ETag"].strip('"')
+        for entry in _entries(bucket, prefix.rstrip("/") + "/")
+    }
+
+
+@contextlib.contextmanager
+def lease(uri: str, *, seconds: float, wait_seconds: float) -> Iterator[None]:
+    """Hold an object on S3 as a lock among machines; who died with it loses it `seconds` later, by the store's clock.
+
+    The object stays; empty, it is free. It changes hands by conditional writes only: of two that want it one gets it.
+
+    Raises:
+        BusyError: another one still holds it after `wait_seconds`.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while (mark := _take(uri, seconds)) is None:
+        if time.monotonic() >= deadline:
+            raise BusyError(
+                f"{uri}: another machine holds this lock; wait until it ends, {seconds:g} s at most, and try again"
+            )
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        # A lock that cannot be let go of now ends by itself; what was done under it is done.
+        with contextlib.suppress(BotoCoreError, ClientError):
+            _put_if(uri, b"", IfMatch=mark)
+
+
+def _take(uri: str, seconds: float) -> str | None:
+    """The ETag of the lock that is ours now; none when another one holds it."""
+    token = uuid.uuid4().hex.encode()
+    if mark := _put_if(uri, token, IfNoneMatch="*"):
+        return mark
+    bucket, key = _split(uri)
+    try:
+        found = _client().head_object(Bucket=bucket, Key=key)
+    except ClientError:  # somebody removed it just now
+        return None
+    now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
+    if found["ContentLength"] and (now - found["LastModified"]).total_seconds() < seconds:
+        return None
+    return _put_if(uri, token, IfMatch=found["ETag"])
+
+
+def _put_if(uri: str, content: bytes, **condition: str) -> str | None:
+    """The ETag of what was written; none when the condition does not hold."""
+    bucket, key = _split(uri)
+    try:
+        return str(_client().put_object(Bucket=bucket, Key=key, Body=content, **condition)["ETag"])
+    except ClientError as error:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (404, 409, 412):
+            return None
+        raise
+
+
 def _client() -> Any:
     return boto3.client("s3")
 
@@ -241,5 +304,9 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 def _keys(bucket: str, prefix: str) -> list[str]:
+    return [entry["Key"] for entry in _entries(bucket, prefix)]
+
+
+def _entries(bucket: str, prefix: str) -> list[dict[str, Any]]:
     pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+    return [entry for page in pages for entry in page.get("Contents", [])]
