@@ -103,6 +103,8 @@ def move(
                 f"version {version}: {word}; only a person can promote it again: `evensong registry promote {version}`"
             )
         if current == target.version == left_at:
+            if word:
+                versions.delete_tag(settings, target.version, BLOCKED)
             return None
         if by_rule:
             _refuse_with_problems(settings, model, left_at)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tests.unit.registry.conftest import Register, night
 
-from evensong.errors import PromotionRefusedError, RegistryError
-from evensong.registry import aliases, bundle, ledger, tracking, versions
+from evensong.errors import BusyError, PromotionRefusedError, RegistryError
+from evensong.registry import aliases, bundle, ledger, locks, tracking, versions
 from evensong.settings import Settings
 
 
@@ -422,6 +422,17 @@ def test_rollback_that_is_refused_leaves_the_champion_as_it_was(
     assert not any(line.kind == "rollback" for line in ledger.read(settings))
 
 
+def test_rollback_while_the_champion_is_being_moved_changes_nothing(
+    settings: Settings, three: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(settings, "1")
+    promote(settings, "2")
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.1)
+    with aliases.held(settings), pytest.raises(BusyError, match="champion: another process holds it"):
+        aliases.rollback(settings, actor="person:ada", reason="clicks fell")
+    assert (current(settings), aliases.BLOCKED in versions.get(settings, "2").tags) == ("2", False)
+
+
 def test_rollback_passes_over_what_holds_no_bundle(settings: Settings, three: None) -> None:
     for version in ("1", "2", "3"):
         promote(settings, version)
@@ -456,6 +467,15 @@ def test_word_on_a_version_follows_its_move_however_the_mover_dies(
     assert current(settings) == "2"
     assert aliases.BLOCKED not in versions.get(settings, "2").tags
     assert aliases.ledger_verify(settings).sound
+
+
+def test_person_takes_the_block_from_a_champion_that_an_older_release_left_blocked(
+    settings: Settings, three: None
+) -> None:
+    promote(settings, "1")
+    versions.set_tags(settings, "1", {aliases.BLOCKED: "rolled back by person:ada: but it was not"})
+    assert promote(settings, "1", actor="person:ada") is None
+    assert aliases.BLOCKED not in versions.get(settings, "1").tags
 
 
 def test_champion_cannot_be_blocked(settings: Settings, three: None) -> None:

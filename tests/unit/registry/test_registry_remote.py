@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -77,25 +78,33 @@ def test_both_machines_write_one_ledger_and_the_copy_on_s3_is_the_same(machines:
     assert storage.read_bytes(copies[1]).decode() == ledger.path_of(one).read_text().splitlines()[1]
 
 
-def test_of_two_machines_exactly_one_moves_the_champion(machines: tuple[Settings, Settings]) -> None:
-    one, two = machines
-    aliases.move(one, "1", actor="person:ada", reason="start from the first")
-    count = len(ledger.read(one))
-    start = threading.Barrier(2)
+def race(machines: dict[str, Settings], expected_current: str) -> list[object]:
+    """What became of moves to these versions, made at once."""
+    start = threading.Barrier(len(machines))
     outcomes: list[object] = []
 
-    def race(settings: Settings, version: str) -> None:
+    def run(version: str, settings: Settings) -> None:
         start.wait()
         try:
-            outcomes.append(aliases.move(settings, version, actor="rule:gate", reason="r", expected_current="1"))
+            moved = aliases.move(settings, version, actor="rule:gate", reason="r", expected_current=expected_current)
         except PromotionRefusedError as error:
             outcomes.append(error)
+        else:
+            outcomes.append(moved)
 
-    threads = [threading.Thread(target=race, args=pair) for pair in ((one, "2"), (two, "3"))]
+    threads = [threading.Thread(target=run, args=pair) for pair in machines.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    return outcomes
+
+
+def test_of_two_machines_exactly_one_moves_the_champion(machines: tuple[Settings, Settings]) -> None:
+    one, two = machines
+    aliases.move(one, "1", actor="person:ada", reason="start from the first")
+    count = len(ledger.read(one))
+    outcomes = race({"2": one, "3": two}, expected_current="1")
     assert sum(isinstance(outcome, PromotionRefusedError) for outcome in outcomes) == 1
     assert len(ledger.read(two)) == count + 1
     assert commands.verify(one)["sound"]
@@ -240,6 +249,34 @@ def test_machines_behind_an_http_server_are_kept_apart_by_a_lock_on_s3(
             pass
     with locks.held(two, "champion"):
         pass
+
+
+@pytest.mark.slow  # MLflow's server takes its time to start
+def test_of_two_machines_behind_an_http_server_exactly_one_moves_the_champion(bucket: str, tmp_path: Path) -> None:
+    from evensong.launch import components
+    from evensong.launch.supervisor import Supervisor
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Settings(home=tmp_path / "server", mlflow_port=port, mlflow_artifacts_uri=f"{bucket}/served")
+    with Supervisor(server, components.mlflow_components(server)) as running:
+        running.wait_ready(240)
+        one, two = (
+            Settings(
+                home=tmp_path / name,
+                mlflow_tracking_uri=f"http://127.0.0.1:{port}",
+                mlflow_artifacts_uri=server.model_artifacts,
+            )
+            for name in ("first", "second")
+        )
+        for day in (1, 2, 3):
+            register_bundle(one, day, make_bundle(tmp_path / f"bundle{day}", day, f"night {day}"))
+        aliases.move(one, "1", actor="rule:gate", reason="first")
+        outcomes = race({"2": one, "3": two}, expected_current="1")
+        assert sum(isinstance(outcome, PromotionRefusedError) for outcome in outcomes) == 1
+        assert len(ledger.read(two)) == 2
+        assert commands.verify(one)["problems"] == commands.verify(two)["problems"] == []
 
 
 def test_lock_on_s3_is_held_by_one_at_a_time(behind_http: tuple[Settings, Settings]) -> None:
