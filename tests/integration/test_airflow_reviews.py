@@ -152,14 +152,19 @@ def test_nobody_s_answer_is_the_configured_one(settings: Settings, airflow: Airf
     assert champion(settings) == (version if default == "promote" else before)
 
 
-@pytest.mark.parametrize("answered_before", [True, False])
+def clear_again(api: AirflowApi, run_id: str, *task_ids: str) -> None:
+    """What a person does who clears these tasks; the steps that this world does not have stay as they are."""
+    body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": list(task_ids)}
+    api._call("POST", f"/api/v2/dags/{DAG}/clearTaskInstances", body | {"reset_dag_runs": True})
+
+
+@pytest.mark.parametrize(("day", "answered_before"), [(11, True), (12, False)])
 def test_a_night_judged_anew_is_asked_about_anew_and_no_old_answer_counts(
-    settings: Settings, airflow: AirflowApi, answered_before: bool
+    settings: Settings, airflow: AirflowApi, day: int, answered_before: bool
 ) -> None:
     from evensong.registry import review, versions
 
     before = champion(settings)
-    day = 11 + answered_before
     run_id, version = waiting(settings, airflow, day)
     if answered_before:
         body = {"chosen_options": ["Reject"], "params_input": {"comment": "odd titles"}}
@@ -167,9 +172,7 @@ def test_a_night_judged_anew_is_asked_about_anew_and_no_old_answer_counts(
         assert ended(airflow, run_id)["outcome"] == "rejected"
     first = versions.get(settings, version).tags[review.QUESTION]
     world.register_night(settings, day, 0.08)
-    clear = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": ["gate"]}
-    clear |= {"include_downstream": True, "reset_dag_runs": True}
-    airflow._call("POST", f"/api/v2/dags/{DAG}/clearTaskInstances", clear)
+    clear_again(airflow, run_id, "gate", "review", "promote")
     world.eventually(lambda: versions.get(settings, version).tags[review.QUESTION] != first, RUN_SECONDS)
     world.eventually(lambda: airflow.tasks(run_id)["review"]["state"] == "deferred", RUN_SECONDS)
     # Airflow's words are about the first decision: what was answered there, or is not any more, counts for nothing
@@ -194,9 +197,7 @@ def test_an_approved_night_whose_tasks_are_cleared_after_a_rollback_moves_nothin
     ended(airflow, run_id)
     back = commands.rollback(settings, reason="clicks fell", actor="person:bob")["champion"]
     lines = len(ledger.read(settings))
-    clear = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": ["review"]}
-    clear |= {"include_downstream": True, "reset_dag_runs": True}
-    airflow._call("POST", f"/api/v2/dags/{DAG}/clearTaskInstances", clear)
+    clear_again(airflow, run_id, "review", "promote")
     world.eventually(lambda: airflow.tasks(run_id)["promote"]["try_number"] == 2, RUN_SECONDS)
     airflow.follow(run_id, RUN_SECONDS)
     assert (champion(settings), len(ledger.read(settings))) == (back, lines)
