@@ -22,10 +22,12 @@ from evensong.data.simulator import (
 )
 from evensong.data.simulator.world import Generator
 from evensong.errors import ConfigurationError
+from evensong.pipelines.night import hold_home
 from evensong.settings import Settings
 from evensong.types import TABLES, Value
 
 SOURCE = "simulator"
+WAIT_SECONDS = 30.0
 PolicyName = Literal["warmup", "popularity", "champion"]
 POLICIES: tuple[PolicyName, ...] = ("warmup", "popularity", "champion")
 
@@ -77,6 +79,7 @@ def run(
 
     Raises:
         ConfigurationError: another shop lives here, or the days do not join on to those that were simulated.
+        BusyError: a night or another simulation runs in this home.
     """
     if days < 1:
         raise ConfigurationError(f"days: expected 1 or more, got {days}")
@@ -85,16 +88,18 @@ def run(
     if not 0 <= exploration <= 1:
         raise ConfigurationError(f"exploration: expected a share from 0 to 1, got {exploration}")
     location = settings.place("simulator")
-    shop = Shop(_config(location, config, seed, start))
-    first = start or _next_day(location, shop.config)
-    _replay(location, shop, first)
-    lived = []
-    for number in range(days):
-        record = _day(settings, location, shop, first + timedelta(days=number), policy, exploration)
-        lived.append(record.summary)
-        if on_day:
-            on_day(record.summary)
-    sources.register(settings.lake, "contract", location, name=SOURCE)
+    # a night that runs meanwhile would change the features that a champion's slates come from
+    with hold_home(settings, WAIT_SECONDS):
+        shop = Shop(_config(location, config, seed, start))
+        first = start or _next_day(location, shop.config)
+        _replay(location, shop, first)
+        lived = []
+        for number in range(days):
+            record = _day(settings, location, shop, first + timedelta(days=number), policy, exploration)
+            lived.append(record.summary)
+            if on_day:
+                on_day(record.summary)
+        sources.register(settings.lake, "contract", location, name=SOURCE)
     totals = {name: sum(day[name] for day in lived) for name in ("events", "impressions", "clicks", "purchases")}
     return {"location": location, "source": SOURCE, "start": first.isoformat(), "days": lived, **totals}
 
@@ -118,7 +123,8 @@ def _day(settings: Settings, location: str, shop: Shop, day: date, policy: Polic
     else:
         filled = widen(slates or popularity_policy(shop), shop, exploration)
     log = shop.day(day, filled)
-    for name, frame in (("interactions", log.interactions), ("items", log.items), ("users", log.users)):
+    # whoever reads the folder in between finds no event without what it is about
+    for name, frame in (("items", log.items), ("users", log.users), ("interactions", log.interactions)):
         storage.write_frame(_table(location, name, day), frame)
     summary = log.summary | {"policy": _described(policy, used, version)}
     record = DayRecord(date=day, asked=policy, used=used, champion=version, exploration=exploration, summary=summary)
