@@ -17,6 +17,7 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,
     HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
@@ -37,16 +38,24 @@ def join(uri: str, *parts: str) -> str:
 
 
 def storage_options(uri: str) -> dict[str, str]:
-    """What polars and deltalake need to reach the URI: empty for a local path, boto3's credentials for S3."""
+    """What polars and deltalake need to reach the URI: empty for a local path, boto3's credentials for S3.
+
+    Raises:
+        StorageError: boto3 knows no credentials.
+    """
     if not is_remote(uri):
         return {}
     session = boto3.Session()
     options = {"aws_region": session.region_name or "us-east-1", "aws_conditional_put": "etag"}
-    if credentials := session.get_credentials():
+    with reaching(uri):
+        credentials = session.get_credentials()
+        if credentials is None:
+            # left to themselves, they would look for a cloud's metadata service, and for long
+            raise NoCredentialsError
         frozen = credentials.get_frozen_credentials()
-        options |= {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
-        if frozen.token:
-            options["aws_session_token"] = frozen.token
+    options |= {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
+    if frozen.token:
+        options["aws_session_token"] = frozen.token
     if endpoint := _endpoint():
         options["aws_endpoint_url"] = endpoint
         if endpoint.startswith("http://"):
@@ -333,8 +342,15 @@ def _said(uri: str, error: Exception) -> str:
             f"no credentials for the {where}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or any other that "
             "boto3 reads"
         )
-    if isinstance(error, HTTPClientError):
+    if isinstance(error, HTTPClientError | ConnectionError):
         return f"the {where} does not answer ({_first_line(error)}); is the store up, and AWS_ENDPOINT_URL right?"
+    if isinstance(error, OSError) and is_remote(uri):
+        # polars and deltalake say little of what went wrong: ask the store itself
+        try:
+            _first_key(*_split(uri))
+        except (ClientError, BotoCoreError) as answer:
+            return _said(uri, answer)
+        return f"the {where} cannot be used: {_first_line(error)}; try again, or look at the store"
     if isinstance(error, FileNotFoundError):
         return "expected a file, found none; run the step that writes it first"
     if isinstance(error, OSError):

@@ -223,7 +223,7 @@ def test_what_is_not_on_s3_is_named(s3: str, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     with pytest.raises(SourceError, match="s3://shop/nothing: expected a CSV or Parquet file or folder, found nothing"):
         imports.events(settings, f"{s3}/nothing", MAPPING)
-    with pytest.raises(SourceError, match=r"s3://no-bucket/in: cannot be listed.*credentials"):
+    with pytest.raises(SourceError, match=r"s3://no-bucket/in: expected the bucket no-bucket at .*, it is not there"):
         imports.events(settings, "s3://no-bucket/in", MAPPING)
     storage.write_bytes(f"{s3}/one/sales.csv", b"who,what\n")
     with pytest.raises(SourceError, match=r"s3://shop/one/sales\.csv: no column 'at'"):
