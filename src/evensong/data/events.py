@@ -107,7 +107,8 @@ def _typed(rows: Frame, where: str, mapping: EventMapping, names: Mapping[str, s
                 f"it, such as {shown.name}.id"
             )
         elif column.name in ("event_timestamp", "created_timestamp"):
-            shown = values.times(shown, where, mapping.time_format, mapping.time_zone)
+            read = values.times(shown, where, mapping.time_format, mapping.time_zone)
+            shown = values.within_their_day(read)
         elif column.name in ("value", "propensity", "price"):
             shown = values.numbers(shown, where, mapping.decimal)
         elif column.name == "position":

@@ -121,6 +121,15 @@ def times(column: pl.Series, where: str, time_format: str | None = None, time_zo
     return found
 
 
+def within_their_day(moments: pl.Series) -> pl.Series:
+    """Times at midnight exactly, as those are of which only the day is known, a microsecond later.
+
+    So a night as of that midnight does not see a day that has only begun, and one as of the next midnight finds it in
+    the last 24 hours.
+    """
+    return moments.zip_with(moments != moments.dt.truncate("1d"), moments.dt.offset_by("1us"))
+
+
 def plain(column: pl.Series) -> pl.Series:
     """An attribute as it can stand in JSON: times, decimals, bytes and the like as text."""
     if column.dtype == pl.Binary:

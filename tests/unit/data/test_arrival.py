@@ -101,6 +101,20 @@ def test_local_times_are_no_future_when_their_zone_is_named(settings: Settings, 
         with_change(time_zone="Europe/Berln")
 
 
+# ---------------------------------------------------------------- days without a time
+
+
+def test_events_by_the_day_count_within_their_day(settings: Settings, tmp_path: Path) -> None:
+    """A night as of a midnight sees the day that ends there as its last, and nothing of the one that begins."""
+    rows = [f"u{n},i{n % 3},2026-01-{day:02d}" for day in range(1, 15) for n in range(20)]
+    imports.events(settings, lines(tmp_path / "e.csv", *rows), MAPPING)
+    uri = validate.run(settings, Night(as_of=datetime(2026, 1, 12, tzinfo=UTC)))
+    volume = json.loads(Path(uri).read_text())["volume"]
+    assert (volume["last_day_rows"], volume["trailing_days"][0]) == (20, 20)
+    assert Lake(settings.lake).read("interactions").height == 11 * 20
+    assert validate.run(settings, Night(as_of=datetime(2026, 1, 15, tzinfo=UTC)))
+
+
 # ---------------------------------------------------------------- rows without an arrival
 
 
@@ -215,7 +229,7 @@ def test_numbers_and_times_are_read_as_the_mapping_says(settings: Settings, tmp_
     path = lines(tmp_path / "e.csv", "7;8;1767312000000;1.234", header="who;what;when;paid")
     imports.events(settings, path, with_change(value="paid", decimal=","))
     row = Lake(settings.lake).read("raw_interactions").row(0, named=True)
-    assert (row["value"], row["event_timestamp"]) == (1234.0, datetime(2026, 1, 2, tzinfo=UTC))
+    assert (row["value"], row["event_timestamp"]) == (1234.0, datetime(2026, 1, 2, 0, 0, 0, 1, tzinfo=UTC))
 
 
 def test_nested_columns_give_lists_of_categories_and_attributes(settings: Settings, tmp_path: Path) -> None:
