@@ -52,7 +52,7 @@ def test_online_retail_is_cleaned_and_nothing_is_lost(shared_data: Path, tmp_pat
     assert clean.filter(pl.col("event_type") == "return")["value"].max() <= 0
     assert clean["value"].abs().max() <= 100_000
     reasons = quarantine.summary(lake)["interactions"]
-    assert reasons["duplicate of an earlier row"] > 10_000
+    assert reasons["duplicate of an earlier row"] > 5_000
     assert reasons["value is not between -100000 and 100000"] == 2
 
 

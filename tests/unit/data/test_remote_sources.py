@@ -137,7 +137,14 @@ def test_postgresql_gives_what_the_file_gives_and_keeps_its_password(
     with pytest.raises(SourceError, match="SOURCE_SHOP_PASSWORD, it is not set"):
         ingest.run(settings, NIGHT)
     monkeypatch.setenv("SOURCE_SHOP_PASSWORD", secret)
-    assert ingest.run(settings, NIGHT)["interactions"] == 0
+    assert ingest.run(settings, NIGHT) == {"interactions": 0, "items": 0, "users": 0}
+    engine = sa.create_engine(postgres)
+    with engine.begin() as connection:
+        connection.execute(sa.text("insert into sales values (99, 7, 'item0', '2026-01-05 00:30', 1)"))
+        connection.execute(sa.text("insert into sales values (98, 100, 'new', '2026-01-10', 1)"))
+    engine.dispose()
+    assert ingest.run(settings, NIGHT) == {"interactions": 2, "items": 1, "users": 1}, "sorted in between or not"
+    assert ingest.run(settings, NIGHT) == {"interactions": 0, "items": 0, "users": 0}
 
 
 def test_a_whole_url_may_stay_in_the_environment(
