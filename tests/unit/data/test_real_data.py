@@ -67,5 +67,10 @@ def test_ml_1m_through_import_events_is_incremental_and_keeps_its_rows(shared_da
     assert ingest.run(settings, Night.model_validate({"as_of": "2003-03-01"}))["interactions"] == 599_611
     lake = Lake(settings.lake)
     assert lake.read("raw_interactions").height == 999_611
-    assert lake.read("raw_items").height == 3416
+    items = lake.read("raw_items")
+    assert items["item_id"].n_unique() == 3416
+    first = lake.read("raw_interactions").group_by("item_id").agg(pl.col("event_timestamp").min())
+    assert (
+        items.group_by("item_id").agg(pl.col("event_timestamp").min()).sort("item_id").equals(first.sort("item_id"))
+    ), "an item is known from its first event on, in whatever order they arrived"
     assert judged(settings, "2003-03-01")["interactions"]["accepted"] == 999_611
