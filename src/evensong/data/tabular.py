@@ -36,6 +36,14 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
+#: How files begin that are no text, whatever their ending says.
+OTHER_KINDS = {
+    b"PAR1": "a Parquet file",
+    b"PK\x03\x04": "a ZIP archive or a workbook",
+    b"BZh": "a file packed by bzip2",
+    b"\x28\xb5\x2f\xfd": "a file packed by Zstandard",
+    b"SQLite format 3": "a SQLite database, which is sqlite:///PATH",
+}
 #: What else could have been meant by a column that is not there.
 NOTES = {"event_type": " (which may also be one of impression, view, click, cart, purchase, rating, return, dwell)"}
 
@@ -202,31 +210,56 @@ def _nested(
 
 
 def _open_text(uri: str, content: bytes, text: TextFormat) -> _Opened:
-    content = _utf8(uri, content, text.encoding)
+    content = _utf8(uri, content, text.encoding).lstrip(b"\r\n")
+    if b"\n" not in content:
+        content = content.replace(b"\r", b"\n")
     first = content.split(b"\n", 1)[0].decode().rstrip("\r")
     if not first.strip():
-        found = "an empty first line" if content.strip() else "an empty file"
-        raise SourceError(f"{uri}: expected a header and rows, found {found}")
+        raise SourceError(f"{uri}: expected a header and rows, found an empty file")
     mark = text.separator or max(SEPARATORS, key=first.count)
     if len(mark.encode()) > 1:
         # a separator of several characters gives way to one that no text file holds
         content, first, mark = content.replace(mark.encode(), b"\x1f"), first.replace(mark, "\x1f"), "\x1f"
-    try:
-        rows = pl.read_csv(content, separator=mark, infer_schema=False, has_header=text.header)
-    except pl.exceptions.PolarsError:
-        _refuse_ragged(uri, content.decode(), mark)
-        raise
+    rows = _parsed(uri, content, mark, text.header)
+    # what has nothing in any column is an empty line, or one that a spreadsheet has left behind
+    rows = rows.filter(~pl.all_horizontal(pl.all().is_null()))
+    names = next(csv.reader([first], delimiter=mark), []) if text.header else []
     if not text.header:
         rows.columns = [str(number + 1) for number in range(rows.width)]
-    names = next(csv.reader([first], delimiter=mark), []) if text.header else []
+    elif len({name.strip() for name in rows.columns}) == rows.width:
+        names, rows.columns = [name.strip() for name in names], [name.strip() for name in rows.columns]
     twice = frozenset(name for name in names if names.count(name) > 1)
     return _Opened(rows.lazy(), _partitions(uri) | {name: pl.col(name) for name in rows.columns}, twice)
+
+
+def _parsed(uri: str, content: bytes, mark: str, header: bool) -> Frame:
+    """The rows of a text file, as text; where its quotes do not pair, as in `7" vinyl`, they stand for themselves."""
+    try:
+        rows = pl.read_csv(content, separator=mark, infer_schema=False, has_header=header)
+        if rows.height + header >= content.count(b"\n"):
+            return rows
+        failed = None
+    except pl.exceptions.PolarsError as error:
+        failed = error
+    # a quote spans lines, or has no partner; where every line has all of its cells, it was never meant to
+    if len({line.count(mark.encode()) for line in content.split(b"\n") if line.strip()}) > 1:
+        if failed is None:
+            return rows
+        _refuse_ragged(uri, content.decode(), mark)
+        raise failed
+    rows = pl.read_csv(content, separator=mark, infer_schema=False, has_header=header, quote_char=None)
+    rows.columns = [re.sub('^"(.*)"$', r"\1", name) for name in rows.columns]
+    bare = pl.all().str.replace('^"(.*)"$', "$1").str.replace_all('""', '"', literal=True)
+    return rows.with_columns(pl.when(pl.all().str.contains('^".*"$')).then(bare).otherwise(pl.all()))
 
 
 def _utf8(uri: str, content: bytes, encoding: str | None) -> bytes:
     """The content of a text file as UTF-8 without a mark."""
     if content[:2] == b"\x1f\x8b":
         content = gzip.decompress(content)
+    for mark, kind in OTHER_KINDS.items():
+        if content.startswith(mark):
+            raise SourceError(f"{uri}: expected text, found {kind}; give it its own ending, or unpack it")
     for mark, name in MARKS.items():
         if content.startswith(mark):
             content, encoding = content.removeprefix(mark), name

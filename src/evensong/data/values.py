@@ -131,13 +131,22 @@ def within_their_day(moments: pl.Series) -> pl.Series:
 
 
 def plain(column: pl.Series) -> pl.Series:
-    """An attribute as it can stand in JSON: times, decimals, bytes and the like as text."""
+    """An attribute as it can stand in JSON: decimals as numbers, times and the like as text, lengths of time in µs."""
     if column.dtype == pl.Binary:
         return column.bin.encode("hex")
-    if column.dtype.is_decimal():
-        return column.cast(pl.Float64)
-    kept = column.dtype.is_numeric() or column.dtype.is_nested() or column.dtype in (pl.Boolean, pl.Null)
-    return column if kept else column.cast(pl.String)
+    return column.cast(_plain(column.dtype), strict=False)
+
+
+def _plain(dtype: pl.DataType) -> pl.DataType:
+    if isinstance(dtype, pl.Struct):
+        return pl.Struct({field.name: _plain(field.dtype) for field in dtype.fields})  # type: ignore[arg-type]
+    if isinstance(dtype, pl.List | pl.Array):
+        return pl.List(_plain(dtype.inner))  # type: ignore[arg-type]
+    if dtype.is_decimal() or dtype == pl.Int128:
+        return pl.Float64()
+    if isinstance(dtype, pl.Duration):
+        return pl.Int64()
+    return dtype if dtype.is_numeric() or dtype in (pl.Boolean, pl.Null) else pl.String()
 
 
 def is_time_zone(name: str) -> bool:
@@ -172,7 +181,8 @@ def _from_text(text: pl.Series, time_format: str | None, time_zone: str | None) 
             raise SourceError(f"time format {time_format!r}: {str(error).splitlines()[0]}") from error
         named = cast(pl.Datetime, found.dtype).time_zone
         return found.dt.convert_time_zone("UTC") if named else _in_utc(found, time_zone)
-    plain = text.str.replace(r"^(\d{4}[-/]\d{2}[-/]\d{2})[Tt]", "$1 ").str.replace(r" ?(?:Z|z|UTC|GMT)$", "+00:00")
+    plain = text.str.replace(r"^(\d{4}[-/]\d{2}[-/]\d{2})[Tt]", "$1 ").str.replace(r"( ?[+-]\d{2}:?\d{2}) UTC$", "$1")
+    plain = plain.str.replace(r" ?(?:Z|z|UTC|GMT)$", "+00:00")
     plain = plain.str.replace(r" ([+-]\d{2}:?\d{0,2})$", "$1")
     found = pl.Series(text.name, [None] * text.len(), dtype=TIMESTAMP)
     for shape, zoned in [*((f, False) for f in TIME_FORMATS), *((f, True) for f in ZONED_FORMATS)]:

@@ -186,3 +186,33 @@ def test_thousands_of_files_are_one_source(tmp_path: Path) -> None:
     for number in range(2000):
         (tmp_path / f"{number:04d}.csv").write_text(f"who\nu{number}\n")
     assert len(tabular.fingerprints(str(tmp_path))) == 2000
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('ann,7" vinyl\nbob,"tea"\n', [("ann", '7" vinyl'), ("bob", "tea")]),
+        ('ann,"tea\nbob,mug\ncid,jam"\n', [("ann", '"tea'), ("bob", "mug"), ("cid", 'jam"')]),
+        ('ann,"tea\ngreen"\nbob,"a ""b"", c"\n', [("ann", "tea\ngreen"), ("bob", 'a "b", c')]),
+        ('ann,"say ""tea"\nbob,5"\n', [("ann", 'say "tea'), ("bob", '5"')]),
+        ("\nann,tea\n\n,\nbob,mug\n\n", [("ann", "tea"), ("bob", "mug")]),
+    ],
+)
+def test_no_row_is_lost_to_quotes_that_do_not_pair_or_to_empty_lines(
+    tmp_path: Path, text: str, rows: list[tuple[str, str]]
+) -> None:
+    for name, ends in (("a.csv", "\n"), ("b.csv", "\r\n")):
+        (tmp_path / name).write_bytes(f" who , what\n{text}".replace("\n", ends).encode())
+        read = tabular.read_file(str(tmp_path / name), {"u": "who", "i": "what"}).rows()
+        assert [(u, i.replace("\r\n", "\n")) for u, i in read] == rows
+
+
+def test_lines_may_end_as_on_an_old_mac(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"who,what\rann,tea\rbob,mug\r")
+    assert tabular.read_file(str(tmp_path / "a.csv"), {"u": "who"})["u"].to_list() == ["ann", "bob"]
+
+
+def test_a_file_of_another_kind_than_its_ending_says_is_told(tmp_path: Path) -> None:
+    pl.DataFrame({"who": ["ann"]}).write_parquet(tmp_path / "a.csv")
+    with pytest.raises(SourceError, match=r"a\.csv: expected text, found a Parquet file"):
+        tabular.read_file(str(tmp_path / "a.csv"), {"u": "who"})

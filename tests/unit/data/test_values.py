@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -36,6 +37,7 @@ EARLY, LATE = (datetime(year, 1, 1, tzinfo=UTC).replace(tzinfo=None) for year in
         ["2026-01-10T13:30:15+01:00"],
         ["2026-01-10 13:30:15 +0100"],
         ["2026-01-10 12:30:15 UTC"],
+        ["2026-01-10 13:30:15 +0100 UTC"],
         ["2026/01/10 12:30:15"],
         [MOMENT],
         [MOMENT.replace(tzinfo=None)],
@@ -188,3 +190,16 @@ def test_the_hours_that_a_clock_repeats_or_leaves_out_are_read_as_said() -> None
 
 def test_a_time_without_end_is_no_time() -> None:
     assert values.times(pl.Series([float(UNIX), float("inf")]), "file").to_list() == [MOMENT, None]
+
+
+def test_attributes_of_any_kind_can_stand_in_json() -> None:
+    kinds = {
+        "bytes": pl.Series([b"\x01"]), "price": pl.Series([Decimal("1.5")]), "day": pl.Series([date(2026, 1, 10)]),
+        "long": pl.Series([timedelta(seconds=1)]), "kind": pl.Series(["a"], dtype=pl.Categorical),
+        "deep": pl.Series([{"day": date(2026, 1, 10), "list": [b"x"]}]), "nothing": pl.Series([None]),
+    }  # fmt: skip
+    frame = pl.DataFrame([values.plain(column).alias(name) for name, column in kinds.items()])
+    assert json.loads(frame.select(pl.struct(pl.all()).struct.json_encode()).item()) == {
+        "bytes": "01", "price": 1.5, "day": "2026-01-10", "long": 1_000_000, "kind": "a",
+        "deep": {"day": "2026-01-10", "list": ["x"]}, "nothing": None,
+    }  # fmt: skip
