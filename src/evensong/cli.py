@@ -280,7 +280,7 @@ def _show_night(result: dict[str, Any]) -> None:
 def simulate(
     days: Annotated[int, typer.Option(min=1, help="How many days to simulate.")] = 1,
     start: Annotated[str | None, typer.Option(help="The first day; without it, the day after the last one.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The shop's seed; one folder holds one shop.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The shop's seed; one folder holds one shop.")] = None,
     policy: Annotated[
         Literal["warmup", "popularity", "champion"],
         typer.Option(help="Who fills the slates: warmup, popularity or champion."),

@@ -54,7 +54,7 @@ def events(settings: Settings, location: str, mapping: EventMapping, name: str |
     """Import any file, folder, `s3://` place or SQL table of events; returns the rows added to each table.
 
     A password in an SQL URL is used now and never stored: the nights take it from the environment variable
-    `tabular.password_variable(name)`. `env:NAME` stands for a URL that the variable NAME holds.
+    `sql.password_variable(name)`. `env:NAME` stands for a URL that the variable NAME holds.
 
     Raises:
         SourceError: a file, table, column or value is not what the mapping says.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import ValidationError
 
 from evensong.data import sources, storage
 from evensong.data.simulator import (
@@ -99,9 +100,17 @@ def run(
             lived.append(record.summary)
             if on_day:
                 on_day(record.summary)
-        sources.register(settings.lake, "contract", location, name=SOURCE)
+        _register(settings, location)
     totals = {name: sum(day[name] for day in lived) for name in ("events", "impressions", "clicks", "purchases")}
     return {"location": location, "source": SOURCE, "start": first.isoformat(), "days": lived, **totals}
+
+
+def _register(settings: Settings, location: str) -> None:
+    known = sources.registered(settings.lake).get(SOURCE)
+    if known and known.location != location:
+        # the home was moved, and its shop with it
+        sources.remove(settings.lake, SOURCE)
+    sources.register(settings.lake, "contract", location, name=SOURCE)
 
 
 def _day(settings: Settings, location: str, shop: Shop, day: date, policy: PolicyName, exploration: float) -> DayRecord:
@@ -194,10 +203,10 @@ def _config(location: str, config: ShopConfig | None, seed: int | None, start: d
     uri = storage.join(location, "shop.json")
     if not storage.exists(uri):
         new = config or ShopConfig()
-        new = new.model_copy(update={"seed": new.seed if seed is None else seed, "start": start or new.start})
+        new = _validated({"seed": new.seed if seed is None else seed, "start": start or new.start}, new, "seed")
         storage.write_json(uri, new.model_dump(mode="json"))
         return new
-    known = ShopConfig.model_validate(storage.read_json(uri))
+    known = _validated(storage.read_json(uri), None, uri)
     wanted = config.model_copy(update={"start": known.start}) if config else known
     if seed is not None:
         wanted = wanted.model_copy(update={"seed": seed})
@@ -208,6 +217,15 @@ def _config(location: str, config: ShopConfig | None, seed: int | None, start: d
             "simulate it in another EVENSONG_HOME, or remove the folder"
         )
     return known
+
+
+def _validated(values: dict[str, Any], other: ShopConfig | None, where: str) -> ShopConfig:
+    """The config of these values, the others as in `other`."""
+    try:
+        return ShopConfig.model_validate((other.model_dump() if other else {}) | values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        raise ConfigurationError(f"{where}: expected the config of a shop: {problems}") from error
 
 
 def _next_day(location: str, config: ShopConfig) -> date:

@@ -101,6 +101,20 @@ def test_a_shop_does_not_live_while_a_night_runs(settings, monkeypatch):
     assert not (settings.home / "simulator").exists()
 
 
+def test_a_home_that_was_moved_takes_its_shop_along(settings, tmp_path):
+    old = settings.model_copy(update={"home": tmp_path / "old"})
+    simulate.run(old, start=START, config=SMALL, policy="warmup")
+    new = old.model_copy(update={"home": old.home.rename(tmp_path / "new")})
+    result = simulate.run(new, policy="warmup")
+    assert sources.registered(new.lake)["simulator"].location == result["location"] == new.place("simulator")
+
+
+def test_a_seed_that_is_none_makes_no_shop(settings):
+    with pytest.raises(ConfigurationError, match="seed: .*greater than or equal to 0, got -1"):
+        simulate.run(settings, seed=-1, policy="warmup")
+    assert not (settings.home / "simulator").exists()
+
+
 def test_without_a_champion_the_warmup_policy_stands_in_and_says_so(settings):
     result = simulate.run(settings, start=START, config=SMALL, policy="champion")
     assert result["days"][0]["policy"] == "warmup, for there is no champion yet"
