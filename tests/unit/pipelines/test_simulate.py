@@ -110,7 +110,7 @@ def test_a_home_that_was_moved_takes_its_shop_along(settings, tmp_path):
 
 
 def test_a_seed_that_is_none_makes_no_shop(settings):
-    with pytest.raises(ConfigurationError, match="seed: .*greater than or equal to 0, got -1"):
+    with pytest.raises(ConfigurationError, match=r"seed: .*greater than or equal to 0, got -1"):
         simulate.run(settings, seed=-1, policy="warmup")
     assert not (settings.home / "simulator").exists()
 
