@@ -48,11 +48,13 @@ class EventMapping(Value):
     )
 
     title: str | None = Field(None, description="Column of the item's title.")
-    category: tuple[str, ...] = Field((), max_length=3, description="Columns of the item's category, broad to narrow.")
+    category: tuple[str, ...] = Field(
+        (), max_length=3, description="Columns of the item's category, broad to narrow, once for each."
+    )
     price: str | None = Field(None, description="Column of the item's price.")
     image: str | None = Field(None, description="Column of the item's image URI.")
-    item_attributes: tuple[str, ...] = Field((), description="Other columns to keep about the item.")
-    user_attributes: tuple[str, ...] = Field((), description="Columns to keep about the user.")
+    item_attributes: tuple[str, ...] = Field((), description="Other columns to keep about the item, once for each.")
+    user_attributes: tuple[str, ...] = Field((), description="Columns to keep about the user, once for each.")
 
     items: str | None = Field(None, description="Where the items are described: a file, a folder or an SQL URL.")
     items_id: str | None = Field(

@@ -53,7 +53,7 @@ class TextFormat:
     """How a text file is written, where that cannot be seen from itself."""
 
     separator: str | None = None
-    """None: the most frequent one of the first line."""
+    """None, or not in the first line: the most frequent one there."""
     encoding: str | None = None
     """None: by its mark, else UTF-8, else Windows-1252 line by line."""
     header: bool = True
@@ -216,7 +216,9 @@ def _open_text(uri: str, content: bytes, text: TextFormat) -> _Opened:
     first = content.split(b"\n", 1)[0].decode().rstrip("\r")
     if not first.strip():
         raise SourceError(f"{uri}: expected a header and rows, found an empty file")
-    mark = text.separator or max(SEPARATORS, key=first.count)
+    # the file of the items may be written in another way than that of the events
+    named = text.separator is not None and text.separator in first
+    mark = str(text.separator) if named else max(SEPARATORS, key=first.count)
     if len(mark.encode()) > 1:
         # a separator of several characters gives way to one that no text file holds
         content, first, mark = content.replace(mark.encode(), b"\x1f"), first.replace(mark, "\x1f"), "\x1f"

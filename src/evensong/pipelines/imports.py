@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,8 @@ from evensong.data.sources import Kind
 from evensong.pipelines import ingest
 from evensong.pipelines.validate import REPEATS
 from evensong.settings import Settings
+
+log = logging.getLogger(__name__)
 
 #: Past this share of exact repeats an import says what may be behind them.
 MANY_REPEATS = 0.1
@@ -131,6 +134,9 @@ def _bring(
 ) -> dict[str, int]:
     source = sources.describe(settings.lake, kind, location, mapping, name)
     asked = source.model_copy(update={"location": sources.absolute(location), "mapping": sources.placed(mapping)})
+    known = sources.registered(settings.lake).get(source.name)
+    if known and known.mapping != source.mapping:
+        log.warning("source %s has another mapping now; the rows that it brought before stay as they are", source.name)
     added = ingest.pull(settings.lake, source, asked)
     sources.note(settings.lake, source)
     return added

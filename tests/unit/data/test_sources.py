@@ -225,7 +225,7 @@ def test_two_locations_of_one_name_become_two_sources(settings: Settings, tmp_pa
         imports.events(settings, str(tmp_path / "a" / "e.csv"), MAPPING, name="a/b")
 
 
-def test_a_name_belongs_to_one_place(settings: Settings, tmp_path: Path) -> None:
+def test_a_name_belongs_to_one_place(settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = lines(tmp_path / "a" / "e.csv", "ann,tea,2026-01-02")
     imports.events(settings, first, MAPPING, name="shop")
     other = lines(tmp_path / "b" / "e.csv", "bob,tea,2026-01-02")
@@ -234,6 +234,7 @@ def test_a_name_belongs_to_one_place(settings: Settings, tmp_path: Path) -> None
     assert Lake(settings.lake).read("raw_interactions").height == 1
     imports.events(settings, first, MAPPING.model_copy(update={"event_type": "click"}), name="shop")
     assert sources.registered(settings.lake)["shop"].mapping.event_type == "click", "its mapping may change"  # type: ignore[union-attr]
+    assert "source shop has another mapping now; the rows that it brought before stay" in caplog.text
     with pytest.raises(SourceError, match="'all': it means every source"):
         imports.events(settings, other, MAPPING, name="all")
     imports.events(settings, lines(tmp_path / "all.csv", "bob,tea,2026-01-02"), MAPPING)

@@ -27,6 +27,14 @@ def test_text_files_are_read_whatever_separates_them(tmp_path: Path) -> None:
     assert tabular.read_file(str(tmp_path / "small.csv.gz"), {"i": "item"}).to_dicts() == [{"i": "tea"}]
 
 
+def test_a_separator_is_for_the_files_that_have_it(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("who^what\nann^tea, green\n")
+    (tmp_path / "items.csv").write_text("what,name\ntea,Tea\n")
+    for name, wanted, row in (("events", "what", "tea, green"), ("items", "name", "Tea")):
+        read = tabular.read_file(str(tmp_path / f"{name}.csv"), {"found": wanted}, TextFormat(separator="^"))
+        assert read["found"].to_list() == [row]
+
+
 def test_numbers_in_text_keep_their_zeros(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user\n00123\n")
     assert tabular.read_file(str(tmp_path / "a.csv"), {"user_id": "user"})["user_id"].to_list() == ["00123"]
