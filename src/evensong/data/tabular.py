@@ -10,6 +10,7 @@ import csv
 import difflib
 import gzip
 import io
+import logging
 import os
 import re
 import zlib
@@ -24,9 +25,13 @@ from evensong.data import storage
 from evensong.errors import SourceError, StorageError
 from evensong.types import Frame
 
+log = logging.getLogger(__name__)
+
 PARQUET = (".parquet", ".pq")
 TEXT = tuple(f".{kind}{packed}" for packed in ("", ".gz") for kind in ("csv", "tsv", "txt", "dat"))
 WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods")
+#: Other endings that data has, and that nobody should miss without a word.
+UNREAD = (*WORKBOOKS, ".json", ".jsonl", ".ndjson", ".avro", ".orc", ".feather", ".zip", ".bz2", ".xz", ".zst")
 SEPARATORS = (",", "\t", ";", "|")
 #: What a text file may begin with to say how it is encoded; the longer marks first.
 MARKS = {
@@ -145,11 +150,13 @@ def _files(location: str, *, with_marks: bool) -> dict[str, str]:
     data = {uri: mark for uri, mark in found.items() if uri.lower().endswith((*PARQUET, *TEXT))}
     if not data:
         kinds = ", ".join((*PARQUET, *TEXT))
-        books = [uri for uri in found if uri.lower().endswith(WORKBOOKS)]
+        books = any(uri.lower().endswith(WORKBOOKS) for uri in found)
         hint = "; save each sheet of a workbook as CSV (in Excel: Save As, CSV UTF-8) and import that" if books else ""
         raise SourceError(
             f"{location}: expected a file ending in {kinds}, found {few(found) or 'an empty folder'}{hint}"
         )
+    if unread := [uri for uri in found if uri.lower().endswith(UNREAD)]:
+        log.warning("%s: passed over, for they are neither CSV nor Parquet: %s", location, few(unread))
     return data
 
 
@@ -218,7 +225,7 @@ def _open_text(uri: str, content: bytes, text: TextFormat) -> _Opened:
         raise SourceError(f"{uri}: expected a header and rows, found an empty file")
     # the file of the items may be written in another way than that of the events
     named = text.separator is not None and text.separator in first
-    mark = str(text.separator) if named else max(SEPARATORS, key=first.count)
+    mark = str(text.separator) if named else max(SEPARATORS, key=re.sub('"[^"]*"', "", first).count)
     if len(mark.encode()) > 1:
         # a separator of several characters gives way to one that no text file holds
         content, first, mark = content.replace(mark.encode(), b"\x1f"), first.replace(mark, "\x1f"), "\x1f"
@@ -267,14 +274,17 @@ def _utf8(uri: str, content: bytes, encoding: str | None) -> bytes:
             content, encoding = content.removeprefix(mark), name
             break
     try:
-        if encoding is None or codecs.lookup(encoding).name != "utf-8":
-            content = _decoded(content, encoding).encode()
-        else:
-            content.decode()
+        if encoding is not None:
+            content = content.decode(encoding).encode()
     except (UnicodeDecodeError, LookupError) as error:
         raise SourceError(
             f"{uri}: cannot be decoded as {encoding}: {error}; say how it is encoded with --encoding, such as cp1251"
         ) from error
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        # a file that several hands wrote may be one thing in one line and another in the next
+        content = "\n".join(_line(line) for line in content.split(b"\n")).encode()
     if (place := content.find(b"\0")) >= 0:
         row = content.count(b"\n", 0, place) + 1
         raise SourceError(
@@ -282,16 +292,6 @@ def _utf8(uri: str, content: bytes, encoding: str | None) -> bytes:
             "--encoding, such as utf-16-le"
         )
     return content
-
-
-def _decoded(content: bytes, encoding: str | None) -> str:
-    if encoding is not None:
-        return content.decode(encoding)
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        # a file that several hands wrote may be one thing in one line and another in the next
-        return "\n".join(_line(line) for line in content.split(b"\n"))
 
 
 def _line(line: bytes) -> str:

@@ -17,6 +17,7 @@ def test_text_files_are_read_whatever_separates_them(tmp_path: Path) -> None:
     for name, text in {
         "comma.csv": "user,item\nann,tea\n",
         "semicolon.csv": "user;item\r\nann;tea\r\n",
+        "quoted.csv": 'user;"item, its id"\nann;"tea, green"\n',
         "tab.tsv": "user\titem\nann\ttea\n",
         "marked.csv": "\ufeffuser,item\nann,tea\n",
     }.items():
@@ -183,6 +184,14 @@ def test_a_workbook_is_answered_with_how_to_save_it(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "retail.xlsx"):
         with pytest.raises(SourceError, match=r"retail\.xlsx; save each sheet of a workbook as CSV"):
             tabular.files(str(place))
+
+
+def test_data_that_is_passed_over_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.csv", "b.xlsx", "README.md"):
+        (tmp_path / name).write_text("who\nann\n")
+    assert tabular.files(str(tmp_path)) == [str(tmp_path / "a.csv")]
+    assert "b.xlsx" in caplog.text
+    assert "README" not in caplog.text
 
 
 def test_a_place_that_cannot_even_be_looked_at_is_an_error_of_the_source() -> None:
