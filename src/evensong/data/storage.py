@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import boto3
 import polars as pl
@@ -15,6 +15,16 @@ from botocore.exceptions import ClientError
 
 from evensong.errors import StorageError
 from evensong.types import Frame
+
+
+class Access(NamedTuple):
+    """Another way into S3 than boto3's own chain and the environment's endpoint; what is None is left to those."""
+
+    endpoint: str | None = None
+    key_id: str | None = None
+    secret: str | None = None
+    token: str | None = None
+    region: str | None = None
 
 
 def is_remote(uri: str) -> bool:
@@ -27,31 +37,38 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
-def storage_options(uri: str) -> dict[str, str]:
+def storage_options(uri: str, access: Access | None = None) -> dict[str, str]:
     """What polars and deltalake need to reach the URI: empty for a local path, boto3's credentials for S3."""
     if not is_remote(uri):
         return {}
-    session = boto3.Session()
+    access = access or Access()
+    session = _session(access)
     options = {"aws_region": session.region_name or "us-east-1", "aws_conditional_put": "etag"}
     if credentials := session.get_credentials():
         frozen = credentials.get_frozen_credentials()
         options |= {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
         if frozen.token:
             options["aws_session_token"] = frozen.token
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+    if endpoint := access.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         options["aws_endpoint_url"] = endpoint
         if endpoint.startswith("http://"):
             options["aws_allow_http"] = "true"
     return options
 
 
-def exists(uri: str) -> bool:
+def exists(uri: str, access: Access | None = None) -> bool:
     """Whether a file or a folder with content is there."""
     if not is_remote(uri):
         return Path(uri).exists()
-    bucket, key = _split(uri)
-    found = _client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1000).get("Contents", [])
-    return any(entry["Key"] == key or entry["Key"].startswith(key.rstrip("/") + "/") for entry in found)
+    return is_file(uri, access) or bool(_listed(uri.rstrip("/") + "/", access))
+
+
+def is_file(uri: str, access: Access | None = None) -> bool:
+    """Whether one file is there, not a folder."""
+    if not is_remote(uri):
+        return Path(uri).is_file()
+    # keys come sorted, so the key itself is the first with this beginning
+    return _split(uri)[1] in _listed(uri, access)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -113,11 +130,11 @@ def create_bytes(uri: str, content: bytes) -> str:
     return uri
 
 
-def remove(uri: str) -> None:
+def remove(uri: str, access: Access | None = None) -> None:
     """Remove one file; nothing happens when there is none."""
     if is_remote(uri):
         bucket, key = _split(uri)
-        _client().delete_object(Bucket=bucket, Key=key)
+        _client(access).delete_object(Bucket=bucket, Key=key)
     else:
         Path(uri).unlink(missing_ok=True)
 
@@ -223,16 +240,34 @@ def fingerprint(uri: str) -> str:
     return str(_client().head_object(Bucket=bucket, Key=key)["ETag"])
 
 
-def list_files(uri: str) -> list[str]:
+def list_files(uri: str, access: Access | None = None) -> list[str]:
     """The URIs of all files below a folder, sorted."""
     if not is_remote(uri):
         return sorted(str(p) for p in Path(uri).rglob("*") if p.is_file())
     bucket, prefix = _split(uri)
-    return sorted(f"s3://{bucket}/{key}" for key in _keys(bucket, prefix.rstrip("/") + "/"))
+    return sorted(f"s3://{bucket}/{key}" for key in _keys(bucket, prefix.rstrip("/") + "/", access))
 
 
-def _client() -> Any:
-    return boto3.client("s3")
+def _session(access: Access) -> boto3.Session:
+    return boto3.Session(
+        aws_access_key_id=access.key_id,
+        aws_secret_access_key=access.secret,
+        aws_session_token=access.token,
+        region_name=access.region,
+    )
+
+
+def _client(access: Access | None = None) -> Any:
+    if access is None:
+        return boto3.client("s3")
+    return _session(access).client("s3", endpoint_url=access.endpoint)
+
+
+def _listed(uri: str, access: Access | None) -> list[str]:
+    """The first key that begins like this one, where there is any."""
+    bucket, key = _split(uri)
+    found = _client(access).list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents", [])
+    return [entry["Key"] for entry in found]
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -240,6 +275,6 @@ def _split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _keys(bucket: str, prefix: str) -> list[str]:
-    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+def _keys(bucket: str, prefix: str, access: Access | None = None) -> list[str]:
+    pages = _client(access).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     return [entry["Key"] for page in pages for entry in page.get("Contents", [])]

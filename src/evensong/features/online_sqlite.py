@@ -10,16 +10,19 @@ import itertools
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from evensong.features.online_rows import Rows
 
 _ASKED = 500
 
@@ -53,53 +56,48 @@ class SqliteOnline:
             found.update(row[0] for row in self._fetch(keys, (prefix, prefix + b"\xff" * 8)))
         return pa.array(sorted(found), pa.binary())
 
-    def write(
-        self,
-        view: str,
-        keys: pa.BinaryArray,
-        values: Mapping[str, pa.BinaryArray],
-        columns: Mapping[str, pl.Series],
-        moments: pl.Series,
-        created: pl.Series | None,
-    ) -> int:
-        """Write the rows, except where a newer one is stored; the number given.
+    def write(self, view: str, blocks: Iterable[Rows]) -> npt.NDArray[np.bool_]:
+        """Write the rows except where a newer one is stored that somebody else wrote; which rows were written.
+
+        A thread puts the next block into a file of its own, one wide row an entity; meanwhile one statement spreads the
+        block before over the view's table, which holds no Python object and so leaves the interpreter to the thread.
+        Blocks in the order of their keys are quickest.
 
         Raises:
             sqlite3.OperationalError: the table is not there: the view was not applied.
         """
-        rows = Rows(keys, values, columns, moments, created)
-        return self.write_blocks(view, iter([rows]))
-
-    def write_blocks(self, view: str, blocks: Iterator[Rows]) -> int:
-        """The same for many blocks in the order of their keys.
-
-        A thread puts the next block into a file of its own, one wide row an entity; meanwhile one statement spreads the
-        block before over the view's table, which holds no Python object and so leaves the interpreter to the thread.
-        """
-        table = f"{self._project}_{view}"
-        written = 0
+        table, coming = f"{self._project}_{view}", iter(blocks)
+        written = [np.zeros(0, bool)]
         with self._loading(table) as fresh, TemporaryDirectory() as folder, ThreadPoolExecutor(1) as ahead:
-            waiting = ahead.submit(_spool_next, blocks, folder)
+            waiting = ahead.submit(_spool_next, coming, folder)
             while (block := waiting.result()) is not None:
-                waiting = ahead.submit(_spool_next, blocks, folder)
-                self._spread(table, block, fresh)
-                written += block.size
-        return written
+                waiting = ahead.submit(_spool_next, coming, folder)
+                written.append(self._spread(table, block, fresh))
+        return np.concatenate(written)
 
-    def _spread(self, table: str, block: Spooled, fresh: bool) -> None:
+    def remove(self, view: str, keys: pa.BinaryArray, features: Sequence[str], moments: pl.Series) -> None:
+        """Remove what the view says of these keys, except where it is newer than the moments."""
+        table = _quoted(f"{self._project}_{view}")
+        newest = f"SELECT MAX(event_ts) FROM {table} WHERE entity_key = ?1"  # noqa: S608
+        statement = f"DELETE FROM {table} WHERE entity_key = ?1 AND ({newest}) <= ?2"  # noqa: S608
+        with _transaction(self._connection()) as connection:
+            connection.executemany(statement, zip(keys.to_pylist(), _seconds(moments), strict=True))
+
+    def _spread(self, table: str, block: Spooled, fresh: bool) -> npt.NDArray[np.bool_]:
         connection = self._connection()
         connection.execute("ATTACH ? AS spool", (block.path,))
+        written = np.ones(block.size, bool)
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            with _transaction(connection):
+                if not fresh:
+                    newer = connection.execute(_newer(table, block.names)).fetchall()
+                    connection.executemany("DELETE FROM spool.block WHERE rowid = ?", newer)
+                    written[[place - 1 for (place,) in newer]] = False
                 connection.execute(_insert(table, block.names, fresh))
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
         finally:
             connection.execute("DETACH spool")
             Path(block.path).unlink()
+        return written
 
     @contextmanager
     def _loading(self, table: str) -> Iterator[bool]:
@@ -177,38 +175,19 @@ class SqliteOnline:
         return connection
 
 
-class Rows:
-    """A block of entities with everything that a table holds of them."""
-
-    def __init__(
-        self,
-        keys: pa.BinaryArray,
-        values: Mapping[str, pa.BinaryArray],
-        columns: Mapping[str, pl.Series],
-        moments: pl.Series,
-        created: pl.Series | None,
-    ) -> None:
-        self.keys, self.values, self.columns, self.moments, self.created = keys, values, columns, moments, created
-
-    def cells(self) -> tuple[list[str], int, Iterator[tuple[Any, ...]]]:
-        """The features' names and, an entity a tuple, the key, each feature's value and text, and the two times.
-
-        In the order of keys and names, in which the table's index grows at its end: several times quicker than
-        anywhere.
-        """
-        order = pc.sort_indices(self.keys)
-        places = pl.Series(order)
-        names = sorted(self.values)
-        cells: list[Iterable[Any]] = [self.keys.take(order).to_pylist()]
-        for name in names:
-            cells += [self.values[name].take(order).to_pylist(), _texts(self.columns[name].gather(places))]
-        cells.append(_seconds(self.moments.gather(places)))
-        cells.append(itertools.repeat(None) if self.created is None else _seconds(self.created.gather(places)))
-        return names, len(self.keys), zip(*cells, strict=False)
+def _cells(rows: Rows) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
+    """The features' names and, an entity a tuple: the key, each feature's value and text, the two times, and ours."""
+    names = sorted(rows.values)
+    cells: list[Iterable[Any]] = [rows.keys.to_pylist()]
+    for name in names:
+        cells += [rows.values[name].to_pylist(), _texts(rows.columns[name])]
+    for moments in (rows.moments, rows.created, rows.ours):
+        cells.append(itertools.repeat(None) if moments is None else _seconds(moments))
+    return names, zip(*cells, strict=False)
 
 
 class Spooled(NamedTuple):
-    """A block in a file: the table `block` with a row an entity, columns c0 (key), c1, c2 … in the order of `cells`."""
+    """A block in a file: the table `block` with a row an entity, columns c0 (key), c1, c2 … in `_cells`' order."""
 
     path: str
     names: list[str]
@@ -219,9 +198,9 @@ def _spool_next(blocks: Iterator[Rows], folder: str) -> Spooled | None:
     block = next(blocks, None)
     if block is None:
         return None
-    names, count, rows = block.cells()
+    names, rows = _cells(block)
     path = str(Path(folder, f"{uuid.uuid4().hex}.db"))
-    columns = [f"c{place}" for place in range(2 * len(names) + 3)]
+    columns = [f"c{place}" for place in range(2 * len(names) + 4)]
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
@@ -229,7 +208,18 @@ def _spool_next(blocks: Iterator[Rows], folder: str) -> Spooled | None:
         connection.execute("BEGIN")
         connection.executemany(f"INSERT INTO block VALUES ({', '.join('?' * len(columns))})", rows)  # noqa: S608
         connection.execute("COMMIT")
-    return Spooled(path, names, count)
+    return Spooled(path, names, len(block.keys))
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
@@ -254,9 +244,15 @@ def _insert(table: str, names: Sequence[str], fresh: bool) -> str:
         return insert
     return (
         f"{insert} ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, "
-        "value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts "
-        "WHERE excluded.event_ts >= event_ts"
+        "value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts"
     )
+
+
+def _newer(table: str, names: Sequence[str]) -> str:
+    """The block's rows of whose entities a newer row is stored than the block's, and than what is ours."""
+    moment, ours = f"c{1 + 2 * len(names)}", f"c{3 + 2 * len(names)}"
+    stored = f"SELECT MAX(event_ts) FROM main.{_quoted(table)} WHERE entity_key = c0"  # noqa: S608
+    return f"SELECT rowid FROM spool.block WHERE ({stored}) > MAX({moment}, COALESCE({ours}, {moment}))"  # noqa: S608
 
 
 def _texts(column: pl.Series) -> Sequence[str | None]:
