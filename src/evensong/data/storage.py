@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import boto3
 import polars as pl
@@ -166,15 +166,15 @@ def read_frame(uri: str) -> Frame:
     return pl.read_parquet(uri, storage_options=storage_options(uri))
 
 
-def write_frame(uri: str, frame: Frame) -> str:
+def write_frame(uri: str, frame: Frame, *, compression: Literal["zstd", "snappy"] = "zstd") -> str:
     """Write a frame as Parquet, whole or not at all."""
     if is_remote(uri):
-        frame.write_parquet(uri, storage_options=storage_options(uri))
+        frame.write_parquet(uri, compression=compression, storage_options=storage_options(uri))
         return uri
     path = Path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    frame.write_parquet(draft)
+    frame.write_parquet(draft, compression=compression)
     draft.replace(path)
     return uri
 

@@ -6,7 +6,8 @@ frame the newest feature row with `event_timestamp` at or before the row's momen
 out, in the same order; nulls where nothing matches.
 
 A join reads twice: first just the keys and the timestamps of a view, which say which of its rows are needed, and then,
-in a stream, the features of those rows. So memory holds the keys and the answer, and never a whole feature table.
+in a stream, the features of those rows. So memory holds the keys and the answer, and never a whole large feature table;
+features that are small beside the memory are read while the keys are matched.
 
 Feast finds this class by the path in `feature_store.yaml`: `type: evensong.features.offline_store.PolarsOfflineStore`.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +56,8 @@ _WIDTHS: dict[Any, int] = {
     **dict.fromkeys((pl.Int64, pl.UInt64, pl.Float64, pl.Datetime, pl.Duration, pl.Time), 8),
 }
 _ROW = "__row"
+#: Of the files that are written: quick, and read by all; pandas, Spark and DuckDB write it too.
+_COMPRESSION: Literal["snappy"] = "snappy"
 
 
 class PolarsOfflineStoreConfig(FeastConfigBaseModel):
@@ -397,10 +401,14 @@ def latest_rows(
     """
     keys = [key for key in keys if key != DUMMY_ENTITY_ID]
     narrow = _within(rows.with_row_index(_ROW), stamps[0], start, end)
-    found = narrow.select(*dict.fromkeys([*keys, *stamps]), _ROW).collect(engine="streaming").drop_nulls(keys or None)
-    found = found.sort(*keys, *stamps, _ROW, nulls_last=False)
-    latest = found.unique(subset=keys, keep="last", maintain_order=True) if keys else found.tail(1)
-    newest = _gather(rows, latest[_ROW], list(dict.fromkeys([*keys, *columns, *stamps])))
+    found = narrow.select(*dict.fromkeys([*keys, *stamps]), _ROW).collect(engine="streaming")
+    if keys:
+        found = found.drop_nulls(keys).sort(*keys, *stamps, _ROW, nulls_last=False)
+        latest = found.unique(subset=keys, keep="last", maintain_order=True)
+    else:
+        latest = found.sort(*stamps, _ROW, nulls_last=False).tail(1)
+    names = list(dict.fromkeys([*keys, *columns, *stamps]))
+    newest = _gather(rows, _count(rows), latest[_ROW], names, _read_whole(rows, names))
     return newest if keys else newest.with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
 
 
@@ -429,22 +437,26 @@ class _Plan:
     def join(self, entities: Frame, moment: str, known_only: bool, earliest: datetime | None) -> Frame:
         rows = scan(self.source, self.config.repo_path)
         stamps = [self.event, *([self.created] if self.created else [])]
+        columns = list(self.columns)
         narrow = rows.select(list(dict.fromkeys([*self.keys.values(), *stamps])))
         if earliest is not None:
             # A row from before is as good as a row without a moment: it stays where it is and matches nothing.
             before = ~_inside(narrow, self.event, earliest, None)
             narrow = narrow.with_columns(pl.when(~before).then(pl.col(self.event)).alias(self.event))
-        found = match_rows(
-            entities,
-            narrow.collect(engine="streaming"),
-            keys=self.keys,
-            moment=moment,
-            event_timestamp=self.event,
-            created_timestamp=self.created,
-            ttl=self.ttl,
-            known_only=known_only,
-        )
-        features = _gather(rows, found, list(self.columns))
+        with ThreadPoolExecutor(1) as ahead:
+            whole = ahead.submit(_read_whole, rows, columns)
+            known = narrow.collect(engine="streaming")
+            found = match_rows(
+                entities,
+                known,
+                keys=self.keys,
+                moment=moment,
+                event_timestamp=self.event,
+                created_timestamp=self.created,
+                ttl=self.ttl,
+                known_only=known_only,
+            )
+            features = _gather(rows, len(known), found, columns, whole.result())
         return entities.with_columns(features[feature].alias(name) for feature, name in self.columns.items())
 
 
@@ -520,26 +532,46 @@ def _inside(rows: pl.LazyFrame, column: str, start: datetime | None, end: dateti
     return inside
 
 
-def _gather(rows: pl.LazyFrame, positions: pl.Series, columns: Sequence[str]) -> Frame:
+def _read_whole(rows: pl.LazyFrame, columns: Sequence[str]) -> Frame | None:
+    """The columns of every row where all are of a fixed width and fit; none otherwise."""
+    wanted = rows.select(columns)
+    widths = [_WIDTHS.get(dtype.base_type()) for dtype in wanted.collect_schema().values()]
+    if None in widths or sum(filter(None, widths)) * _count(rows) > MAX_READ_BYTES:
+        return None
+    return wanted.collect().rechunk()  # a gather from one piece is several times quicker
+
+
+def _count(rows: pl.LazyFrame) -> int:
+    return int(rows.select(pl.len()).collect().item())
+
+
+def _gather(
+    rows: pl.LazyFrame, size: int, positions: pl.Series, columns: Sequence[str], whole: Frame | None = None
+) -> Frame:
     """The columns of the rows at the positions, in their order, nulls for null.
 
-    Columns of a fixed width that fit are read and picked from. All others come in a stream, and the needed rows stay.
+    Args:
+        size: the number of rows.
+        whole: those columns of every row; without it they come in a stream, and the needed rows stay.
+
+    Raises:
+        StorageError: there are other rows by now.
     """
     wanted = rows.select(columns)
-    schema = wanted.collect_schema()
     if positions.null_count() == len(positions):
-        return pl.DataFrame(schema=schema).clear(len(positions))
-    widths = [_WIDTHS.get(dtype.base_type()) for dtype in schema.values()]
-    size = rows.select(pl.len()).collect().item()
+        return pl.DataFrame(schema=wanted.collect_schema()).clear(len(positions))
+    changed = StorageError("the source was written to while it was read; do the same again")
+    if whole is not None:
+        if len(whole) != size:
+            raise changed
+        return whole[positions]
     used = np.zeros(size, bool)
     used[positions.drop_nulls().to_numpy()] = True
-    if None not in widths and sum(filter(None, widths)) * size <= MAX_READ_BYTES:
-        found = wanted.collect().filter(pl.Series(used))
-    else:
-        needed = pl.LazyFrame({_ROW: pl.Series(np.flatnonzero(used)).cast(pl.get_index_type())})
-        streamed = wanted.with_row_index(_ROW).join(needed, on=_ROW, how="semi")
-        found = streamed.collect(engine="streaming").sort(_ROW).drop(_ROW)
-    assert len(found) == used.sum(), "the source changed between two reads of one join"
+    needed = pl.LazyFrame({_ROW: pl.Series(np.flatnonzero(used)).cast(pl.get_index_type())})
+    streamed = wanted.with_row_index(_ROW).join(needed, on=_ROW, how="semi")
+    found = streamed.collect(engine="streaming").sort(_ROW).drop(_ROW)
+    if len(found) != used.sum():
+        raise changed
     places = np.cumsum(used, dtype=np.uint32) - np.uint32(1)
     known = positions.is_not_null()
     return found[pl.Series(places[positions.fill_null(0).to_numpy()]).set(~known, None)]
@@ -610,9 +642,9 @@ def _is_one_file(uri: str, access: storage.Access) -> bool:
 
 def _write_file(frame: Frame, uri: str, access: storage.Access) -> None:
     if storage.is_remote(uri):
-        frame.write_parquet(uri, storage_options=storage.storage_options(uri, access))
+        frame.write_parquet(uri, compression=_COMPRESSION, storage_options=storage.storage_options(uri, access))
     else:
-        storage.write_frame(uri, frame)
+        storage.write_frame(uri, frame, compression=_COMPRESSION)
 
 
 def _partitions(frame: Frame, by: Sequence[str]) -> Iterator[tuple[list[str], Frame]]:

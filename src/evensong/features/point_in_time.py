@@ -11,8 +11,7 @@ For each row of the entity frame, with its moment `t`, the matching feature row 
 
 Rule 3 makes a plain as-of join wrong: the row with the largest `event_timestamp` may not be known yet while an older
 one is. A row counts from `known = max(event_timestamp, created_timestamp)` on. So the rows of a key are taken in the
-order of `known`, each place in that order remembers the newest row up to it, and a binary search finds the place of
-each moment.
+order of `known`, without those that a newer one came before, and a binary search finds the place of each moment.
 
 Key and time are packed into one 64-bit number, so that one sort, one running maximum and one search serve all keys at
 once.
@@ -172,13 +171,16 @@ def _search(
     codes = _codes(right_keys, known_, first, bits)
     order = _order(codes, created)
     codes = codes[order]
-    best = None if known is events else _best(codes, (known_ - events_)[order])
+    if known is not events:
+        late = np.flatnonzero((known_ != events_)[order])
+        current = _current(codes, late, (known_ - events_)[order[late]])
+        codes, order = codes[current], order[current]
     asked = _codes(left_keys, moments_, first, bits)
     sequence, _ = _nearly_sorted(asked)  # a search for sorted values walks through memory instead of jumping
     place = np.empty(len(asked), np.int64)
     place[sequence] = np.searchsorted(codes, asked[sequence], side="right") - 1
     missing = (place < 0) | (codes[place] >> bits != left_keys)
-    found = order[place if best is None else best[place]]
+    found = order[place]
     if ttl:
         missing |= moments - events[found] > ttl
     found[missing] = -1
@@ -193,20 +195,18 @@ def _codes(keys: Longs, times: Longs, first: int, bits: int) -> Longs:
     return codes
 
 
-def _best(codes: Longs, late: Longs) -> Longs | None:
-    """For each place in the order of becoming known, the place of the newest row up to it; none: its own.
+def _current(codes: Longs, late: Longs, delays: Longs) -> npt.NDArray[np.bool_]:
+    """Which rows, when they became known, were the newest known of their key; the others never match.
 
     Args:
         codes: of key and time of becoming known, sorted.
-        late: how long after its event each row became known.
+        late: the places of the rows that became known after their event.
+        delays: how long after.
     """
-    if not late.any():
-        return None
-    newest = np.subtract(codes, late, out=late)  # of key and event; a later key is above every earlier one
-    older = newest < np.maximum.accumulate(newest)
-    places = np.arange(len(newest))
-    places[older] = 0
-    return np.maximum.accumulate(places, out=places)
+    newest = codes.copy()  # of key and event; a later key is above every earlier one
+    newest[late] -= delays
+    current: npt.NDArray[np.bool_] = newest >= np.maximum.accumulate(newest)
+    return current
 
 
 def _fit(last_key: int, *times: Longs) -> tuple[Longs, Longs, Longs, int, int]:
