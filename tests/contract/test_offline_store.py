@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -469,7 +470,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     import boto3
 
     boto3.client("s3").create_bucket(Bucket="features")
-    yield "s3://features/contract"
+    yield f"s3://features/{uuid.uuid4().hex}"  # the servers of one process share what they hold
     server.stop()
 
 

@@ -379,6 +379,8 @@ def scan(source: DataSource | None, repo_path: Path | None, *, mapped: bool = Tr
     if isinstance(source.file_format, DeltaFormat):
         rows = pl.scan_delta(uri, storage_options=options)
     else:
+        if storage.is_remote(uri) and "*" not in uri and not storage.is_file(uri, access):
+            uri = uri.rstrip("/") + "/"  # only so is it a folder to polars
         rows = pl.scan_parquet(uri, storage_options=options)
     if not mapped:
         return rows
