@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import struct
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -739,6 +742,56 @@ def test_a_column_added_later_is_null_before(tmp_path: Path) -> None:
     write_deltalake(tmp_path / "rows", new, mode="append", schema_mode="merge")
     store, _ = view_of(tmp_path, new, path=str(tmp_path / "rows"), file_format=DeltaFormat())
     assert rates_of(store, entities((1, "x", 3), (1, "x", 7), (2, "x", 7))) == [None, 0.6, None]
+
+
+def commit(table: Path, *actions: dict[str, Any]) -> None:
+    """A further commit of a Delta table, as another writer makes it."""
+    log = table / "_delta_log"
+    place = log / f"{len(list(log.glob('*.json'))):020}.json"
+    place.write_text("\n".join(json.dumps(action) for action in actions))
+
+
+def deletion_vector(rows: list[int]) -> dict[str, Any]:
+    """The rows of a file that are gone, as Delta's protocol serializes them ("Deletion Vector Format"), inline."""
+    bitmap = struct.pack("<IIHHI", 12346, 1, 0, len(rows) - 1, 16) + struct.pack(f"<{len(rows)}H", *rows)
+    packed = struct.pack("<iqi", 1681511377, 1, 0) + bitmap
+    python = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
+    z85 = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+    text = base64.b85encode(packed + b"\0" * (-len(packed) % 4)).translate(bytes.maketrans(python, z85)).decode()
+    return {"storageType": "i", "pathOrInlineDv": text, "sizeInBytes": len(packed), "cardinality": len(rows)}
+
+
+def test_rows_behind_a_deletion_vector_are_gone(tmp_path: Path) -> None:
+    from deltalake import write_deltalake
+
+    table = tmp_path / "rows"
+    write_deltalake(table, _rates().drop("places"))
+    first = [json.loads(line) for line in (table / "_delta_log" / f"{0:020}.json").read_text().splitlines()]
+    add = next(action["add"] for action in first if "add" in action)
+    features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
+    commit(
+        table,
+        {"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}},
+        {"remove": {"path": add["path"], "deletionTimestamp": 1, "dataChange": True}},
+        {"add": {**add, "deletionVector": deletion_vector([1, 4])}},
+    )
+    store, view = view_of(tmp_path, _rates(), path=str(table), file_format=DeltaFormat())
+    assert rates_of(store, entities((1, "x", 1), (1, "x", 9), (2, "x", 9))) == [0.1, 0.25, 0.3]
+    latest = store.provider.offline_store.pull_latest_from_table_or_query(
+        store.config, view.batch_source, ["driver_id"], ["rate"], "event_timestamp", "created", at(0), at(9)
+    ).to_df()
+    assert latest["rate"].tolist() == [0.25, 0.3]
+
+
+def test_a_table_with_mapped_columns_is_refused(tmp_path: Path) -> None:
+    from deltalake import write_deltalake
+
+    table = tmp_path / "rows"
+    write_deltalake(table, _rates().drop("places"))
+    store, _ = view_of(tmp_path, _rates(), path=str(table), file_format=DeltaFormat())
+    commit(table, {"protocol": {"minReaderVersion": 2, "minWriterVersion": 5}})
+    with pytest.raises(Exception, match="column mapping"):
+        rates_of(store, entities((1, "x", 3)))
 
 
 def _plain(column: pd.Series) -> list[Any]:
