@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from feast import FileSource
 from feast.data_format import ParquetFormat
 from feast.repo_config import FeastConfigBaseModel
@@ -41,9 +43,10 @@ class ParquetFolderSourceCreator(FileDataSourceCreator):
     ) -> FileSource:
         folder = tempfile.mkdtemp(prefix=self.get_prefixed_table_name(destination_name))
         self.dirs.append(folder)
-        half = len(df) // 2
-        df.iloc[:half].to_parquet(Path(folder, "first.parquet"))
-        df.iloc[half:].to_parquet(Path(folder, "second.parquet"))
+        rows = pa.Table.from_pandas(df)  # before it is cut, so that both files have the same types
+        half = len(rows) // 2
+        pq.write_table(rows.slice(0, half), Path(folder, "first.parquet"))
+        pq.write_table(rows.slice(half), Path(folder, "second.parquet"))
         return FileSource(
             file_format=ParquetFormat(),
             path=folder,
