@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from evensong.errors import BundleError, BusyError, EvensongError, RegistryError
+from evensong.errors import BundleError, BusyError, EvensongError, RegistryError, StorageError
 from evensong.pipelines import dossier, review
 from evensong.pipelines.policy import read_policy
 from evensong.registry import aliases, ledger, versions
@@ -140,8 +140,12 @@ def overview(settings: Settings) -> Overview:
     policy = read_policy(settings)
     metric = policy.primary.metric
     problems: list[str] = []
-    with contextlib.suppress(BusyError):  # the champion is being moved; the next look will tell
+    try:
         problems = aliases.ledger_verify(settings).problems
+    except BusyError:  # the champion is being moved; the next look will tell
+        pass
+    except StorageError as error:
+        problems = [f"its copy cannot be compared: {error}"]
     lines: list[Line] = []
     with contextlib.suppress(EvensongError):  # `problems` says what is wrong with it
         lines = ledger.read(settings)

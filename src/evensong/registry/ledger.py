@@ -113,10 +113,13 @@ def append(
     )
     text = _text(line)
     if folder := _shared_folder(settings):
+        uri = storage.join(folder, _name(line.number))
         try:
-            storage.create_bytes(storage.join(folder, _name(line.number)), text.encode())
+            storage.create_bytes(uri, text.encode())
         except StorageError as error:
-            raise BusyError(f"line {line.number}: another machine wrote it first; try again") from error
+            if storage.is_file(uri):
+                raise BusyError(f"line {line.number}: another machine wrote it first; try again") from error
+            raise
     _put(settings, line.number, text)
     return line
 
@@ -247,14 +250,14 @@ def _differences(settings: Settings, texts: list[str]) -> list[str]:
     if not folder:
         return []
     found = []
-    copies = storage.list_md5(folder)
+    copies = {uri: mark.strip('"') for uri, mark in storage.fingerprints(folder).items()}
     for number, text in enumerate(texts, 1):
         uri = storage.join(folder, _name(number))
         md5 = copies.pop(uri, None)
         if md5 is None:
             found.append(f"line {number}: its copy was removed from {folder}")
         elif md5 != hashlib.md5(_bytes(text), usedforsecurity=False).hexdigest():
-            # A store that encrypts keeps no MD5: then the content decides.
+            # The ETag of a store that encrypts is no MD5: then the content decides.
             copy = _decoded(storage.read_bytes(uri))
             if copy != text:
                 found.append(
