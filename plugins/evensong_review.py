@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 APPROVE, REJECT = "Approve", "Reject"
 OPTIONS = {"approved": APPROVE, "rejected": REJECT}
+#: How a request is closed whose night was judged anew: Airflow keeps its words, and they are about another decision.
+JUDGED_ANEW = "Judged anew: answer on the page Promotions"
 LOOK_SECONDS = 5.0
 #: Where the page of the plugin lies below Airflow's own address.
 PAGE_PREFIX = "/evensong"
@@ -50,7 +52,8 @@ class ReviewOperator(HITLOperator):
     def execute(self, context: Any) -> dict[str, Any] | None:
         """Ask, let the next night begin, and wait; a version that nobody asked about, or has an answer, waits no more.
 
-        A second try finds the request of the first, and the answer to it if its worker was killed with it.
+        A second try finds the request of the first, and the answer to it if its worker was killed with it. Where the
+        night was judged anew in between, that request is closed, and the page, a tag or a command ends the wait.
 
         Raises:
             TaskDeferred: it waits.
@@ -65,9 +68,10 @@ class ReviewOperator(HITLOperator):
                 return None
             if review.answered(settings, self.version):
                 return self._done()
+            is_current = review.is_in_airflow(settings, self.version)
         leave_turn(settings)
         if context["ti"].try_number > 1:
-            self._wait(context, was_asked=True)
+            self._wait(context, was_asked=True, is_current=is_current)
         self._ask(context)
         return None
 
@@ -99,7 +103,9 @@ class ReviewOperator(HITLOperator):
 
         dossier = f"{conf.get('api', 'base_url').rstrip('/')}{PAGE_PREFIX}/dossier/{self.version}"
         with refusals():
-            asked = review.question(load_settings(), self.version, dossier)
+            settings = load_settings()
+            asked = review.question(settings, self.version, dossier)
+            review.put_in_airflow(settings, self.version)
         log.info("%s\n\n%s", asked.subject, asked.body)
         upsert_hitl_detail(
             ti_id=context["ti"].id,
@@ -108,12 +114,13 @@ class ReviewOperator(HITLOperator):
             body=asked.body,
             params=self.serialized_params,
         )
-        self._wait(context, was_asked=False)
+        self._wait(context, was_asked=False, is_current=True)
 
-    def _wait(self, context: Any, *, was_asked: bool) -> NoReturn:
+    def _wait(self, context: Any, *, was_asked: bool, is_current: bool) -> NoReturn:
         trigger = ReviewTrigger(
             version=self.version,
             was_asked=was_asked,
+            is_current=is_current,
             ti_id=context["ti"].id,
             options=self.options,
             params=self.serialized_params,
@@ -141,28 +148,34 @@ class ReviewOperator(HITLOperator):
 class ReviewTrigger(HITLTrigger):
     """Fires when somebody has answered in Airflow, or when the registry has an answer from elsewhere.
 
-    `was_asked`: another try may have asked before; if none has, it fires as well, and the task asks.
+    `was_asked`: another try may have asked before; if none has, it fires as well, and the task asks. Without
+    `is_current` what it asked is about another decision: no answer to it counts.
     """
 
-    def __init__(self, *, version: str, was_asked: bool, **kwargs: Any) -> None:
+    def __init__(self, *, version: str, was_asked: bool, is_current: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.version = version
         self.was_asked = was_asked
+        self.is_current = is_current
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The trigger as Airflow keeps it."""
         _, arguments = super().serialize()
-        ours = {"version": self.version, "was_asked": self.was_asked}
+        ours = {"version": self.version, "was_asked": self.was_asked, "is_current": self.is_current}
         return f"{__name__.rpartition('.')[2]}.{type(self).__name__}", arguments | ours
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look at both until one has an answer."""
+        is_closed = False
         while True:
-            if event := await self._in_airflow():
+            event = None if is_closed else await self._in_airflow()
+            if event and (self.is_current or "ask" in event.payload):
                 yield event
                 return
+            if not self.is_current and not is_closed:
+                is_closed = event is not None or await self._close(JUDGED_ANEW)
             if outcome := await asyncio.to_thread(_elsewhere, self.version):
-                await self._close(outcome)
+                await self._close(OPTIONS[outcome])
                 yield TriggerEvent({"elsewhere": outcome})
                 return
             await asyncio.sleep(self.poke_interval)
@@ -177,14 +190,14 @@ class ReviewTrigger(HITLTrigger):
             return None
         return found
 
-    async def _close(self, outcome: str) -> None:
-        """Show the answer where Airflow asked, so that nobody answers what is decided."""
+    async def _close(self, option: str) -> bool:
+        """Show the answer where Airflow asked, so that nobody answers what is decided; whether that was possible."""
         try:
-            await sync_to_async(update_hitl_detail_response)(
-                ti_id=self.ti_id, chosen_options=[OPTIONS[outcome]], params_input={}
-            )
+            await sync_to_async(update_hitl_detail_response)(ti_id=self.ti_id, chosen_options=[option], params_input={})
         except Exception as error:  # somebody answered in Airflow at this very moment: the registry's answer counts
             log.info("the request in Airflow could not be closed: %s", error)
+            return False
+        return True
 
 
 def _elsewhere(version: str) -> str | None:

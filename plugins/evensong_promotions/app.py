@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from evensong.errors import EvensongError, PromotionRefusedError, RegistryError
+from evensong.errors import BundleError, EvensongError, PromotionRefusedError, RegistryError
 from evensong.pipelines.overview import Overview
 from evensong.settings import Settings, load_settings
 
@@ -154,6 +154,8 @@ def dossier(version: str, settings: SettingsDep) -> Response:
         content = dossier_of(settings, version)
     except RegistryError as error:
         raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
+    except BundleError as error:
+        raise HTTPException(status.HTTP_409_CONFLICT, str(error)) from error
     headers = {"Content-Security-Policy": DOSSIER_POLICY, "X-Content-Type-Options": "nosniff"}
     return Response(content, media_type="text/html; charset=utf-8", headers=headers)
 

@@ -314,9 +314,26 @@ def registry_list(as_json: AsJson = False) -> None:
     """Every version, newest first: its cutoff, what the gate said, which one is the champion."""
     from evensong.registry import commands
 
-    columns = ["version", "as_of", "champion", "gate", "review", "blocked", "digest"]
-    found = commands.list_versions(load_settings())
-    _answer(found, as_json, lambda rows: _rows("versions", rows, columns))
+    _answer(commands.list_versions(load_settings()), as_json, _show_versions)
+
+
+def _show_versions(versions: list[dict[str, Any]]) -> None:
+    columns = ["version", "night", "champion", "gate", "review", "blocked", "digest"]
+    rows = [
+        {
+            **one,
+            "night": _night_of(one["as_of"]),
+            "champion": "champion" if one["champion"] else None,
+            "digest": one["digest"][:8],
+        }
+        for one in versions
+    ]
+    _rows("versions", rows, columns)
+
+
+def _night_of(as_of: str) -> str:
+    """A cutoff for people: the day, and the time of day unless it is midnight."""
+    return as_of[:10] if as_of[11:16] == "00:00" else as_of[:16].replace("T", " ")
 
 
 @registry.command("show")
@@ -324,7 +341,75 @@ def registry_show(version: Version, as_json: AsJson = False) -> None:
     """Everything about one version: metrics, lineage, decision, moves."""
     from evensong.registry import commands
 
-    _answer(commands.show(load_settings(), version), as_json)
+    found = load_settings()
+    _answer(commands.show(found, version), as_json, lambda answer: _show_version(found, answer))
+
+
+#: Tags of a version that its lineage shows.
+LINEAGE = (
+    "train_cutoff", "lake_versions", "feature_service", "code_commit", "seed", "train_from", "trained_from", "refit",
+    "airflow_run",
+)  # fmt: skip
+MODELS = ("challenger", "champion", "item_knn", "popularity")
+
+
+def _show_version(found: Settings, answer: dict[str, Any]) -> None:
+    from evensong.pipelines.review import version_page
+    from evensong.registry import commands, tracking
+
+    tags = answer["tags"]
+    words = [f"alias {', '.join(answer['aliases'])}" if answer["aliases"] else ""]
+    words += [f"{name}: {tags[name]}" for name in ("review", "blocked", "collected", "foreign") if name in tags]
+    screen.print(f"[bold]version {answer['version']}[/bold], night of {_night_of(answer['as_of'])}", highlight=False)
+    _lines({"state": "; ".join(filter(None, words)) or "neither champion nor waiting", "bundle": answer["digest"]})
+    _show_decision(commands.decision_of(found, answer["version"]), tags.get("gate_reasons", ""))
+    figures = {name: value for name, value in answer["metrics"].items() if not name.startswith("seconds.")}
+    models = [model for model in MODELS if any(name.startswith(f"{model}.") for name in figures)]
+    metrics = sorted({name.split(".", 1)[1] for name in figures if name.split(".", 1)[0] in models})
+    rows = [{"metric": metric} | {model: figures.get(f"{model}.{metric}") for model in models} for metric in metrics]
+    _rows("figures", rows, ["metric", *models])
+    others = {name: value for name, value in figures.items() if name.split(".", 1)[0] not in models}
+    _lines({name: f"{value:g}" for name, value in others.items()})
+    screen.print("\nlineage", style="italic")
+    _lines({name.replace("_", " "): tags[name] for name in LINEAGE if name in tags})
+    screen.print("\nmoves", style="italic")
+    if answer["moves"]:
+        _show_ledger(answer["moves"])
+    else:
+        screen.print("never the champion")
+    screen.print("\nlinks", style="italic")
+    links = {"MLflow": version_page(found, answer["version"])}
+    if "dossier_hash" in tags and answer["model_id"]:
+        links["dossier"] = f"{tracking.artifacts_page(found, answer['model_id'])} (dossier.html)"
+    _lines(links)
+
+
+def _show_decision(decision: dict[str, Any] | None, reasons: str) -> None:
+    if decision is None:
+        screen.print("decision        none: the gate has not judged it, or its decision cannot be read")
+        return
+    verdict = "promote" if decision["promote"] else "keep the champion"
+    verdict = "a person must agree" if decision["needs_review"] else verdict
+    failed = [check for check in decision["checks"] if not check["passed"]]
+    doubtful = [check for check in decision["checks"] if check["passed"] and check.get("doubtful")]
+    passed = len(decision["checks"]) - len(failed)
+    _lines({"decision": f"{verdict}; {passed} of {len(decision['checks'])} checks passed"})
+    for word, checks in (("failed", failed), ("in doubt", doubtful)):
+        for check in checks:
+            _lines({word: f"{check['name']}: {check['message']}"})
+    if reasons and not failed:
+        _lines({"because": _decisive(reasons.split("\n"))})
+
+
+def _decisive(reasons: list[str]) -> str:
+    """What was said of the champion, if anything: it is what a night is about."""
+    return next((reason for reason in reasons if " champion v" in reason), reasons[0])
+
+
+def _lines(values: dict[str, str]) -> None:
+    for name, text in values.items():
+        # whole, so that an address stays one
+        screen.print(f"{name:<15} {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 @registry.command("promote")
@@ -340,7 +425,12 @@ def registry_reject(version: Version, reason: Reason, as_json: AsJson = False) -
     """Keep the version from being promoted by any rule."""
     from evensong.registry import commands
 
-    _answer(commands.reject(load_settings(), version, reason=reason), as_json)
+    answer = commands.reject(load_settings(), version, reason=reason)
+    _answer(
+        answer,
+        as_json,
+        lambda one: screen.print(f"version {one['version']} is rejected: {one['reason']}", markup=False),
+    )
 
 
 @registry.command("rollback")
@@ -365,11 +455,28 @@ def registry_ledger(
 
     if verify:
         state = commands.verify(load_settings())
-        _answer(state, as_json)
+        _answer(state, as_json, _show_state)
         if not state["sound"]:
             raise typer.Exit(1)
         return
     _answer(commands.read_ledger(load_settings()), as_json, _show_ledger)
+
+
+@registry.command("adopt")
+def registry_adopt(reason: Reason, as_json: AsJson = False) -> None:
+    """Acknowledge what `ledger --verify` finds: nothing moves, and what is found from now on is new."""
+    from evensong.registry import commands
+
+    _answer(commands.adopt(load_settings(), reason=reason), as_json, _show_adoption)
+
+
+def _show_adoption(answer: dict[str, Any]) -> None:
+    if not answer["adopted"]:
+        screen.print("the ledger is sound, and the alias is where it left it: there is nothing to acknowledge")
+        return
+    screen.print(f"line {answer['line']['number']} acknowledges:", markup=False)
+    for problem in answer["line"]["acknowledged"] or ["the ledger's end, which MLflow remembered otherwise"]:
+        screen.print(f"  - {problem}", markup=False)
 
 
 @registry.command("diff")
@@ -385,8 +492,26 @@ def registry_reviews(as_json: AsJson = False) -> None:
     """What waits for a person's word; `registry promote` and `reject` answer."""
     from evensong.registry import commands
 
-    columns = ["version", "as_of", "asked_at", "deadline", "default", "reasons", "note"]
-    _answer(commands.reviews(load_settings()), as_json, lambda rows: _rows("waiting", rows, columns))
+    _answer(commands.reviews(load_settings()), as_json, _show_reviews)
+
+
+def _show_reviews(waiting: list[dict[str, Any]]) -> None:
+    for one in waiting:
+        comes_to = "it is promoted" if one["default"] == "promote" else "the champion stays"
+        screen.print(f"[bold]version {one['version']}[/bold], night of {_night_of(one['as_of'])}", highlight=False)
+        _lines({"asked": _moment(one["asked_at"]), "deadline": f"{_moment(one['deadline'])}, then {comes_to}"})
+        if one["reasons"]:
+            _lines({"because": _decisive(one["reasons"])})
+        if one["note"]:
+            _lines({"tag": one["note"]})
+    if not waiting:
+        screen.print("nothing waits for a person")
+    else:
+        screen.print("answer with `evensong registry promote VERSION --reason WHY`, or `reject`", highlight=False)
+
+
+def _moment(text: str) -> str:
+    return f"{text[:16].replace('T', ' ')} UTC"
 
 
 @registry.command("collect")
@@ -395,9 +520,9 @@ def registry_collect(
     as_json: AsJson = False,
 ) -> None:
     """What the retention rule keeps and lets go; never a recent champion."""
-    from evensong.registry import commands
+    from evensong.pipelines import retention
 
-    rows = commands.collect(load_settings(), dry_run=not remove)
+    rows = retention.run(load_settings(), remove=remove)
     _answer(rows, as_json, lambda found: _rows("bundles", found, ["version", "as_of", "action", "why"]))
 
 
@@ -415,9 +540,29 @@ def reproduce(version: Version, as_json: AsJson = False) -> None:
     from evensong.pipelines import reproduce as reproducing
 
     answer = reproducing.run(load_settings(), version, lambda step: notes.print(step, markup=False))
-    _answer(answer, as_json)
+    _answer(answer, as_json, _show_reproduction)
     if not answer["same"]:
         raise typer.Exit(1)
+
+
+def _show_reproduction(answer: dict[str, Any]) -> None:
+    differing = [{"metric": name, **row} for name, row in answer["metrics"].items() if row["then"] != row["now"]]
+    others = [name for name, same in answer["weights"].items() if not same]
+    screen.print(f"version {answer['version']}, night of {_night_of(answer['as_of'])}", highlight=False)
+    _lines(
+        {
+            "metrics": "all equal"
+            if answer["same_metrics"]
+            else f"{len(differing)} of {len(answer['metrics'])} differ",
+            "weights": "all equal" if not others else f"other: {', '.join(others)}",
+            "bundle": answer["bundle"],
+        }
+        | ({} if answer["weights"] else {"weights": "cannot be compared"})
+    )
+    if differing:
+        _rows("metrics that differ", differing, ["metric", "then", "now"])
+    for note in answer["notes"]:
+        screen.print(f"  - {note}", markup=False)
 
 
 @app.command()
@@ -455,10 +600,29 @@ def _show_explanation(answer: dict[str, Any]) -> None:
 
 def _show_diff(answer: dict[str, Any]) -> None:
     columns = ["name", "first", "second"]
-    for part in ("data", "features", "configuration"):
-        _rows(part, answer[part], columns)
+    code = {"name": "code_commit", **answer["code_commit"]}
+    parts = {part: answer[part] for part in ("data", "features", "configuration")}
+    parts["code"] = [code] if code["first"] != code["second"] else []
+    for part, rows in parts.items():
+        if rows:
+            _rows(part, rows, columns)
+        else:
+            screen.print(f"{part}: the same", markup=False)
     _rows("metrics", [{"name": name, **row} for name, row in answer["metrics"].items()], columns)
-    _rows("recommendations", answer["recommendations"], ["user_id", "first", "second"])
+    if answer["missing"]:
+        screen.print(f"missing: {answer['missing']}", markup=False, soft_wrap=True)
+    else:
+        _rows("recommendations", answer["recommendations"], ["user_id", "first", "second"])
+
+
+def _show_state(state: dict[str, Any]) -> None:
+    champion = f"version {state['champion']}" if state["champion"] else "none"
+    word = "is sound" if state["sound"] else "is not sound"
+    screen.print(f"the ledger of {state['lines']} lines {word}; champion: {champion}", highlight=False)
+    for problem in state["problems"]:
+        screen.print(f"  - {problem}", markup=False)
+    if state["problems"]:
+        screen.print("when you know the cause: `evensong registry adopt --reason WHY` acknowledges it", highlight=False)
 
 
 def _show_ledger(lines: list[dict[str, Any]]) -> None:

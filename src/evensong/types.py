@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, time
-from typing import Literal
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -76,8 +75,8 @@ class Night(Value):
     """The cutoff: the run sees what was known at this moment (UTC, inclusive), and nothing later."""
     source: str = "all"
     """Which registered source to ingest from; `all` takes every one."""
-    train_from: Literal["scratch", "champion"] = "scratch"
-    """Start the weights at random, or continue from the champion's."""
+    train_from: str = Field(default="scratch", pattern="^(scratch|champion|[0-9]+)$")
+    """Start the weights at random, or continue from the champion's, or from a version's."""
     refit: bool = True
     """After the evaluation, train the same recipe on everything up to `as_of`; the bundle holds that model."""
     seed: int = Field(default=7, ge=0)

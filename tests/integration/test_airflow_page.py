@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from evensong.settings import Settings
 
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(600)]
 
-USERS = {"vera": "viewer", "otto": "user"}
+USERS = {"vera": "viewer", "otto": "user", "olga": "op"}
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,41 @@ def test_airflow_s_navigation_has_the_page(viewer: httpx.Client) -> None:
     page = viewer.get("/evensong/")
     assert page.status_code == 200
     assert "frame-ancestors 'self'" in page.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("name", ["otto", "olga", "admin"])
+def test_who_may_edit_the_dag_may_move(address: str, name: str) -> None:
+    with contextlib.closing(client(address, name)) as person:
+        found = overview(person)
+        assert (found["may_review"], found["may_roll_back"]) == (True, True)
+        # past the permissions, to the registry's own refusal
+        for path, body in (
+            ("/evensong/api/reviews/3", REVIEW),
+            ("/evensong/api/rollback", ROLLBACK | {"expected": "1"}),
+        ):
+            answer = person.post(path, json=body)
+            assert answer.status_code == 409, answer.text
+
+
+def test_an_edited_dossier_is_not_shown(settings: Settings, viewer: httpx.Client) -> None:
+    from evensong.registry import versions
+
+    written = versions.get(settings, "3").tags["dossier_hash"]
+    versions.set_tags(settings, "3", {"dossier_hash": "0" * 64})
+    answer = viewer.get("/evensong/dossier/3")
+    versions.set_tags(settings, "3", {"dossier_hash": written})
+    assert (answer.status_code, "it was edited" in answer.json()["detail"]) == (409, True)
+    assert viewer.get("/evensong/dossier/3").status_code == 200
+
+
+def test_a_viewer_s_look_settles_nothing(settings: Settings, viewer: httpx.Client) -> None:
+    from evensong.registry import review, versions
+
+    deadline = versions.get(settings, "4").tags[review.DEADLINE]
+    versions.set_tags(settings, "4", {review.DEADLINE: "2026-01-01T00:00:00+00:00"})
+    assert [row["version"] for row in overview(viewer)["overview"]["waiting"]] == ["4"]
+    assert review.is_waiting(versions.get(settings, "4"))
+    versions.set_tags(settings, "4", {review.DEADLINE: deadline})
 
 
 def test_an_operator_approves_in_their_own_name_and_only_once(settings: Settings, operator: httpx.Client) -> None:

@@ -152,6 +152,69 @@ def test_nobody_s_answer_is_the_configured_one(settings: Settings, airflow: Airf
     assert champion(settings) == (version if default == "promote" else before)
 
 
+def clear_again(api: AirflowApi, run_id: str, *task_ids: str) -> None:
+    """What a person does who clears these tasks; the steps that this world does not have stay as they are."""
+    body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": list(task_ids)}
+    api._call("POST", f"/api/v2/dags/{DAG}/clearTaskInstances", body | {"reset_dag_runs": True})
+
+
+@pytest.mark.parametrize(("day", "answered_before"), [(11, True), (12, False)])
+def test_a_night_judged_anew_is_asked_about_anew_and_no_old_answer_counts(
+    settings: Settings, airflow: AirflowApi, day: int, answered_before: bool
+) -> None:
+    from evensong.registry import review, versions
+
+    before = champion(settings)
+    run_id, version = waiting(settings, airflow, day)
+    if answered_before:
+        body = {"chosen_options": ["Reject"], "params_input": {"comment": "odd titles"}}
+        airflow._call("PATCH", hitl(run_id), body)
+        assert ended(airflow, run_id)["outcome"] == "rejected"
+    first = versions.get(settings, version).tags[review.QUESTION]
+    world.register_night(settings, day, 0.08)
+    clear_again(airflow, run_id, "gate", "review", "promote")
+    world.eventually(lambda: versions.get(settings, version).tags[review.QUESTION] != first, RUN_SECONDS)
+    world.eventually(lambda: airflow.tasks(run_id)["review"]["state"] == "deferred", RUN_SECONDS)
+    # Airflow's words are about the first decision: what was answered there, or is not any more, counts for nothing
+    world.eventually(lambda: airflow._call("GET", hitl(run_id))["response_received"], RUN_SECONDS)
+    option = airflow._call("GET", hitl(run_id))["chosen_options"]
+    assert option == (["Reject"] if answered_before else ["Judged anew: answer on the page Promotions"])
+    assert review.is_waiting(versions.get(settings, version))
+    assert champion(settings) == before
+    body = {"outcome": "approved", "comment": "better than it was"}
+    airflow._call("POST", f"/evensong/api/reviews/{version}", body)
+    answer = ended(airflow, run_id)
+    assert (answer["outcome"], answer["via"], champion(settings)) == ("approved", "page", version)
+
+
+def test_an_approved_night_whose_tasks_are_cleared_after_a_rollback_moves_nothing(
+    settings: Settings, airflow: AirflowApi
+) -> None:
+    from evensong.registry import commands, ledger
+
+    run_id, version = waiting(settings, airflow, 13)
+    airflow._call("POST", f"/evensong/api/reviews/{version}", {"outcome": "approved", "comment": "fine"})
+    ended(airflow, run_id)
+    back = commands.rollback(settings, reason="clicks fell", actor="person:bob")["champion"]
+    lines = len(ledger.read(settings))
+    clear_again(airflow, run_id, "review", "promote")
+    world.eventually(lambda: airflow.tasks(run_id)["promote"]["try_number"] == 2, RUN_SECONDS)
+    airflow.follow(run_id, RUN_SECONDS)
+    assert (champion(settings), len(ledger.read(settings))) == (back, lines)
+    assert "only a person can promote it again" in airflow.returned(run_id, "promote")["reason"]
+
+
+def test_the_retention_dag_says_what_may_go_and_removes_it_when_asked(settings: Settings, airflow: AirflowApi) -> None:
+    for number, remove in enumerate((False, True)):
+        run = {"dag_run_id": f"rule-{number}", "logical_date": None, "conf": {"remove": remove}}
+        airflow._call("POST", "/api/v2/dags/retention/dagRuns", run)
+        airflow.follow(f"rule-{number}", RUN_SECONDS, dag_id="retention")
+        plan = airflow.returned(f"rule-{number}", "collect", dag_id="retention")
+        assert {one["action"] for one in plan} == {"keep"}
+        said = airflow.returned(f"rule-{number}", "collect", "retention", dag_id="retention")
+        assert said.startswith("collected 0 of" if remove else "would collect 0 of")
+
+
 def test_the_rollback_dag_goes_back_once_however_often_it_runs(settings: Settings, airflow: AirflowApi) -> None:
     before = champion(settings)
     conf = {"reason": "clicks fell by a fifth", "expected": before}

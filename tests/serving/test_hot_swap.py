@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
+from evensong.serving import champion as champion_module
 from evensong.serving.champion import Champion
 from evensong.serving.metrics import Metrics
-from evensong.settings import Settings
 
 Serve = Callable[..., AbstractContextManager[httpx.Client]]
 
@@ -136,6 +136,64 @@ def test_champions_before_lie_on_the_disk_ready_for_a_rollback(world: Any, serve
         wait_for(lambda: (cached / "manifest.json").is_file())
 
 
+def test_champion_that_could_not_be_fetched_ahead_is_fetched_when_it_can_be(
+    world: Any, serve: Serve, wait_for: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(champion_module, "RETRY_SECONDS", 0.2)
+    world.promote(world.second)
+    world.promote(world.first)
+    cached = Path(world.settings.place("serving", "bundles", f"v{world.second}"))
+    with damaged(world, world.second), serve(world.settings) as client:
+        wait_for(lambda: version(client) == world.first)
+        wait_for(lambda: any("cannot all be kept on this disk" in record.getMessage() for record in caplog.records))
+        assert not cached.exists()
+        # the registry holds the right bytes again
+        with repaired(world, world.second):
+            wait_for(lambda: (cached / "manifest.json").is_file())
+
+
+def test_server_removes_from_its_disk_what_the_retention_rule_has_collected(
+    world: Any, serve: Serve, wait_for: Any
+) -> None:
+    from evensong.registry import versions
+
+    world.promote(world.second)
+    world.promote(world.first)
+    cached = Path(world.settings.place("serving", "bundles", f"v{world.second}"))
+    with serve(world.settings) as client:
+        wait_for(lambda: version(client) == world.first)
+        wait_for(lambda: (cached / "manifest.json").is_file())
+    # as another machine's command would
+    versions.set_tags(world.settings, world.second, {versions.COLLECTED: "2026-01-01T00:00:00+00:00"})
+    try:
+        with serve(world.settings) as client:
+            wait_for(lambda: version(client) == world.first)
+            wait_for(lambda: not cached.exists())
+            assert client.get("/recommend?user_id=au0").json()["model_version"] == world.first
+    finally:
+        versions.delete_tag(world.settings, world.second, versions.COLLECTED)
+
+
+def test_rollback_needs_the_artifacts_no_more(world: Any, serve: Serve, wait_for: Any) -> None:
+    from evensong.registry import aliases
+
+    world.promote(world.second)
+    world.promote(world.first)
+    cached = Path(world.settings.place("serving", "bundles", f"v{world.second}"))
+    artifacts = Path(world.settings.model_artifacts)
+    away = artifacts.with_name("away")
+    with serve(world.settings) as client:
+        wait_for(lambda: version(client) == world.first)
+        wait_for(lambda: (cached / "manifest.json").is_file())
+        artifacts.rename(away)
+        try:
+            aliases.rollback(world.settings, actor="person:test", reason="clicks fell")
+            wait_for(lambda: version(client) == world.second)
+        finally:
+            away.rename(artifacts)
+    world.promote(world.first)
+
+
 def test_damaged_bundle_leaves_the_old_version_answering(
     world: Any, serve: Serve, wait_for: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,20 +282,36 @@ def test_service_that_starts_on_a_damaged_champion_serves_the_last_good_version(
 @contextmanager
 def damaged(world: Any, number: str) -> Iterator[None]:
     """One byte of the version's artifacts in the registry is another; its copy in the cache is gone."""
-    settings: Settings = world.settings
-    shutil.rmtree(settings.place("serving", "bundles", f"v{number}"), ignore_errors=True)
-    from evensong.registry import versions
-
-    digest = versions.get(settings, number).digest
-    (manifest,) = [
-        path
-        for path in Path(settings.model_artifacts).rglob("manifest.json")
-        if hashlib.sha256(path.read_bytes()).hexdigest() == digest
-    ]
-    target = manifest.parent / "index" / "item_ids.json"
+    shutil.rmtree(world.settings.place("serving", "bundles", f"v{number}"), ignore_errors=True)
+    target = stored(world, number)
     sound = target.read_bytes()
     target.write_bytes(sound.replace(b"ai1", b"ai2", 1))
     try:
         yield
     finally:
         target.write_bytes(sound)
+
+
+@contextmanager
+def repaired(world: Any, number: str) -> Iterator[None]:
+    """The damage of `damaged` undone, for a while."""
+    target = stored(world, number)
+    broken = target.read_bytes()
+    target.write_bytes(broken.replace(b"ai2", b"ai1", 1))
+    try:
+        yield
+    finally:
+        target.write_bytes(broken)
+
+
+def stored(world: Any, number: str) -> Path:
+    """A file of the version's bundle in the registry's artifacts."""
+    from evensong.registry import versions
+
+    digest = versions.get(world.settings, number).digest
+    (manifest,) = [
+        path
+        for path in Path(world.settings.model_artifacts).rglob("manifest.json")
+        if hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    ]
+    return manifest.parent / "index" / "item_ids.json"

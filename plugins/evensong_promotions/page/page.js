@@ -329,10 +329,16 @@ function runCells(run) {
   ];
 }
 
+function moved(move) {
+  if (move.kind === "adopt") return move.from_version === move.to_version ? "The ledger as it stands, acknowledged" : `Version ${move.to_version}, put there by another hand, acknowledged`;
+  if (move.kind === "rollback") return `Back from ${move.from_version} to ${move.to_version}`;
+  return move.from_version ? `Version ${move.to_version} in place of ${move.from_version}` : `Version ${move.to_version}, the first`;
+}
+
 function moves(overview) {
   if (!overview.moves.length) return [make("p", { class: "soft", text: "The champion has not moved yet." })];
   return overview.moves.map((move) => {
-    const what = move.kind === "rollback" ? `Back from ${move.from_version} to ${move.to_version}` : move.from_version ? `Version ${move.to_version} in place of ${move.from_version}` : `Version ${move.to_version}, the first`;
+    const what = moved(move);
     return make(
       "li",
       { class: move.kind },

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +25,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from evensong.errors import StorageError
+from evensong.errors import BusyError, StorageError
 from evensong.types import Frame
 
 
@@ -142,14 +144,8 @@ def create_bytes(uri: str, content: bytes) -> str:
     """
     taken = StorageError(f"{uri}: expected nothing there, found a file; another process wrote it first")
     if is_remote(uri):
-        bucket, key = _split(uri)
-        with reaching(uri):
-            try:
-                _client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
-            except ClientError as error:
-                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
-                    raise taken from error
-                raise
+        if _put_if(uri, content, IfNoneMatch="*") is None:
+            raise taken
         return uri
     with reaching(uri):
         path = Path(uri)
@@ -324,6 +320,55 @@ def list_files(uri: str, access: Access | None = None) -> list[str]:
         # `rglob` would pass over a folder that may not be read
         found = [os.path.join(folder, name) for folder, _, names in os.walk(uri, onerror=_fail) for name in names]
     return sorted(path for path in found if os.path.isfile(path))
+
+
+@contextmanager
+def lease(uri: str, *, seconds: float, wait_seconds: float) -> Iterator[None]:
+    """Hold an object on S3 as a lock among machines; who died with it loses it `seconds` later, by the store's clock.
+
+    The object stays; empty, it is free. It changes hands by conditional writes only: of two that want it one gets it.
+
+    Raises:
+        BusyError: another one still holds it after `wait_seconds`.
+        StorageError: the store cannot be asked.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while (mark := _take(uri, seconds)) is None:
+        if time.monotonic() >= deadline:
+            raise BusyError(f"{uri}: another machine holds this lock, for {seconds:g} s at most; wait and try again")
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        # A lock that cannot be let go of now ends by itself; what was done under it is done.
+        with suppress(StorageError):
+            _put_if(uri, b"", IfMatch=mark)
+
+
+def _take(uri: str, seconds: float) -> str | None:
+    """The ETag of the lock that is ours now; none when another one holds it."""
+    token = uuid.uuid4().hex.encode()
+    if mark := _put_if(uri, token, IfNoneMatch="*"):
+        return mark
+    bucket, key = _split(uri)
+    with reaching(uri):
+        found = _client().head_object(Bucket=bucket, Key=key)
+    now = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
+    if found["ContentLength"] and (now - found["LastModified"]).total_seconds() < seconds:
+        return None
+    return _put_if(uri, token, IfMatch=found["ETag"])
+
+
+def _put_if(uri: str, content: bytes, **condition: str) -> str | None:
+    """The ETag of what was written; none when the condition does not hold."""
+    bucket, key = _split(uri)
+    with reaching(uri):
+        try:
+            return str(_client().put_object(Bucket=bucket, Key=key, Body=content, **condition)["ETag"])
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+                return None
+            raise
 
 
 def _mark(path: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import Field
 
-from evensong.errors import EvensongError
+from evensong.errors import BundleError, BusyError, EvensongError, RegistryError, StorageError
 from evensong.pipelines import dossier, review
 from evensong.pipelines.policy import read_policy
 from evensong.registry import aliases, ledger, versions
@@ -130,7 +131,7 @@ class Overview(Value):
 
 
 def overview(settings: Settings) -> Overview:
-    """Look once at everything. Reviews that a tag or the deadline answers are settled on the way.
+    """Look once at everything; a look settles and moves nothing.
 
     Raises:
         RegistryError: the registry cannot be reached.
@@ -138,23 +139,31 @@ def overview(settings: Settings) -> Overview:
     """
     policy = read_policy(settings)
     metric = policy.primary.metric
-    waiting = [_waiting(settings, one) for one in reviews.waiting(settings)]
-    state = aliases.ledger_verify(settings)
+    problems: list[str] = []
+    try:
+        problems = aliases.ledger_verify(settings).problems
+    except BusyError:  # the champion is being moved; the next look will tell
+        pass
+    except StorageError as error:
+        problems = [f"its copy cannot be compared: {error}"]
     lines: list[Line] = []
     with contextlib.suppress(EvensongError):  # `problems` says what is wrong with it
         lines = ledger.read(settings)
     listed = versions.listed(settings)
     newest = sorted(listed, key=lambda one: (one.as_of, one.number), reverse=True)[:MAX_NIGHTS]
-    as_of = {one.version: one.as_of for one in listed}
+    waiting = reviews.open_reviews(listed)
+    now = [one for one in listed if versions.CHAMPION in one.aliases]
+    named = {one.version: one for one in listed}
+    with_figures = {one.version: one for one in versions.with_metrics(settings, [*newest, *now])}
     return Overview(
         model=settings.registry.model_name,
         metric=metric,
         mode=policy.mode,
-        champion=_champion(settings, lines, metric),
-        waiting=waiting,
-        moves=[_move(line, as_of) for line in reversed(lines[-MAX_MOVES:])],
-        nights=[_night(settings, one, lines, metric) for one in newest],
-        problems=state.problems,
+        champion=_champion(settings, with_figures[now[0].version], lines, listed, metric) if now else None,
+        waiting=[_waiting(settings, one, named[one.version]) for one in waiting],
+        moves=[_move(line, named) for line in reversed(lines[-MAX_MOVES:])],
+        nights=[_night(settings, with_figures[one.version], lines, metric) for one in newest],
+        problems=problems,
     )
 
 
@@ -163,15 +172,22 @@ def dossier_of(settings: Settings, version: str) -> bytes:
 
     Raises:
         RegistryError: there is no such version, or it has none.
+        BundleError: it is not the one whose hash the version's tags hold.
     """
-    return versions.read_attached(settings, versions.get(settings, version), dossier.PAGE)
+    found = versions.get(settings, version)
+    if not _has_dossier(found):
+        raise RegistryError(f"version {found.version}: expected a dossier, found none; the gate writes it")
+    return _verified(settings, found, dossier.PAGE, "dossier_hash")
 
 
-def _champion(settings: Settings, lines: list[Line], metric: str) -> ChampionRow | None:
-    now = versions.champion(settings)
-    if now is None:
-        return None
+def _champion(
+    settings: Settings, now: ModelVersion, lines: list[Line], listed: list[ModelVersion], metric: str
+) -> ChampionRow:
     last = lines[-1] if lines and lines[-1].to_version == now.version else None
+    if last is not None:
+        # A line that only acknowledges where the alias stands did not bring it there.
+        came = [line for line in lines if line.to_version == now.version != line.from_version]
+        last = came[-1] if came else last
     return ChampionRow(
         version=now.version,
         as_of=now.as_of,
@@ -181,15 +197,15 @@ def _champion(settings: Settings, lines: list[Line], metric: str) -> ChampionRow
         figure=now.metrics.get(f"challenger.{metric}"),
         url=review.version_page(settings, now.version),
         has_dossier=_has_dossier(now),
-        rolls_back_to=aliases.previous_champion(settings, now.version),
+        rolls_back_to=next((one for one in aliases.returnable(lines, listed) if one != now.version), None),
     )
 
 
-def _waiting(settings: Settings, one: reviews.Waiting) -> WaitingRow:
-    version = versions.get(settings, one.version)
-    said = _dossier(settings, version)
+def _waiting(settings: Settings, one: reviews.Waiting, version: ModelVersion) -> WaitingRow:
+    said, problem = _dossier(settings, version)
     decision = said.get("decision", {})
     compared = version.tags.get("compared_with", "none")
+    doubts = [check["message"] for check in decision.get("checks", []) if check.get("doubtful")]
     return WaitingRow(
         version=version.version,
         as_of=version.as_of,
@@ -199,7 +215,7 @@ def _waiting(settings: Settings, one: reviews.Waiting) -> WaitingRow:
         promote=bool(decision.get("promote")),
         compared_with=None if compared == "none" else compared,
         reasons=one.reasons,
-        doubts=[check["message"] for check in decision.get("checks", []) if check.get("doubtful")],
+        doubts=[problem, *doubts] if problem else doubts,
         gains=[_gain(row) for row in said.get("metrics", [])],
         note=one.note,
         url=review.version_page(settings, version.version),
@@ -219,19 +235,41 @@ def _gain(row: dict[str, Any]) -> Gain:
     )
 
 
-def _dossier(settings: Settings, version: ModelVersion) -> dict[str, Any]:
-    """The dossier as data; nothing where the version has none that can be read."""
+#: Dossiers as data by registry, version and hash: a page that stays open asks for the same ones every few seconds.
+_read: dict[tuple[str, str, str], dict[str, Any]] = {}
+_MAX_READ = 64
+
+
+def _dossier(settings: Settings, version: ModelVersion) -> tuple[dict[str, Any], str]:
+    """The dossier as data, and what is wrong with it; nothing where the version has none that can be believed."""
+    key = (settings.tracking, version.version, version.tags.get("dossier_json_hash", ""))
+    if key in _read:
+        return _read[key], ""
     try:
-        content = versions.read_attached(settings, version, dossier.DATA)
+        found: dict[str, Any] = json.loads(_verified(settings, version, dossier.DATA, "dossier_json_hash"))
+    except BundleError as error:
+        return {}, str(error)
     except EvensongError:
-        return {}
-    found: dict[str, Any] = json.loads(content)
-    return found
+        return {}, ""
+    if len(_read) >= _MAX_READ:
+        _read.clear()
+    _read[key] = found
+    return found, ""
+
+
+def _verified(settings: Settings, version: ModelVersion, name: str, tag: str) -> bytes:
+    content = versions.read_attached(settings, version, name)
+    expected, found = version.tags.get(tag, ""), hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise BundleError(
+            f"version {version.version}: {name} should hash to {expected[:12]}…, found {found[:12]}…; it was edited; "
+            "do not decide by it: the run's folder holds the one that the gate wrote"
+        )
+    return content
 
 
 def _night(settings: Settings, version: ModelVersion, lines: list[Line], metric: str) -> NightRow:
-    tags = version.tags
-    figures = versions.get(settings, version.version).metrics
+    tags, figures = version.tags, version.metrics
     return NightRow(
         version=version.version,
         as_of=version.as_of,
@@ -268,7 +306,7 @@ def _answer(version: ModelVersion) -> str:
     return f"{answer.outcome} by {answer.by} ({answer.via}): {answer.comment}" if answer else ""
 
 
-def _move(line: Line, as_of: dict[str, datetime]) -> Move:
+def _move(line: Line, named: dict[str, ModelVersion]) -> Move:
     return Move(
         number=line.number,
         at=line.at,
@@ -277,7 +315,7 @@ def _move(line: Line, as_of: dict[str, datetime]) -> Move:
         from_version=line.from_version,
         to_version=line.to_version,
         reason=line.reason,
-        as_of=as_of.get(line.to_version),
+        as_of=named[line.to_version].as_of if line.to_version in named else None,
     )
 
 

@@ -51,6 +51,8 @@ def _by_review(settings: Settings, challenger: ModelVersion, now: ModelVersion |
         return _answer(_version(now), False, "waits for a person's review")
     moved = review.carry_out(settings, challenger.version)
     reason = f"{given.outcome} by {given.by}: {given.comment}"
+    if given.outcome == "approved" and (word := challenger.tags.get(aliases.BLOCKED)) and not moved:
+        reason = f"{word}; only a person can promote it again"
     return _answer(_version(aliases.champion(settings)), moved, reason)
 
 

@@ -13,6 +13,7 @@ import polars as pl
 
 from evensong.data import storage
 from evensong.pipelines.bundle import judged_uri
+from evensong.pipelines.train import trained_from
 from evensong.registry import bundle, tracking, versions
 from evensong.settings import Section, Settings
 from evensong.types import EvaluationReport, Night
@@ -46,7 +47,7 @@ def run(settings: Settings, night: Night, bundle_uri: str, evaluation_uri: str) 
                 {"user_id": ["u1"], "rank": [1], "item_id": ["i1"], "score": [0.5], "source": ["model"]}
             ),
             metrics=tracking.report_metrics(report),
-            tags=_tags(night, manifest),
+            tags=_tags(settings, night, manifest),
             description=describe(night, report, manifest),
             judged=judged,
         )
@@ -100,10 +101,12 @@ def _refit(night: Night, manifest: dict[str, Any]) -> str:
     return f"- trained up to {cutoff or 'the holdout'}: the very weights that were judged"
 
 
-def _tags(night: Night, manifest: dict[str, Any]) -> dict[str, str]:
+def _tags(settings: Settings, night: Night, manifest: dict[str, Any]) -> dict[str, str]:
     tags = {key: _text(value) for key, value in manifest.items() if key not in ("files", "format", "as_of")}
     tags["refit"] = str(night.refit).lower()
     tags["train_from"] = night.train_from
+    if start := trained_from(settings, night):
+        tags["trained_from"] = start
     if run := os.environ.get("AIRFLOW_CTX_DAG_RUN_ID"):
         tags["airflow_run"] = run
     return tags

@@ -10,8 +10,9 @@ from typing import Any
 
 from evensong.data import storage
 from evensong.data.lake import Lake
-from evensong.errors import EvensongError, RegistryError
-from evensong.registry import bundle, tracking, versions
+from evensong.errors import RegistryError
+from evensong.pipelines.bundle import judged_uri
+from evensong.registry import bundle, retention, tracking, versions
 from evensong.registry.versions import ModelVersion
 from evensong.settings import Settings
 from evensong.types import EvaluationReport, Night
@@ -27,7 +28,8 @@ def run(settings: Settings, version: str, on_step: Callable[[str], None] | None 
     """Train the version anew beside the home's own data and compare metrics and weights.
 
     The lake is read as of the versions that the bundle names, the recipe comes from the run's parameters. On the same
-    hardware, libraries and commit everything is equal, and `same` is true; `notes` says what else differs.
+    hardware, libraries and commit everything is equal, and `same` is true; `notes` says what else differs. Where the
+    retention rule has collected the bundle and every file came out the same, the new one takes its place (`restored`).
 
     Raises:
         RegistryError: there is no such version, or its tags do not say what it was made from.
@@ -42,14 +44,26 @@ def run(settings: Settings, version: str, on_step: Callable[[str], None] | None 
     say("compare")
     report = EvaluationReport.model_validate(storage.read_json(evaluation))
     metrics = _compared(found.metrics, tracking.report_metrics(report))
-    then = _manifest(settings, found)
+    then = retention.manifest_of(settings, found)
     now = bundle.read_manifest(Path(made))
+    files = then["files"] if then else {}
+    # Of a bundle that is gone without a trace the metrics remain to compare with.
     weights = {
-        name: then["files"].get(name) == now["files"].get(name)
-        for name in sorted({*then["files"], *now["files"]})
+        name: files.get(name) == now["files"].get(name)
+        for name in sorted({*files, *now["files"]} if then else ())
         if name.endswith(WEIGHTS)
     }
     same_metrics = all(row["then"] == row["now"] for row in metrics.values())
+    notes = _notes(then, now)
+    restored = False
+    if not found.has_bundle:
+        judged = Path(judged_uri(recipe, night)) if bundle.JUDGED_DIGEST in now else None
+        restored = retention.restore(settings, found, Path(made), judged)
+        notes.append(
+            "the bundle had been collected; the new one is the same, and was put back"
+            if restored
+            else "the bundle had been collected; the new one is not the same, and was not put in its place"
+        )
     return {
         "version": found.version,
         "as_of": night.as_of.isoformat(),
@@ -58,7 +72,8 @@ def run(settings: Settings, version: str, on_step: Callable[[str], None] | None 
         "largest_difference": max((abs(row["then"] - row["now"]) for row in metrics.values()), default=0.0),
         "metrics": metrics,
         "weights": weights,
-        "notes": _notes(then, now),
+        "restored": restored,
+        "notes": notes,
         "bundle": made,
     }
 
@@ -90,6 +105,8 @@ def recipe_of(settings: Settings, version: ModelVersion) -> tuple[Night, Setting
                 section = getattr(settings, part)
                 update[part] = type(section).model_validate(section.model_dump() | values)
         night = Night.model_validate(parts["night"])
+        if night.train_from == "champion" and (start := version.tags.get("trained_from")):
+            night = night.model_copy(update={"train_from": start})
     except ValueError as error:
         raise RegistryError(
             f"version {version.version}: its parameters are not this release's: {error}; "
@@ -131,18 +148,10 @@ def _compared(then: dict[str, float], now: dict[str, float]) -> dict[str, dict[s
     return {name: {"then": then[name], "now": now[name]} for name in names}
 
 
-def _manifest(settings: Settings, version: ModelVersion) -> dict[str, Any]:
-    try:
-        return bundle.read_manifest(bundle.fetch(settings, version.version))
-    except EvensongError:
-        # Collected: the metrics remain to compare with.
-        return {"files": {}}
-
-
-def _notes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _notes(then: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
+    if then is None:
+        return ["the bundle of then is gone with its manifest, so weights cannot be compared"]
     notes = []
-    if not then["files"]:
-        notes.append("the bundle of then is gone, so weights cannot be compared")
     for name in ("code_commit", "libraries", "feature_service"):
         if name in then and then[name] != now.get(name):
             notes.append(f"{name}: {json.dumps(then[name])} then, {json.dumps(now.get(name))} now")

@@ -56,8 +56,18 @@ def answered(settings: Settings, version: str) -> Answer | None:
 
 
 def is_asked(settings: Settings, version: str) -> bool:
-    """Whether the version was put to review, answered or not."""
-    return review.ASKED in versions.get(settings, version).tags
+    """Whether the version's present decision was put to review, answered or not."""
+    return review.is_asked(versions.get(settings, version))
+
+
+def is_in_airflow(settings: Settings, version: str) -> bool:
+    """Whether the request that Airflow keeps from an earlier try is about the version's present decision."""
+    return review.is_in_airflow(versions.get(settings, version))
+
+
+def put_in_airflow(settings: Settings, version: str) -> None:
+    """Note, before Airflow is told, that it shows the question about the version's present decision."""
+    review.put_in_airflow(settings, versions.get(settings, version))
 
 
 def answer(settings: Settings, version: str, outcome: Outcome, *, by: str, comment: str) -> Answer:
@@ -68,8 +78,6 @@ def answer(settings: Settings, version: str, outcome: Outcome, *, by: str, comme
     """
     given = review.settle(settings, version)
     if given is None:
-        if outcome == "approved":
-            review.refuse_other_champion(settings, version)
         given = review.record(settings, version, outcome, by=by, via="airflow", comment=comment)
     review.carry_out(settings, version)
     return given

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: In the run's folder, which version the training began with.
+START = "trained_from.json"
 #: Below `retriever/`, the retriever that the ranker learns with; it does not go into the bundle.
 BASE = "base"
 #: The ranker's labels reach back until they are at least so many, or this share of all.
@@ -50,7 +52,7 @@ def retriever(settings: Settings, night: Night, training_set_uri: str, final: bo
 
     Args:
         settings: the recipe.
-        night: the run; with `train_from` champion the weights begin as the champion's.
+        night: the run; with `train_from` champion the weights begin as the champion's, with a number as that version's.
         training_set_uri: what `training_set.build` wrote.
         final: learn from everything up to `as_of`, not only up to the holdout.
 
@@ -69,7 +71,7 @@ def retriever(settings: Settings, night: Night, training_set_uri: str, final: bo
     marks: list[str] = []
     curves: dict[str, list[float]] = {}
 
-    champion = _champion(settings, night, final)
+    champion = _start(settings, night, final)
     columns = _columns(settings, older if len(older) else examples, items, champion[0] if champion else None)
 
     def fit(labels: Frame, name: str, start: TowerWeights | None, num_epochs: int) -> TowerWeights:
@@ -221,18 +223,39 @@ def _columns(settings: Settings, labels: Frame, items: Frame, champion: TowerWei
     )
 
 
-def _champion(settings: Settings, night: Night, final: bool) -> tuple[TowerWeights, datetime] | None:
-    """The champion's towers and the moment up to which they learned, when the night continues from them."""
-    if night.train_from != "champion":
+def trained_from(settings: Settings, night: Night) -> str | None:
+    """The version whose weights the night's training began with; none where they began at random."""
+    place = settings.run_uri(night.run_id, START)
+    version: str | None = storage.read_json(place)["version"] if storage.exists(place) else None
+    return version
+
+
+def _start(settings: Settings, night: Night, final: bool) -> tuple[TowerWeights, datetime] | None:
+    """The towers that the night continues from, and the moment up to which they learned.
+
+    The refit continues from the version that the judged model did, whatever became of the champion since.
+    """
+    version = trained_from(settings, night) if final else _chosen(settings, night)
+    if not final:
+        storage.write_json(settings.run_uri(night.run_id, START), {"version": version})
+    if version is None:
         return None
+    directory, cutoff = champion_models(settings, version, cutoff_of(settings, night, final))
+    return load_towers(directory / "retriever"), cutoff
+
+
+def _chosen(settings: Settings, night: Night) -> str | None:
+    if night.train_from == "scratch":
+        return None
+    if night.train_from != "champion":
+        return night.train_from
     from evensong.registry import aliases
 
-    version = aliases.champion_before(settings, night.as_of)
-    if version is None:
+    champion = aliases.champion_before(settings, night.as_of)
+    if champion is None:
         log.warning("train_from is champion, but no earlier night made one; the weights begin at random")
         return None
-    directory, cutoff = champion_models(settings, version.version, cutoff_of(settings, night, final))
-    return load_towers(directory / "retriever"), cutoff
+    return champion.version
 
 
 def _checkpoints(

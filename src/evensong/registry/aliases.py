@@ -1,28 +1,29 @@
 """The only mover of the alias `champion`: compare and set under a lock, one ledger line a move, repaired after a kill.
 
-A move is three writes: the intent (a tag of the registered model in MLflow), the alias, the ledger's line. Whoever
-looks next, on any machine that shares the registry, finishes or forgets what a killed mover left.
+A move is a few writes: the intent (a tag of the registered model in MLflow), the alias, the ledger's line, the word on
+the version that a rollback left. Whoever looks next, on any machine that shares the registry, finishes or forgets what
+a killed mover left.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from evensong.errors import BusyError, PromotionRefusedError, RegistryError
-from evensong.registry import ledger, tracking, versions
+from evensong.errors import BundleError, BusyError, PromotionRefusedError, RegistryError
+from evensong.registry import bundle, ledger, locks, tracking, versions
 from evensong.registry.ledger import Kind, Line
-from evensong.registry.versions import CHAMPION, ModelVersion, champion
+from evensong.registry.versions import CHAMPION, COLLECTED, FOREIGN, ModelVersion, champion
 from evensong.settings import Settings
 from evensong.types import Value
 
 __all__ = [
     "LedgerState",
+    "adopt",
     "block",
     "champion",
     "champion_before",
@@ -32,14 +33,18 @@ __all__ = [
     "previous_champion",
     "recent_champions",
     "recover",
+    "returnable",
     "rollback",
-    "shared_lock",
 ]
 
 INTENT = "evensong.intent"
 HEAD = "evensong.ledger_head"
 BLOCKED = "blocked"
 _ANY = "any"
+#: Characters that MLflow's tables hold of a registered model's tag, and that an actor's name may take of it.
+_MAX_TAG, _MAX_ACTOR = 5000, 200
+#: A check that meets a move looks again, so often.
+_LOOKS = 5
 
 
 class LedgerState(Value):
@@ -60,55 +65,59 @@ def move(
     decision: str | None = None,
     expected_current: str | None = _ANY,
     kind: Kind = "promote",
+    move_id: str | None = None,
+    despite: str | None = None,
 ) -> Line | None:
-    """Point `champion` at the version and write the ledger's line; None when it already is the champion.
+    """Point `champion` at the version and write the ledger's line; None when there is nothing to do.
 
-    `actor` is `person:NAME` or `rule:NAME`. A rule moves neither onto a version that was rolled back or rejected nor
-    over an alias that another hand moved; a person's word does both. `expected_current` is the champion that the mover
-    saw (None: there was none): if another promotion won meanwhile, this one is refused.
+    `actor` is `person:NAME` or `rule:NAME`. A rule moves neither onto a version that was rolled back or rejected, nor
+    over an alias that another hand moved, nor on top of a ledger with a problem; a person's word does.
+    `expected_current` is the champion that the mover saw (None: there was none): if another promotion won meanwhile,
+    this one is refused. `move_id` names a word that was given before, such as a review's answer: it is carried out
+    once, and not over a block that came after it; `despite` is the block that it was given in spite of.
 
     Raises:
         PromotionRefusedError: the champion is not the expected one, or a rule may not make this move.
         BusyError: another move is being made.
-        RegistryError: there is no such version.
+        RegistryError: there is no such version, or the reason is none or too long.
     """
-    if ":" not in actor:
-        raise RegistryError(f"actor: expected person:NAME or rule:NAME, got {actor!r}")
-    if not reason.strip():
-        raise RegistryError("reason: expected some words for the ledger, got none; say why the champion moves")
+    if ":" not in actor or len(actor) > _MAX_ACTOR:
+        raise RegistryError(f"actor: expected person:NAME or rule:NAME of at most {_MAX_ACTOR} letters, got {actor!r}")
+    by_rule = actor.startswith("rule:")
+    said = ledger.checked_reason(_shortened(reason) if by_rule else reason)
     with _moving(settings):
         target = versions.get(settings, version)
-        if "foreign" in target.tags:
-            raise PromotionRefusedError(
-                f"version {version}: was not registered by Evensong, so it holds no verified bundle; register one"
-            )
-        if when := target.tags.get("collected"):
-            raise PromotionRefusedError(
-                f"version {version}: its bundle was collected at {when}; `evensong reproduce {version}` makes it anew"
-            )
-        now = champion(settings)
-        current = now.version if now else None
-        if expected_current != _ANY and current != expected_current:
+        _refuse_without_bundle(target)
+        model, lines = _model(settings), ledger.read(settings)
+        current, left_at = model.champion, lines[-1].to_version if lines else None
+        word = target.tags.get(BLOCKED)
+        if move_id and (any(line.move == move_id for line in lines) or (word and word != despite)):
+            return None
+        if expected_current not in (_ANY, current):
             raise PromotionRefusedError(
                 f"version {version}: expected {_named(expected_current)} as champion, found {_named(current)}; "
                 "another promotion came first, look at `evensong registry ledger` and decide again"
             )
-        by_rule = actor.startswith("rule:")
-        foreign = _foreign_move(settings, current)
-        if by_rule and (word := target.tags.get(BLOCKED)):
+        if by_rule and word:
             raise PromotionRefusedError(
                 f"version {version}: {word}; only a person can promote it again: `evensong registry promote {version}`"
             )
-        if by_rule and foreign:
-            raise PromotionRefusedError(
-                f"{foreign}; a rule does not move it on: confirm with `evensong registry promote {current or version}`"
-            )
-        if current == target.version and not foreign:
+        if current == target.version == left_at:
+            if word:
+                versions.delete_tag(settings, target.version, BLOCKED)
             return None
-        line = _write_move(settings, kind, actor, current, target, decision, reason)
-        if not by_rule:
-            versions.delete_tag(settings, target.version, BLOCKED)
-        return line
+        if by_rule:
+            _refuse_with_problems(settings, model, left_at)
+        writes = _Writes(settings, actor, model.head)
+        settled: list[str] = []
+        if current != left_at and current is not None:
+            line = writes.adopt(left_at, versions.get(settings, current), said)
+            if current == target.version:
+                return line
+        elif current != left_at:
+            # Another hand took the alias away: the line goes on from where the ledger left it.
+            settled = [ledger.foreign(left_at, None)]
+        return writes.move(kind, left_at if settled else current, target, decision, said, move_id, settled)
 
 
 def rollback(
@@ -116,17 +125,20 @@ def rollback(
 ) -> Line:
     """Return to the previous champion, or to `to`; the version left behind is blocked until a person promotes it.
 
-    `expected_current` is the champion that the person saw. A rollback that names it can be repeated: after a kill, or a
-    second click, the line that the first one wrote is returned and nothing moves again.
+    The bundle is fetched and verified before anything moves. `expected_current` is the champion that the person saw. A
+    rollback that names it can be repeated: after a kill, or a second click, the line that the first one wrote is
+    returned and nothing moves again.
 
     Raises:
-        PromotionRefusedError: there is no earlier champion to return to, or another one than expected stands.
+        PromotionRefusedError: there is no earlier champion to return to, another one than expected stands, or the
+            bundle to return to cannot be had.
     """
+    said = ledger.checked_reason(reason)
     now = champion(settings)
     if now is None:
         raise PromotionRefusedError("rollback: expected a champion, found none; promote a version first")
     if expected_current not in (_ANY, now.version):
-        if done := _rolled_back(settings, expected_current, now.version, actor, reason):
+        if done := _rolled_back(settings, expected_current, now.version, actor, said):
             return done
         raise PromotionRefusedError(
             f"rollback: expected version {expected_current} as champion, found version {now.version}; "
@@ -140,51 +152,91 @@ def rollback(
         )
     if target == now.version:
         raise PromotionRefusedError(f"rollback: version {target} already is the champion; name an earlier one")
-    # Blocked first: a crash between the two leaves a champion that a rule would not choose again, never the reverse.
-    block(settings, now.version, f"rolled back by {actor}: {reason}")
-    line = move(settings, target, actor=actor, reason=reason, expected_current=now.version, kind="rollback")
+    _refuse_without_bundle(versions.get(settings, target))
+    try:
+        bundle.fetch(settings, target)
+    except (BundleError, RegistryError) as error:
+        raise PromotionRefusedError(
+            f"rollback: the bundle of version {target} cannot be had, so nothing was moved: {error}; "
+            "name another version with `evensong registry rollback --to VERSION`"
+        ) from error
+    line = move(settings, target, actor=actor, reason=said, expected_current=now.version, kind="rollback")
     assert line is not None
     return line
 
 
+def adopt(settings: Settings, *, actor: str, reason: str) -> Line | None:
+    """Acknowledge where another hand moved the alias, and what the ledger's check finds; None when all is sound.
+
+    Nothing moves. The line keeps what was found, the check no longer reports it, and rules may move the alias again.
+
+    Raises:
+        PromotionRefusedError: there is no champion to acknowledge.
+        BusyError: a move is being made.
+        RegistryError: a line cannot be read, the reason is none or too long, or too much was found for one line.
+    """
+    said = ledger.checked_reason(reason)
+    with _moving(settings):
+        model, lines = _model(settings), ledger.read(settings)
+        found = ledger.problems(settings, model.head)
+        left_at = lines[-1].to_version if lines else None
+        if not found and model.champion == left_at:
+            return None
+        if model.champion is None:
+            raise PromotionRefusedError("adopt: expected a champion, found none; promote a version first")
+        writes = _Writes(settings, actor, model.head)
+        return writes.adopt(left_at, versions.get(settings, model.champion), said, found)
+
+
 def block(settings: Settings, version: str, word: str) -> None:
-    """Keep rules from promoting the version until a person does."""
-    versions.set_tags(settings, version, {BLOCKED: word})
+    """Keep rules from promoting the version until a person does.
+
+    Raises:
+        PromotionRefusedError: it is the champion.
+        BusyError: the champion is being moved.
+    """
+    with _moving(settings):
+        now = _model(settings).champion
+        if now == version:
+            raise PromotionRefusedError(f"version {version} is the champion; use `evensong registry rollback` instead")
+        versions.set_tags(settings, version, {BLOCKED: word})
 
 
 def champion_before(settings: Settings, as_of: datetime) -> ModelVersion | None:
     """The newest champion made by a night earlier than `as_of`: what that night's challenger is compared with.
 
     It follows the ledger backwards, so a rerun of an old night finds the champion that the first run found, and a
-    rolled-back champion is not found again.
+    rolled-back champion is not found again. One whose bundle the retention rule has collected cannot be compared with:
+    the one before it is.
     """
     known = {version.version: version for version in versions.listed(settings)}
-    for number in reversed(_history(settings)):
+    for number in reversed(_history(settings, known.values())):
         version = known.get(number)
-        if version is not None and version.as_of < as_of:
+        if version is not None and version.as_of < as_of and version.has_bundle:
             return versions.get(settings, version.version)
     return None
 
 
 def previous_champion(settings: Settings, current: str) -> str | None:
     """Where a rollback from `current` would go: the newest other champion that nobody rejected or rolled back."""
-    known = {version.version: version for version in versions.listed(settings)}
-    for number in reversed(_history(settings)):
-        version = known.get(number)
-        if number != current and version is not None and BLOCKED not in version.tags:
-            return number
-    return None
+    return next((number for number in recent_champions(settings, None) if number != current), None)
 
 
-def recent_champions(settings: Settings, count: int = 3) -> list[str]:
-    """The last champions, newest first, the present one included; a blocked one does not count."""
-    recent: list[str] = []
-    known = {version.version: version for version in versions.listed(settings)}
-    for number in reversed(_history(settings)):
-        version = known.get(number)
-        if number not in recent and version is not None and BLOCKED not in version.tags:
-            recent.append(number)
-    return recent[:count]
+def recent_champions(settings: Settings, count: int | None = 3) -> list[str]:
+    """The last champions that can be returned to, newest first, the present one included; None: all of them."""
+    recover_quietly(settings)
+    return returnable(ledger.read(settings), versions.listed(settings))[:count]
+
+
+def returnable(lines: Sequence[Line], listed: Sequence[ModelVersion]) -> list[str]:
+    """The champions by these lines, newest first, each once, without those that are blocked or hold no bundle."""
+    known = {version.version: version for version in listed}
+    history = reversed(_numbers(lines, listed))
+    return [
+        number
+        for number in dict.fromkeys(history)
+        if number in known and known[number].has_bundle and BLOCKED not in known[number].tags
+    ]
 
 
 def recover(settings: Settings) -> Line | None:
@@ -193,26 +245,39 @@ def recover(settings: Settings) -> Line | None:
     Raises:
         BusyError: a move is being made right now.
     """
-    with tracking.locked(settings, "champion", wait_seconds=10), shared_lock(settings, "champion"):
+    if not _model(settings).intent:
+        return None
+    with locks.held(settings, CHAMPION):
         return _recover(settings)
 
 
-def ledger_verify(settings: Settings) -> LedgerState:
-    """Check the ledger's chain, its copy, what the registry remembers of it, and where the alias points."""
+def recover_quietly(settings: Settings) -> None:
+    """Finish what a killed mover left, unless somebody moves the champion right now or the ledger cannot be read."""
     with contextlib.suppress(BusyError, RegistryError):
         recover(settings)
-    lines = 0
-    now = champion(settings)
-    current = now.version if now else None
-    found = ledger.problems(settings, _model_tags(settings).get(HEAD))
-    try:
-        lines = len(ledger.read(settings))
-        if foreign := _foreign_move(settings, current):
-            found.append(foreign)
-    except RegistryError as error:
-        if str(error) not in found:
-            found.append(str(error))
-    return LedgerState(sound=not found, lines=lines, champion=current, problems=found)
+
+
+def ledger_verify(settings: Settings) -> LedgerState:
+    """Check the ledger's chain, its copy, what MLflow remembers of it, and where the alias points.
+
+    Raises:
+        BusyError: the champion is being moved, again and again.
+    """
+    for _ in range(_LOOKS):
+        unfinished = False
+        try:
+            recover(settings)
+        except RegistryError:  # a line cannot be read, as the check will say
+            unfinished = True
+        before = _model(settings)
+        found = ledger.problems(settings, before.head)
+        left_at, count = ledger.end(settings)
+        # Nothing moved meanwhile: what was read belongs together, and no mover was held up for it.
+        if _model(settings) == before and (unfinished or not before.intent):
+            if before.champion != left_at and count is not None:
+                found.append(ledger.foreign(left_at, before.champion))
+            return LedgerState(sound=not found, lines=count or 0, champion=before.champion, problems=found)
+    raise BusyError("champion: it is being moved; wait until that ends and try again")
 
 
 @contextlib.contextmanager
@@ -222,78 +287,120 @@ def held(settings: Settings) -> Iterator[None]:
     Raises:
         BusyError: it is being moved.
     """
-    with tracking.locked(settings, "champion", wait_seconds=10), shared_lock(settings, "champion"):
+    with locks.held(settings, CHAMPION):
         yield
 
 
 @contextlib.contextmanager
 def _moving(settings: Settings) -> Iterator[None]:
-    with tracking.locked(settings, "champion", wait_seconds=10), shared_lock(settings, "champion"):
+    with locks.held(settings, CHAMPION):
         _recover(settings)
         yield
 
 
-@contextlib.contextmanager
-def shared_lock(settings: Settings, name: str) -> Iterator[None]:
-    """A lock among machines that share a PostgreSQL registry; it ends with the connection. Elsewhere nothing is held.
+class _Model(NamedTuple):
+    """What MLflow keeps of the registered model, read at once."""
 
-    Raises:
-        BusyError: another machine holds it for more than ten seconds.
-    """
-    if not settings.tracking.startswith("postgresql"):
-        yield
-        return
-    import sqlalchemy
-
-    engine = sqlalchemy.create_engine(settings.tracking, poolclass=sqlalchemy.pool.NullPool)
-    named = hashlib.sha256(f"evensong {settings.registry.model_name} {name}".encode()).digest()
-    key = int.from_bytes(named[:7], "big")
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text("SET lock_timeout = '10s'"))
-        try:
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
-        except sqlalchemy.exc.OperationalError as error:
-            raise BusyError(f"{name}: another machine holds it; wait until it ends and try again") from error
-        yield
+    champion: str | None
+    head: str
+    intent: str
 
 
-def _write_move(
-    settings: Settings,
-    kind: Kind,
-    actor: str,
-    current: str | None,
-    target: ModelVersion,
-    decision: str | None,
-    reason: str,
-) -> Line:
-    intent = {
-        "kind": kind,
-        "actor": actor,
-        "from_version": current,
-        "to_version": target.version,
-        "digest": target.digest,
-        "decision": decision,
-        "reason": reason[:2000],
-        "move": uuid.uuid4().hex,
-        "at": datetime.now(UTC).isoformat(),
-    }
-    _set_model_tag(settings, INTENT, json.dumps(intent, sort_keys=True))
-    _set_alias(settings, target.version)
-    return _finish(settings, intent)
+def _model(settings: Settings) -> _Model:
+    with tracking.registry_errors(settings, settings.registry.model_name):
+        name = settings.registry.model_name
+        models = tracking.client(settings).search_registered_models(f"name = '{name}'")
+    if not models:
+        return _Model(None, "", "")
+    tags, version = models[0].tags, models[0].aliases.get(CHAMPION)
+    return _Model(None if version is None else str(version), tags.get(HEAD, ""), tags.get(INTENT, ""))
+
+
+class _Writes:
+    """The moves of one actor under the lock, each with what MLflow remembered of the ledger before it."""
+
+    def __init__(self, settings: Settings, actor: str, anchor: str) -> None:
+        self._settings, self._actor, self._anchor = settings, actor, anchor
+
+    def move(
+        self,
+        kind: Kind,
+        current: str | None,
+        target: ModelVersion,
+        decision: str | None,
+        reason: str,
+        move_id: str | None = None,
+        acknowledged: Sequence[str] = (),
+    ) -> Line:
+        intent = {
+            "kind": kind,
+            "actor": self._actor,
+            "from_version": current,
+            "to_version": target.version,
+            "digest": target.digest,
+            "decision": decision,
+            "reason": reason,
+            "move": move_id or uuid.uuid4().hex,
+            "at": datetime.now(UTC).isoformat(),
+            "anchor": self._anchor,
+            "acknowledged": list(acknowledged),
+        }
+        text = json.dumps(intent, sort_keys=True, ensure_ascii=False)
+        if len(text) > _MAX_TAG:
+            raise RegistryError(
+                f"champion: expected a move of at most {_MAX_TAG:,} characters with its reason and what it "
+                f"acknowledges, got {len(text):,}; say it shorter, or restore the ledger from its copy first"
+            )
+        _set_model_tag(self._settings, INTENT, text)
+        if kind != "adopt":
+            _set_alias(self._settings, target.version)
+        line = _finish(self._settings, intent)
+        self._anchor = ledger.head(self._settings)
+        return line
+
+    def adopt(self, left_at: str | None, found: ModelVersion, reason: str, problems: Sequence[str] = ()) -> Line:
+        gap = [ledger.foreign(left_at, found.version)] if left_at != found.version else []
+        return self.move("adopt", left_at, found, None, reason, acknowledged=[*problems, *gap])
+
+
+def _refuse_without_bundle(version: ModelVersion) -> None:
+    if FOREIGN in version.tags:
+        raise PromotionRefusedError(
+            f"version {version.version}: was not registered by Evensong, so it holds no verified bundle; register one"
+        )
+    if when := version.tags.get(COLLECTED):
+        raise PromotionRefusedError(
+            f"version {version.version}: its bundle was collected at {when}; "
+            f"`evensong reproduce {version.version}` makes it anew and puts it back"
+        )
+
+
+def _refuse_with_problems(settings: Settings, model: _Model, left_at: str | None) -> None:
+    found = ledger.problems(settings, model.head)
+    if model.champion != left_at:
+        found.append(ledger.foreign(left_at, model.champion))
+    if found:
+        raise PromotionRefusedError(
+            f"{found[0]}; no rule moves the champion on: look at `evensong registry ledger --verify`, and confirm with "
+            "`evensong registry adopt --reason WHY` or move it yourself with `evensong registry promote`"
+        )
 
 
 def _recover(settings: Settings) -> Line | None:
-    text = _model_tags(settings).get(INTENT)
-    if not text:
+    model = _model(settings)
+    if not model.intent:
         return None
-    intent = json.loads(text)
+    intent = json.loads(model.intent)
     lines = ledger.read(settings)
     if lines and lines[-1].move == intent["move"]:
-        _set_model_tag(settings, HEAD, ledger.head(settings))
-        _set_model_tag(settings, INTENT, "")
+        newest = lines[-1].model_dump(mode="json")
+        if all(newest[name] == value for name, value in intent.items() if name != "at"):
+            _seal(settings, lines[-1])
+        else:
+            # Edited since it was written: MLflow goes on remembering the line before, and the check tells.
+            _set_model_tag(settings, INTENT, "")
         return None
-    now = champion(settings)
-    if now is None or now.version != intent["to_version"]:
+    if model.champion != intent["to_version"]:
         # The alias never moved (or a foreign hand moved it on): nothing of this move happened.
         _set_model_tag(settings, INTENT, "")
         return None
@@ -303,49 +410,43 @@ def _recover(settings: Settings) -> Line | None:
 def _finish(settings: Settings, intent: dict[str, Any], recovered: bool = False) -> Line:
     values = {**intent, "at": datetime.fromisoformat(intent["at"])}
     line = ledger.append(settings, **values, recovered=recovered)
-    _set_model_tag(settings, HEAD, ledger.head(settings))
-    _set_model_tag(settings, INTENT, "")
+    _seal(settings, line)
     return line
 
 
-def _history(settings: Settings) -> list[str]:
+def _seal(settings: Settings, line: Line) -> None:
+    """What follows from the newest line; the intent goes last, so that a kill leaves nothing of it undone."""
+    if line.kind == "rollback" and line.from_version:
+        versions.set_tags(settings, line.from_version, {BLOCKED: f"rolled back by {line.actor}: {line.reason}"})
+    if not line.actor.startswith("rule:"):
+        versions.delete_tag(settings, line.to_version, BLOCKED)
+    _set_model_tag(settings, HEAD, ledger.head(settings))
+    _set_model_tag(settings, INTENT, "")
+
+
+def _history(settings: Settings, listed: Collection[ModelVersion]) -> list[str]:
     """Every version that became champion, oldest first; a hand-moved alias counts as the last move."""
-    with contextlib.suppress(BusyError):
-        recover(settings)
-    history = [line.to_version for line in ledger.read(settings)]
-    now = champion(settings)
-    if now is not None and (not history or history[-1] != now.version):
-        history.append(now.version)
-    return history
+    recover_quietly(settings)
+    return _numbers(ledger.read(settings), listed)
+
+
+def _numbers(lines: Sequence[Line], listed: Collection[ModelVersion]) -> list[str]:
+    history = [line.to_version for line in lines]
+    now = next((version.version for version in listed if CHAMPION in version.aliases), None)
+    return history if now is None or history[-1:] == [now] else [*history, now]
 
 
 def _rolled_back(settings: Settings, left: str, now: str, actor: str, reason: str) -> Line | None:
     """The newest line, if it is this very rollback, made before."""
-    with contextlib.suppress(BusyError):
-        recover(settings)
+    recover_quietly(settings)
     lines = ledger.read(settings)
     same = lines and (lines[-1].kind, lines[-1].from_version, lines[-1].to_version) == ("rollback", left, now)
     return lines[-1] if same and (lines[-1].actor, lines[-1].reason) == (actor, reason) else None
 
 
-def _foreign_move(settings: Settings, current: str | None) -> str | None:
-    lines = ledger.read(settings)
-    left_at = lines[-1].to_version if lines else None
-    if left_at == current:
-        return None
-    return f"champion: the ledger left it at {_named(left_at)}, it points at {_named(current)}: another hand moved it"
-
-
 def _set_alias(settings: Settings, version: str) -> None:
     with tracking.registry_errors(settings, f"the alias {CHAMPION}"):
         tracking.client(settings).set_registered_model_alias(settings.registry.model_name, CHAMPION, version)
-
-
-def _model_tags(settings: Settings) -> dict[str, str]:
-    with tracking.registry_errors(settings, settings.registry.model_name):
-        name = settings.registry.model_name
-        models = tracking.client(settings).search_registered_models(f"name = '{name}'")
-        return dict(models[0].tags) if models else {}
 
 
 def _set_model_tag(settings: Settings, key: str, value: str) -> None:
@@ -355,6 +456,12 @@ def _set_model_tag(settings: Settings, key: str, value: str) -> None:
             client.set_registered_model_tag(settings.registry.model_name, key, value)
         else:
             client.delete_registered_model_tag(settings.registry.model_name, key)
+
+
+def _shortened(reason: str) -> str:
+    """A rule's words are many checks' words: what is too long for a line ends with dots."""
+    room = ledger.MAX_REASON // 2
+    return reason if len(reason) <= room else reason[: room - 1] + "…"
 
 
 def _named(version: str | None) -> str:

@@ -135,6 +135,11 @@ def digest(directory: Path) -> str:
     return _sha256(path)
 
 
+def digest_of(manifest: bytes) -> str:
+    """The digest of the bundle that this is the manifest of."""
+    return hashlib.sha256(manifest).hexdigest()
+
+
 def fetch(settings: Settings, version: str) -> Path:
     """The bundle of a model version in the local cache, verified now; downloaded when it is not there or is damaged.
 
@@ -214,7 +219,7 @@ def _registered(settings: Settings, version: str) -> Any:
     if when := registered.tags.get("collected"):
         raise RegistryError(
             f"model version {version}: its bundle was collected at {when} by the retention rule; "
-            f"`evensong reproduce {version}` makes it anew"
+            f"`evensong reproduce {version}` makes it anew and puts it back"
         )
     return registered
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import getpass
 from typing import Any
 
-from evensong.errors import PromotionRefusedError
-from evensong.registry import aliases, bundle, ledger, retention, review, tracking, versions
+from evensong.errors import RegistryError
+from evensong.registry import aliases, bundle, decisions, ledger, retention, review, tracking, versions
 from evensong.settings import Settings
 
 
@@ -26,7 +26,7 @@ def list_versions(settings: Settings) -> list[dict[str, Any]]:
             "as_of": version.as_of.isoformat(),
             "champion": versions.CHAMPION in version.aliases,
             "gate": version.tags.get("gate"),
-            "review": version.tags.get("review"),
+            "review": review.said(version) or None,
             "blocked": version.tags.get(aliases.BLOCKED),
             "digest": version.digest,
             "created_at": version.created_at.isoformat(),
@@ -44,6 +44,14 @@ def show(settings: Settings, version: str) -> dict[str, Any]:
         if found.version in (line.to_version, line.from_version)
     ]
     return found.model_dump(mode="json") | {"moves": moves}
+
+
+def decision_of(settings: Settings, version: str) -> dict[str, Any] | None:
+    """The gate's stored decision on a version; none where there is none, or none that can be believed."""
+    try:
+        return decisions.read(settings, versions.get(settings, version)).model_dump(mode="json")
+    except RegistryError:
+        return None
 
 
 def origin(settings: Settings, version: str) -> dict[str, Any]:
@@ -78,18 +86,27 @@ def promote(settings: Settings, version: str, *, reason: str, actor: str | None 
         RegistryError: there is no such version, or no reason was given.
     """
     who = actor or person()
+    said = ledger.checked_reason(reason)
     found = versions.get(settings, version)
+    given = None
+    if review.is_waiting(found):
+        # Recorded first: of two answers at once one counts, wherever they come from.
+        given = review.record(settings, found.version, "approved", by=who, via="command", comment=said)
+        review.refuse_other_answer(found.version, given, "approved")
+        if (given.by, given.via, given.comment) != (who, "command", said):
+            moved = review.carry_out(settings, found.version)
+            return _moved(settings, ledger.read(settings)[-1] if moved else None)
     before = aliases.champion(settings)
     line = aliases.move(
         settings,
         found.version,
         actor=who,
-        reason=reason,
+        reason=said,
         decision=found.tags.get("decision_hash"),
         expected_current=before.version if before else None,
+        move_id=given.move_id(found.version) if given else None,
+        despite=given.despite if given else None,
     )
-    if review.is_waiting(found):
-        review.record(settings, found.version, "approved", by=who, via="command", comment=reason)
     return _moved(settings, line)
 
 
@@ -97,16 +114,19 @@ def reject(settings: Settings, version: str, *, reason: str, actor: str | None =
     """Keep the version from being promoted by a rule; it answers a waiting review too.
 
     Raises:
-        PromotionRefusedError: it is the champion; roll back instead.
+        PromotionRefusedError: it is the champion, so that a rollback is what is meant; or somebody approved it first.
+        RegistryError: there is no such version, or no reason was given.
     """
-    found = versions.get(settings, version)
-    if versions.CHAMPION in found.aliases:
-        raise PromotionRefusedError(f"version {version} is the champion; use `evensong registry rollback` instead")
     who = actor or person()
-    aliases.block(settings, found.version, f"rejected by {who}: {reason}")
+    said = ledger.checked_reason(reason)
+    found = versions.get(settings, version)
     if review.is_waiting(found):
-        review.record(settings, found.version, "rejected", by=who, via="command", comment=reason)
-    return {"version": found.version, "rejected": True, "by": who, "reason": reason}
+        given = review.record(settings, found.version, "rejected", by=who, via="command", comment=said)
+        review.refuse_other_answer(found.version, given, "rejected")
+        review.carry_out(settings, found.version)
+    else:
+        aliases.block(settings, found.version, f"rejected by {who}: {said}")
+    return {"version": found.version, "rejected": True, "by": who, "reason": said}
 
 
 def rollback(
@@ -147,6 +167,17 @@ def read_ledger(settings: Settings) -> list[dict[str, Any]]:
 def verify(settings: Settings) -> dict[str, Any]:
     """Whether the ledger and the alias are as the registry left them; `sound` is false when not."""
     return aliases.ledger_verify(settings).model_dump(mode="json")
+
+
+def adopt(settings: Settings, *, reason: str, actor: str | None = None) -> dict[str, Any]:
+    """Acknowledge where another hand moved the alias, and what the ledger's check finds; nothing moves.
+
+    Raises:
+        PromotionRefusedError: there is no champion to acknowledge.
+        RegistryError: a line cannot be read, or no reason was given.
+    """
+    line = aliases.adopt(settings, actor=actor or person(), reason=reason)
+    return {"adopted": line is not None, "line": line.model_dump(mode="json") if line else None}
 
 
 def _moved(settings: Settings, line: ledger.Line | None) -> dict[str, Any]:

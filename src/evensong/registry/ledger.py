@@ -1,8 +1,8 @@
 """The ledger of the champion's moves: append-only JSON lines, each holding the hash of the line before.
 
 It lies beside the registry's database; with artifacts on S3 every line is an object there as well, written only if
-nobody wrote that number before, so that machines share one ledger. MLflow keeps the hash of the newest line, so a line
-cut off at the end is found too.
+nobody wrote that number before, so that machines share one ledger. MLflow remembers number and hash of the newest line,
+and each line what MLflow remembered before it, so a line cut off, edited or added at the end is found too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -17,12 +18,16 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from evensong.data import storage
-from evensong.errors import RegistryError
+from evensong.errors import BusyError, RegistryError, StorageError
+from evensong.registry import tracking
 from evensong.settings import Settings
 from evensong.types import Value
 
 GENESIS = "0" * 64
+#: `adopt`: a person acknowledges where another hand moved the alias, or what the check of the ledger found.
 Kind = Literal["promote", "rollback", "adopt"]
+#: Characters of a reason as JSON, so that what a move intends fits into a tag of MLflow's.
+MAX_REASON = 4000
 
 
 class Line(Value):
@@ -46,6 +51,10 @@ class Line(Value):
     """The mover died after the alias moved; a later command wrote this line."""
     previous: str
     """SHA-256 of the line before."""
+    anchor: str | None = None
+    """What MLflow remembered as the newest line when this move began, as `head`; empty: nothing. None in old lines."""
+    acknowledged: tuple[str, ...] = ()
+    """What the check found before, in its own words, and a person has settled with this line."""
 
 
 def path_of(settings: Settings) -> Path:
@@ -76,11 +85,13 @@ def append(
     move: str,
     at: datetime | None = None,
     recovered: bool = False,
+    anchor: str | None = None,
+    acknowledged: Sequence[str] = (),
 ) -> Line:
     """Write the next line, whole and flushed to disk; the caller holds the registry's lock.
 
     Raises:
-        RegistryError: another machine wrote this line's number first.
+        BusyError: another machine wrote this line's number first.
     """
     _synchronize(settings)
     texts = _texts(settings)
@@ -97,11 +108,19 @@ def append(
         move=move,
         recovered=recovered,
         previous=hash_of(texts[-1]) if texts else GENESIS,
+        anchor=anchor,
+        acknowledged=tuple(acknowledged),
     )
     text = _text(line)
     if folder := _shared_folder(settings):
-        storage.create_bytes(storage.join(folder, _name(line.number)), text.encode())
-    _append_text(path_of(settings), text)
+        uri = storage.join(folder, _name(line.number))
+        try:
+            storage.create_bytes(uri, text.encode())
+        except StorageError as error:
+            if storage.is_file(uri):
+                raise BusyError(f"line {line.number}: another machine wrote it first; try again") from error
+            raise
+    _put(settings, line.number, text)
     return line
 
 
@@ -111,68 +130,141 @@ def head(settings: Settings) -> str:
     return f"{len(texts)}:{hash_of(texts[-1]) if texts else GENESIS}"
 
 
-def problems(settings: Settings, anchor: str | None = None) -> list[str]:
-    """What is wrong with the ledger as it lies there: edits, gaps, lines cut off, differences to the copy.
+def end(settings: Settings) -> tuple[str | None, int | None]:
+    """Where the newest line left the alias, and how many lines there are; the second is None if one cannot be read."""
+    try:
+        lines = [_parse(text, number) for number, text in enumerate(_texts(settings), 1)]
+    except RegistryError:
+        return None, None
+    return (lines[-1].to_version if lines else None), len(lines)
 
-    `anchor` is the head that the registry remembers.
+
+def checked_reason(text: str) -> str:
+    """The words as they will stand in the ledger, without blanks around them.
+
+    Raises:
+        RegistryError: there are none, they are too long, or they hold what is no text.
+    """
+    words = text.strip()
+    if not words:
+        raise RegistryError("reason: expected some words for the ledger, got none; say why the champion moves")
+    if any(character < " " and character not in "\n\r\t" for character in words):
+        raise RegistryError("reason: expected text, got control characters; leave them out")
+    try:
+        words.encode()
+    except UnicodeEncodeError as error:
+        raise RegistryError("reason: expected text, got half of a character; leave it out") from error
+    if (size := len(json.dumps(words, ensure_ascii=False)) - 2) > MAX_REASON:
+        raise RegistryError(f"reason: expected at most {MAX_REASON:,} characters, got {size:,}; say it shorter")
+    return words
+
+
+def foreign(left_at: str | None, found: str | None) -> str:
+    """That the alias is not where the ledger left it, in the words of the check."""
+    return f"champion: the ledger left it at {_named(left_at)}, it points at {_named(found)}: another hand moved it"
+
+
+def problems(settings: Settings, remembered: str) -> list[str]:
+    """What is wrong with the ledger as it lies there: edits, gaps, lines cut off or added, differences to the copy.
+
+    `remembered` is the head that MLflow keeps; empty when it keeps none. What a person has acknowledged is left out.
     """
     _synchronize(settings)
-    found = []
     texts = _texts(settings)
-    previous = GENESIS
-    last_to: str | None = None
+    found: list[str] = []
+    settled: set[str] = set()
+    previous, last_to = GENESIS, None
     for number, text in enumerate(texts, 1):
         try:
             line = _parse(text, number)
         except RegistryError as error:
             found.append(str(error))
-            previous = hash_of(text)
-            continue
-        if line.number != number:
-            found.append(f"line {number}: carries the number {line.number}; a line was removed or inserted before it")
-        if line.previous != previous:
-            found.append(
-                f"line {number}: expects the line before to hash to {line.previous[:12]}…, found {previous[:12]}…; "
-                f"line {number - 1} was edited, removed or inserted"
-            )
-        if number > 1 and line.from_version != last_to:
-            found.append(
-                f"line {number}: moved from {_named(line.from_version)}, but the line before left the alias at "
-                f"{_named(last_to)}; another hand moved it in between"
-            )
-        last_to = line.to_version
+        else:
+            # A person acknowledges what was found before; no line speaks for itself.
+            found = [problem for problem in found if problem not in line.acknowledged]
+            found += _breaks(line, number, previous, last_to)
+            settled |= set(line.acknowledged)
+            last_to = line.to_version
         previous = hash_of(text)
-    if anchor is not None:
-        number_text, _, expected = anchor.partition(":")
-        number = int(number_text)
-        if number > len(texts):
-            found.append(f"the registry remembers {number} lines, the ledger has {len(texts)}; lines were cut off")
-        elif number and hash_of(texts[number - 1]) != expected:
-            hashed = hash_of(texts[number - 1])
-            found.append(
-                f"line {number}: the registry remembers the hash {expected[:12]}…, found {hashed[:12]}…; "
-                "it or a line before it was edited"
-            )
-    return found + _differences(settings, texts)
+    differences = [problem for problem in _differences(settings, texts) if problem not in settled]
+    return [*found, *_forgotten(texts, remembered), *differences]
+
+
+def _breaks(line: Line, number: int, previous: str, last_to: str | None) -> Iterator[str]:
+    """Where a line does not follow from the one before."""
+    if line.number != number:
+        yield f"line {number}: carries the number {line.number}; a line was removed or inserted before it"
+    if line.previous != previous:
+        yield (
+            f"line {number}: expects the line before to hash to {line.previous[:12]}…, found {previous[:12]}…; "
+            f"line {number - 1} was edited, removed or inserted"
+        )
+    # With `adopt` a person has said that this is known.
+    if (
+        line.anchor is not None
+        and line.kind != "adopt"
+        and (line.anchor or f"0:{GENESIS}") != f"{number - 1}:{previous}"
+    ):
+        yield (
+            f"line {number}: MLflow remembered {_short(line.anchor)} as the newest line when it was written, "
+            f"the line before is {_short(f'{number - 1}:{previous}')}; lines before it were edited, removed or added"
+        )
+    if number > 1 and line.from_version != last_to:
+        yield (
+            f"line {number}: moved from {_named(line.from_version)}, but the line before left the alias at "
+            f"{_named(last_to)}; another hand moved it in between"
+        )
+
+
+def _forgotten(texts: list[str], remembered: str) -> Iterator[str]:
+    """Where the ledger's end is not the one that MLflow remembers."""
+    number_text, _, expected = remembered.partition(":")
+    if not (number_text.isdecimal() and expected):
+        if texts:
+            what = f"{remembered[:40]!r}" if remembered else "nothing"
+            yield f"MLflow remembers {what} of the ledger's newest line: its tag was edited or removed"
+        return
+    number = int(number_text)
+    if number > len(texts):
+        yield (
+            f"MLflow remembers {number} lines, the ledger has {len(texts)}; lines were cut off, or written on another "
+            "machine that does not share this ledger: set mlflow_artifacts_uri to a place on S3 that all of them share"
+        )
+    elif number < len(texts):
+        yield f"MLflow remembers {number} lines, the ledger has {len(texts)}; another hand added line {number + 1}"
+    elif number and (hashed := hash_of(texts[-1])) != expected:
+        yield (
+            f"line {number}: MLflow remembers the hash {expected[:12]}…, found {hashed[:12]}…; "
+            "it or a line before it was edited"
+        )
 
 
 def hash_of(text: str) -> str:
     """The SHA-256 of one line's text."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_bytes(text)).hexdigest()
 
 
 def _differences(settings: Settings, texts: list[str]) -> list[str]:
+    """Where the copy on S3 is not this machine's ledger."""
     folder = _shared_folder(settings)
     if not folder:
         return []
     found = []
-    for number, uri in enumerate(storage.list_files(folder), 1):
-        if not uri.endswith(_name(number)):
-            found.append(f"the ledger's copy misses line {number}; it was removed from {folder}")
-            break
-        if number <= len(texts) and storage.read_bytes(uri).decode() != texts[number - 1]:
-            found.append(f"line {number}: this machine's ledger and the copy at {uri} differ; one of them was edited")
-    return found
+    copies = {uri: mark.strip('"') for uri, mark in storage.fingerprints(folder).items()}
+    for number, text in enumerate(texts, 1):
+        uri = storage.join(folder, _name(number))
+        md5 = copies.pop(uri, None)
+        if md5 is None:
+            found.append(f"line {number}: its copy was removed from {folder}")
+        elif md5 != hashlib.md5(_bytes(text), usedforsecurity=False).hexdigest():
+            # The ETag of a store that encrypts is no MD5: then the content decides.
+            copy = _decoded(storage.read_bytes(uri))
+            if copy != text:
+                found.append(
+                    f"line {number}: hashes to {hash_of(text)[:12]}… on this machine, its copy at {uri} to "
+                    f"{hash_of(copy)[:12]}…; one of them was edited"
+                )
+    return found + [f"{uri}: is no line of the ledger; another hand put it there" for uri in sorted(copies)]
 
 
 def _synchronize(settings: Settings) -> None:
@@ -180,32 +272,49 @@ def _synchronize(settings: Settings) -> None:
     folder = _shared_folder(settings)
     if not folder:
         return
-    known = len(_texts(settings))
-    for uri in storage.list_files(folder)[known:]:
-        _append_text(path_of(settings), storage.read_bytes(uri).decode())
+    copies = set(storage.list_files(folder))
+    number = len(_texts(settings)) + 1
+    while (uri := storage.join(folder, _name(number))) in copies:
+        _put(settings, number, _decoded(storage.read_bytes(uri)))
+        number += 1
 
 
 def _texts(settings: Settings) -> list[str]:
     path = path_of(settings)
-    content = path.read_text() if path.is_file() else ""
-    complete = content[: content.rfind("\n") + 1]
-    return [text for text in complete.split("\n") if text.strip()]
+    content = path.read_bytes() if path.is_file() else b""
+    complete = content[: content.rfind(b"\n") + 1]
+    return [_decoded(text) for text in complete.split(b"\n") if text.strip()]
 
 
-def _append_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        file.seek(0)
-        # A writer that died in the middle of a line never made it a line: its half goes.
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(text.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _put(settings: Settings, number: int, text: str) -> None:
+    """Make the text this machine's line of that number, if it is not there yet: a reader may have copied it in first.
+
+    Raises:
+        RegistryError: the line is there with another text, or the one before it is not.
+    """
+    path = path_of(settings)
+    with tracking.locked(settings, "ledger", wait_seconds=30):
+        texts = _texts(settings)
+        if number <= len(texts) and texts[number - 1] == text:
+            return
+        if number != len(texts) + 1:
+            raise RegistryError(
+                f"line {number}: expected to write it after line {number - 1}, the ledger has {len(texts)} lines; "
+                "run `evensong registry ledger --verify`"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.seek(0)
+            # A writer that died in the middle of a line never made it a line: its half goes.
+            file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(_bytes(text) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _parse(text: str, number: int) -> Line:
     try:
-        return Line.model_validate_json(text)
+        return Line.model_validate_json(_bytes(text))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the line"
@@ -213,6 +322,15 @@ def _parse(text: str, number: int) -> Line:
             f"line {number}: expected a move as JSON, {where}: {first['msg']}; "
             "the ledger was edited by hand, restore it from its copy"
         ) from error
+
+
+# Bytes that are no UTF-8 are kept as they are: what somebody wrote into a line must be told, not crash its reader.
+def _decoded(content: bytes) -> str:
+    return content.decode(errors="surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
 
 
 def _shared_folder(settings: Settings) -> str | None:
@@ -229,4 +347,9 @@ def _text(line: Line) -> str:
 
 
 def _named(version: str | None) -> str:
-    return f"v{version}" if version else "no version"
+    return f"version {version}" if version else "no version"
+
+
+def _short(head: str) -> str:
+    number, _, hashed = head.partition(":")
+    return f"line {number} ({hashed[:12]}…)" if hashed else "none"

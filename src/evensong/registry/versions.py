@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHAMPION = "champion"
+#: Tags of a version that holds no bundle: the retention rule took it, or somebody registered the version by hand.
+COLLECTED, FOREIGN = "collected", "foreign"
 
 
 class ModelVersion(Value):
@@ -41,6 +43,11 @@ class ModelVersion(Value):
     tags: dict[str, str] = Field(default={})
     metrics: dict[str, float] = Field(default={})
     """Filled by `get` and `champion`, empty in lists."""
+
+    @property
+    def has_bundle(self) -> bool:
+        """Whether there is a bundle to fetch, as far as the tags say."""
+        return COLLECTED not in self.tags and FOREIGN not in self.tags
 
     @property
     def number(self) -> int:
@@ -129,8 +136,7 @@ def get(settings: Settings, version: str | int) -> ModelVersion:
         found = client.get_model_version(settings.registry.model_name, str(version))
         metrics: dict[str, float] = {}
         if model_id := _model_id(found):
-            logged = client.get_logged_model(model_id)
-            metrics = {metric.key: metric.value for metric in sorted(logged.metrics or [], key=lambda m: m.timestamp)}
+            metrics = _figures(client.get_logged_model(model_id))
     return _as_value(found, metrics)
 
 
@@ -150,6 +156,24 @@ def listed(settings: Settings) -> list[ModelVersion]:
             if not token:
                 break
     return sorted(versions, key=lambda version: version.number, reverse=True)
+
+
+def with_metrics(settings: Settings, listed: Sequence[ModelVersion]) -> list[ModelVersion]:
+    """The versions with their metrics, all asked for at once."""
+    wanted = {version.model_id for version in listed if version.model_id}
+    metrics: dict[str, dict[str, float]] = {}
+    with tracking.registry_errors(settings, "metrics of model versions"):
+        client = tracking.client(settings)
+        token = None
+        while wanted - metrics.keys():
+            order = [{"field_name": "creation_timestamp", "ascending": False}]
+            place = [tracking.experiment_id(settings)]
+            page = client.search_logged_models(place, max_results=50, order_by=order, page_token=token)
+            metrics |= {model.model_id: _figures(model) for model in page}
+            token = page.token
+            if not token:
+                break
+    return [version.model_copy(update={"metrics": metrics.get(version.model_id or "", {})}) for version in listed]
 
 
 def find(settings: Settings, digest: str) -> ModelVersion | None:
@@ -325,7 +349,7 @@ def _as_value(found: Any, metrics: dict[str, float], aliases: tuple[str, ...] | 
             "as_of": "1970-01-01T00:00:00+00:00",
             "bundle_digest": "",
             **tags,
-            "foreign": "not registered by Evensong",
+            FOREIGN: "not registered by Evensong",
         }
     return ModelVersion(
         version=str(found.version),
@@ -339,6 +363,11 @@ def _as_value(found: Any, metrics: dict[str, float], aliases: tuple[str, ...] | 
         tags=tags,
         metrics=dict(sorted(metrics.items())),
     )
+
+
+def _figures(logged: Any) -> dict[str, float]:
+    found = {metric.key: metric.value for metric in sorted(logged.metrics or [], key=lambda metric: metric.timestamp)}
+    return dict(sorted(found.items()))
 
 
 def _model_id(found: Any) -> str | None:

@@ -103,7 +103,10 @@ class Champion:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._ready_for: str | None = None
-        """The version beside which the champions before it were fetched."""
+        """The version beside which the champions before it lie on this disk."""
+        self._ready_again, self._ready_pause = 0.0, RETRY_SECONDS
+        """When to try to fetch them again, and the wait before that."""
+        self._keeping = False
 
     @property
     def warnings(self) -> list[str]:
@@ -173,19 +176,38 @@ class Champion:
         """Bring the last champions' bundles to this machine's disk, so that a rollback has nothing to fetch."""
         if self.in_use is None or self._ready_for == self.in_use.version:
             return
-        self._ready_for = self.in_use.version
-        threading.Thread(target=self._fetch_recent, name="keep-ready", daemon=True).start()
+        if self._keeping or time.monotonic() < self._ready_again:
+            return
+        self._keeping = True
+        arguments = (self.in_use.version,)
+        threading.Thread(target=self._fetch_recent, args=arguments, name="keep-ready", daemon=True).start()
 
-    def _fetch_recent(self) -> None:
-        from evensong.registry import aliases, bundle
+    def _fetch_recent(self, version: str) -> None:
+        """Fetch them beside this version in use, and remove what the retention rule has collected since."""
+        from evensong.registry import aliases, bundle, retention
 
+        failed: Exception | None = None
         try:
-            for version in aliases.recent_champions(self._settings, self._settings.registry.keep_champions):
-                bundle.fetch(self._settings, version)
+            for recent in aliases.recent_champions(self._settings, self._settings.registry.keep_champions):
+                try:
+                    bundle.fetch(self._settings, recent)
+                except Exception as error:  # the others are worth having all the same
+                    failed = failed or error
+            retention.forget(self._settings, keep={version})
         except Exception as error:
+            failed = failed or error
+        if failed is None:
+            self._ready_for, self._ready_pause = version, RETRY_SECONDS
+        else:
             log.warning(
-                "the last champions cannot all be kept on this disk (%s); a rollback fetches them", _first_line(error)
+                "the last champions cannot all be kept on this disk (%s); trying again in %g s, and a rollback "
+                "fetches what is missing",
+                _first_line(failed),
+                self._ready_pause,
             )
+            self._ready_again = time.monotonic() + self._ready_pause
+            self._ready_pause = min(self._ready_pause * 2, MAX_RETRY_SECONDS)
+        self._keeping = False
 
     # ------------------------------------------------------------ the alias
 

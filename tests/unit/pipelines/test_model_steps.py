@@ -14,9 +14,10 @@ from tests.taste_world import START, TasteWorld, make
 from evensong.data import storage
 from evensong.data.lake import Lake
 from evensong.errors import BundleError, NothingToLearnError
-from evensong.pipelines import bundle, evaluate, features, index, register, train, training_set
+from evensong.pipelines import bundle, evaluate, features, index, register, reproduce, train, training_set
 from evensong.recommender.funnel import Recommender
-from evensong.registry import aliases, versions
+from evensong.registry import aliases, retention, versions
+from evensong.registry import bundle as bundles
 from evensong.registry.bundle import JUDGED_DIGEST, fetch_judged, verify
 from evensong.settings import Settings, load_settings
 from evensong.types import TIMESTAMP, EvaluationReport, Night
@@ -255,6 +256,35 @@ def test_more_users_than_may_be_judged_are_drawn_by_seed(first: Steps) -> None:
         drawn.append(storage.read_frame(report.per_user_uri))
     assert drawn[0].equals(drawn[1])
     evaluate.run(first.settings, first.night, first.training_set, first.retriever, first.ranker, first.index)
+
+
+def test_a_refit_continues_from_the_champion_that_the_judged_model_began_with(first: Steps, second: Steps) -> None:
+    assert train.trained_from(first.settings, first.night) is None
+    assert train.trained_from(second.settings, second.night) == "1"
+    named = second.night.model_copy(update={"train_from": "1"})
+    before = contents(second.retriever)
+    train.retriever(second.settings, named, second.training_set)
+    assert contents(second.retriever) == before
+
+
+def test_a_collected_version_is_made_again_from_the_champion_of_then_and_put_back(first: Steps, second: Steps) -> None:
+    home = second.settings
+    version = register.run(home, second.night, str(second.assemble()), second.evaluation)
+    assert versions.get(home, version).tags["trained_from"] == "1"
+    # another champion of the first night stands by now, and it would be another start
+    night = first.night.model_copy(update={"refit": False})
+    other = Steps(home, night, *list(vars(first).values())[2:]).assemble()
+    late = register.run(home, night, str(other), first.evaluation)
+    aliases.move(home, late, actor="person:test", reason="another one")
+    few = home.model_copy(update={"registry": home.registry.model_copy(update={"keep_versions": 1})})
+    assert {one.version for one in retention.collect(few, dry_run=False) if one.action == "collect"} == {version}
+    answer = reproduce.run(home, version)
+    assert answer["same"], answer
+    assert answer["restored"]
+    assert all(answer["weights"].values())
+    assert any("put back" in note for note in answer["notes"])
+    assert verify(bundles.fetch(home, version), versions.get(home, version).digest)
+    assert fetch_judged(home, version)
 
 
 def test_one_event_a_user_is_nothing_to_learn_from(tmp_path: Path, world: TasteWorld) -> None:

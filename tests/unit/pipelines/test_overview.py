@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from tests.unit.registry.conftest import make_bundle, night
 from tests.unit.registry.test_promotion_steps import evaluate
 
-from evensong.errors import RegistryError
+from evensong.errors import BundleError, RegistryError
 from evensong.pipelines import gate, promote, register, review
 from evensong.pipelines.overview import Overview, dossier_of, overview
 from evensong.registry import aliases, commands, tracking, versions
@@ -132,6 +133,70 @@ def test_answer_in_airflow_that_comes_second_changes_nothing_and_is_told_who_was
     assert aliases.champion(lived).version == "2"  # type: ignore[union-attr]
 
 
+def copy_of(lived: Settings, folder: Path) -> Settings:
+    """The same home, to be changed; MLflow's database goes on naming the artifacts of the first."""
+    home = Path(shutil.copytree(lived.home, folder / "home"))
+    return Settings(home=home, registry={"policy_path": home / "policy.yaml"})  # type: ignore[arg-type]
+
+
+def test_looking_settles_nothing_and_moves_nothing(lived: Settings, tmp_path: Path) -> None:
+    looked = copy_of(lived, tmp_path)
+    versions.set_tags(looked, "6", {reviews.DEADLINE: "2026-01-01T00:00:00+00:00", reviews.TAG: "approved: at once"})
+    before = versions.listed(looked)
+    assert [row.version for row in overview(looked).waiting] == ["6"]
+    assert versions.listed(looked) == before
+    # who asks what waits settles it
+    assert commands.reviews(looked) == []
+    assert aliases.champion(looked).version == "6"  # type: ignore[union-attr]
+
+
+def test_a_page_that_stays_open_asks_little_of_mlflow(lived: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    overview(lived)
+    asked: list[str] = []
+
+    def counted(name: str) -> Any:
+        real = getattr(MlflowClient, name)
+
+        def call(*arguments: Any, **values: Any) -> Any:
+            asked.append(name)
+            return real(*arguments, **values)
+
+        return call
+
+    for name in vars(MlflowClient):
+        if name.startswith(("get_", "search_", "list_", "download_")):
+            monkeypatch.setattr(MlflowClient, name, counted(name))
+    assert len(overview(lived).nights) == 6
+    # however many nights there are
+    assert len(asked) <= 10, asked
+
+
+def test_dossier_that_was_edited_is_neither_shown_nor_believed(lived: Settings, tmp_path: Path) -> None:
+    edited = copy_of(lived, tmp_path)
+    other = "0" * 64
+    versions.set_tags(edited, "6", {"dossier_hash": other, "dossier_json_hash": other})
+    with pytest.raises(BundleError, match=r"dossier\.html should hash to 000000000000…, found .*do not decide by it"):
+        dossier_of(edited, "6")
+    (row,) = overview(edited).waiting
+    assert row.gains == []
+    assert "dossier.json should hash to" in row.doubts[0]
+
+
+def test_acknowledged_ledger_is_not_a_new_champion(lived: Settings, tmp_path: Path) -> None:
+    moved = copy_of(lived, tmp_path)
+    since = overview(moved).champion.since  # type: ignore[union-attr]
+    client = tracking.client(moved)
+    client.delete_registered_model_tag("recommender", aliases.HEAD)
+    assert overview(moved).problems
+    assert commands.adopt(moved, reason="I removed the tag", actor="person:ada")["adopted"]
+    seen = overview(moved)
+    assert seen.problems == []
+    assert (seen.champion.since, seen.champion.by) == (since, "person:ada")  # type: ignore[union-attr]
+    assert (seen.moves[0].kind, seen.moves[0].from_version, seen.moves[0].to_version) == ("adopt", "2", "2")
+
+
 def test_dossier_is_the_page_on_the_version(lived: Settings) -> None:
     assert dossier_of(lived, "6") == versions.read_attached(lived, versions.get(lived, "6"), "dossier.html")
     with pytest.raises(RegistryError):
@@ -144,8 +209,7 @@ def test_empty_registry_is_an_empty_page(tmp_path: Path) -> None:
 
 
 def test_alias_moved_by_hand_is_told(lived: Settings, tmp_path: Path) -> None:
-    home = Path(shutil.copytree(lived.home, tmp_path / "home"))
-    moved = Settings(home=home, registry={"policy_path": home / "policy.yaml"})  # type: ignore[arg-type]
+    moved = copy_of(lived, tmp_path)
     tracking.client(moved).set_registered_model_alias("recommender", "champion", "1")
     seen = overview(moved)
     assert "another hand moved it" in seen.problems[0]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tests.unit.registry.conftest import Register, night
 
-from evensong.errors import PromotionRefusedError, RegistryError
-from evensong.registry import aliases, ledger, tracking, versions
+from evensong.errors import BusyError, PromotionRefusedError, RegistryError
+from evensong.registry import aliases, bundle, ledger, locks, tracking, versions
 from evensong.settings import Settings
 
 
@@ -137,11 +138,20 @@ def test_alias_moved_by_another_hand_is_found_and_no_rule_moves_it_on(settings: 
     assert state.problems == [
         "champion: the ledger left it at version 1, it points at version 3: another hand moved it"
     ]
-    with pytest.raises(PromotionRefusedError, match="another hand moved it; a rule does not move it on"):
+    with pytest.raises(PromotionRefusedError, match="another hand moved it; no rule moves the champion on"):
         promote(settings, "2")
     promote(settings, "2", actor="person:ada")
     assert current(settings) == "2"
-    assert "another hand moved it in between" in aliases.ledger_verify(settings).problems[0]
+    # the ledger tells of it for ever, and what the check finds from now on is new
+    assert [(line.kind, line.from_version, line.to_version) for line in ledger.read(settings)] == [
+        ("promote", None, "1"),
+        ("adopt", "1", "3"),
+        ("promote", "3", "2"),
+    ]
+    assert ledger.read(settings)[1].acknowledged == tuple(state.problems)
+    assert aliases.ledger_verify(settings).problems == []
+    promote(settings, "3")
+    assert current(settings) == "3"
 
 
 def edit(settings: Settings, number: int, **changes: object) -> None:
@@ -179,6 +189,126 @@ def test_unreadable_line_is_reported_and_not_fatal(settings: Settings, three: No
     path.write_text("nonsense\n" + path.read_text())
     found = aliases.ledger_verify(settings)
     assert any("line 1: expected a move as JSON" in problem for problem in found.problems)
+
+
+def test_alias_taken_away_by_another_hand_is_found_and_put_back_by_a_person(settings: Settings, three: None) -> None:
+    promote(settings, "1")
+    tracking.client(settings).delete_registered_model_alias("recommender", "champion")
+    assert "it points at no version" in aliases.ledger_verify(settings).problems[0]
+    with pytest.raises(PromotionRefusedError, match="no rule moves the champion on"):
+        promote(settings, "2")
+    line = promote(settings, "2", actor="person:ada")
+    assert line is not None
+    assert (line.from_version, line.to_version, len(line.acknowledged)) == ("1", "2", 1)
+    assert aliases.ledger_verify(settings).sound
+
+
+def forge(settings: Settings, to_version: str) -> None:
+    """A line that follows from the one before in all but that the registry never wrote it."""
+    path = ledger.path_of(settings)
+    texts = path.read_text().splitlines()
+    last = json.loads(texts[-1])
+    line = last | {
+        "number": len(texts) + 1,
+        "from_version": last["to_version"],
+        "to_version": to_version,
+        "previous": ledger.hash_of(texts[-1]),
+        "anchor": f"{len(texts)}:{ledger.hash_of(texts[-1])}",
+        "move": "0" * 32,
+    }
+    path.write_text("\n".join([*texts, json.dumps(line, sort_keys=True)]) + "\n")
+
+
+def test_line_forged_for_an_alias_moved_by_hand_is_found(settings: Settings, three: None) -> None:
+    promote(settings, "1")
+    tracking.client(settings).set_registered_model_alias("recommender", "champion", "3")
+    forge(settings, "3")
+    assert aliases.ledger_verify(settings).problems == [
+        "MLflow remembers 1 lines, the ledger has 2; another hand added line 2"
+    ]
+
+
+@pytest.mark.parametrize("tag", [None, "nonsense", "2:"])
+def test_ledger_whose_end_mlflow_has_forgotten_is_not_sound(settings: Settings, three: None, tag: str | None) -> None:
+    promote(settings, "1")
+    promote(settings, "2")
+    client = tracking.client(settings)
+    if tag is None:
+        client.delete_registered_model_tag("recommender", aliases.HEAD)
+    else:
+        client.set_registered_model_tag("recommender", aliases.HEAD, tag)
+    edit(settings, 2, reason="it was not me")
+    assert "its tag was edited or removed" in aliases.ledger_verify(settings).problems[0]
+    with pytest.raises(PromotionRefusedError, match="its tag was edited or removed"):
+        promote(settings, "3")
+
+
+def test_bytes_that_are_no_text_are_reported_and_not_fatal(settings: Settings, three: None) -> None:
+    promote(settings, "1")
+    promote(settings, "2")
+    path = ledger.path_of(settings)
+    path.write_bytes(path.read_bytes().replace(b"to 1", b"to \xff"))
+    problems = aliases.ledger_verify(settings).problems
+    assert any(problem.startswith("line 1: expected a move as JSON") for problem in problems)
+
+
+def test_promotion_and_rollback_cut_off_together_stop_the_next_night_and_leave_a_trace(
+    settings: Settings, three: None
+) -> None:
+    promote(settings, "1")
+    before = ledger.path_of(settings).read_text()
+    promote(settings, "2")
+    aliases.rollback(settings, actor="person:eve", reason="nobody shall see this")
+    ledger.path_of(settings).write_text(before)
+    with pytest.raises(PromotionRefusedError, match="MLflow remembers 3 lines, the ledger has 1; lines were cut off"):
+        promote(settings, "3")
+    # a person goes on all the same: what MLflow remembered stands in the new line
+    promote(settings, "3", actor="person:ada")
+    assert [
+        problem for problem in aliases.ledger_verify(settings).problems if "line 2: MLflow remembered line 3" in problem
+    ]
+
+
+def test_what_a_person_acknowledges_is_reported_no_more_and_what_comes_later_is(
+    settings: Settings, three: None
+) -> None:
+    promote(settings, "1")
+    promote(settings, "2")
+    edit(settings, 1, reason="it was not me")
+    found = aliases.ledger_verify(settings).problems
+    assert found
+    line = aliases.adopt(settings, actor="person:ada", reason="restored from a backup")
+    assert line is not None
+    assert (line.kind, line.from_version, line.to_version, list(line.acknowledged)) == ("adopt", "2", "2", found)
+    assert aliases.ledger_verify(settings).sound
+    assert aliases.adopt(settings, actor="person:ada", reason="again") is None
+    promote(settings, "3")
+    assert aliases.ledger_verify(settings).sound
+    edit(settings, 2, reason="nor this")
+    assert any("line 2" in problem for problem in aliases.ledger_verify(settings).problems)
+
+
+def test_line_cannot_acknowledge_its_own_edit(settings: Settings, three: None) -> None:
+    for version in ("1", "2", "3"):
+        promote(settings, version)
+    edit(settings, 2, reason="it was not me")
+    problem = aliases.ledger_verify(settings).problems[0]
+    edit(settings, 1, acknowledged=[problem])
+    assert problem in aliases.ledger_verify(settings).problems
+
+
+def test_line_edited_while_its_mover_was_dead_is_not_sealed(
+    settings: Settings, three: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(settings, "1")
+    with monkeypatch.context() as patch:
+        kill_at(patch, aliases, "_seal")
+        with pytest.raises(Killed):
+            promote(settings, "2", actor="person:eve")
+    edit(settings, 2, actor="person:ada")
+    assert aliases.ledger_verify(settings).problems == [
+        "MLflow remembers 1 lines, the ledger has 2; another hand added line 2"
+    ]
 
 
 def test_rollback_returns_to_the_previous_champion_and_blocks_the_one_left(settings: Settings, three: None) -> None:
@@ -238,6 +368,158 @@ def test_rollback_killed_before_its_line_is_finished_by_the_second_try(
     line = aliases.rollback(settings, actor="person:ada", reason="clicks fell", expected_current="3")
     assert (line.kind, line.from_version, line.to_version, line.recovered) == ("rollback", "3", "2", True)
     assert current(settings) == "2"
+
+
+def in_between(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another promotion, at the last moment before the rollback's own move."""
+    fetch = bundle.fetch
+
+    def slow(settings: Settings, version: str) -> Path:
+        promote(settings, "1", actor="person:bob")
+        return fetch(settings, version)
+
+    monkeypatch.setattr(bundle, "fetch", slow)
+
+
+def damage(settings: Settings, version: str) -> None:
+    model_id = versions.get(settings, version).model_id
+    (stored,) = Path(settings.model_artifacts).glob(f"models/{model_id}/artifacts/data/bundle/popularity.json")
+    stored.write_text("another model")
+
+
+@pytest.mark.parametrize(
+    ("to", "reason", "spoil", "said"),
+    [
+        ("99", "clicks fell", None, "99"),
+        (None, "  ", None, "expected some words"),
+        ("1", "clicks fell", "collect", "its bundle was collected"),
+        (None, "clicks fell", "damage", r"the bundle of version 2 cannot be had, so nothing was moved.*--to VERSION"),
+        (None, "clicks fell", "move", "another promotion came first"),
+        (None, "x" * 5000, None, "expected at most 4,000 characters, got 5,000"),
+    ],
+)
+def test_rollback_that_is_refused_leaves_the_champion_as_it_was(
+    settings: Settings,
+    three: None,
+    monkeypatch: pytest.MonkeyPatch,
+    to: str | None,
+    reason: str,
+    spoil: str | None,
+    said: str,
+) -> None:
+    for version in ("1", "2", "3"):
+        promote(settings, version)
+    if spoil == "collect":
+        versions.set_tags(settings, "1", {"collected": "2026-01-01"})
+    elif spoil == "damage":
+        damage(settings, "2")
+    elif spoil == "move":
+        in_between(settings, monkeypatch)
+    with pytest.raises((PromotionRefusedError, RegistryError), match=said):
+        aliases.rollback(settings, actor="person:ada", reason=reason, to=to)
+    assert current(settings) == ("1" if spoil == "move" else "3")
+    assert aliases.BLOCKED not in versions.get(settings, "3").tags
+    assert not any(line.kind == "rollback" for line in ledger.read(settings))
+
+
+def test_rollback_while_the_champion_is_being_moved_changes_nothing(
+    settings: Settings, three: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(settings, "1")
+    promote(settings, "2")
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.1)
+    with aliases.held(settings), pytest.raises(BusyError, match="champion: another process holds it"):
+        aliases.rollback(settings, actor="person:ada", reason="clicks fell")
+    assert (current(settings), aliases.BLOCKED in versions.get(settings, "2").tags) == ("2", False)
+
+
+def test_rollback_passes_over_what_holds_no_bundle(settings: Settings, three: None) -> None:
+    for version in ("1", "2", "3"):
+        promote(settings, version)
+    versions.set_tags(settings, "2", {"collected": "2026-01-01"})
+    assert aliases.previous_champion(settings, "3") == "1"
+    assert aliases.rollback(settings, actor="person:ada", reason="clicks fell").to_version == "1"
+    # nor can a night be compared with it
+    promote(settings, "3", actor="person:ada")
+    found = aliases.champion_before(settings, night(3).as_of)
+    assert found is not None
+    assert found.version == "1"
+
+
+@pytest.mark.parametrize(("module", "name"), [(ledger, "append"), (aliases, "_seal"), (versions, "delete_tag")])
+def test_word_on_a_version_follows_its_move_however_the_mover_dies(
+    settings: Settings, three: None, monkeypatch: pytest.MonkeyPatch, module: object, name: str
+) -> None:
+    promote(settings, "1")
+    promote(settings, "2")
+    with monkeypatch.context() as patch:
+        kill_at(patch, module, name)
+        with pytest.raises(Killed):
+            aliases.rollback(settings, actor="person:ada", reason="clicks fell")
+    aliases.recover(settings)
+    assert current(settings) == "1"
+    assert versions.get(settings, "2").tags[aliases.BLOCKED] == "rolled back by person:ada: clicks fell"
+    with monkeypatch.context() as patch:
+        kill_at(patch, module, name)
+        with pytest.raises(Killed):
+            promote(settings, "2", actor="person:ada")
+    aliases.recover(settings)
+    assert current(settings) == "2"
+    assert aliases.BLOCKED not in versions.get(settings, "2").tags
+    assert aliases.ledger_verify(settings).sound
+
+
+def test_person_takes_the_block_from_a_champion_that_an_older_release_left_blocked(
+    settings: Settings, three: None
+) -> None:
+    promote(settings, "1")
+    versions.set_tags(settings, "1", {aliases.BLOCKED: "rolled back by person:ada: but it was not"})
+    assert promote(settings, "1", actor="person:ada") is None
+    assert aliases.BLOCKED not in versions.get(settings, "1").tags
+
+
+def test_champion_cannot_be_blocked(settings: Settings, three: None) -> None:
+    promote(settings, "1")
+    with pytest.raises(PromotionRefusedError, match="is the champion; use `evensong registry rollback`"):
+        aliases.block(settings, "1", "rejected by person:ada: x")
+
+
+def test_move_with_an_id_is_made_once_and_not_over_a_later_block(settings: Settings, three: None) -> None:
+    promote(settings, "1")
+    assert promote(settings, "2", actor="person:ada", move_id="answer")
+    aliases.rollback(settings, actor="person:bob", reason="clicks fell")
+    assert promote(settings, "2", actor="person:ada", move_id="answer") is None
+    assert promote(settings, "2", actor="person:ada", move_id="another") is None
+    word = versions.get(settings, "2").tags[aliases.BLOCKED]
+    assert promote(settings, "2", actor="person:ada", move_id="a third", despite=word)
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("", "expected some words"),
+        ("x" * 4001, "expected at most 4,000 characters, got 4,001; say it shorter"),
+        ('"' * 2001, "expected at most 4,000 characters, got 4,002"),
+        ("odd\0titles", "got control characters"),
+        ("half \ud83d", "half of a character"),
+    ],
+)
+def test_reason_that_a_ledger_cannot_hold_is_refused_before_anything_moves(
+    settings: Settings, three: None, reason: str, said: str
+) -> None:
+    with pytest.raises(RegistryError, match=said):
+        aliases.move(settings, "1", actor="person:ada", reason=reason)
+    assert (current(settings), ledger.read(settings)) == (None, [])
+
+
+def test_rule_of_many_words_is_cut_short_and_a_person_s_are_kept(settings: Settings, three: None) -> None:
+    aliases.move(settings, "1", actor="rule:gate", reason="every check " * 1000)
+    words = "проверено " * 390
+    aliases.move(settings, "2", actor="person:ada", reason=words)
+    first, second = ledger.read(settings)
+    assert first.reason.endswith("…")
+    assert second.reason == words.strip()
+    assert aliases.ledger_verify(settings).sound
 
 
 def test_rollback_without_a_champion_says_so(settings: Settings) -> None:

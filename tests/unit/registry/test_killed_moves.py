@@ -30,8 +30,8 @@ aliases.move(Settings(home=Path(sys.argv[1])), "2", actor="rule:gate", reason="b
 
 @pytest.mark.parametrize(
     ("owner", "name", "champion"),
-    [("aliases", "_set_alias", "1"), ("ledger", "append", "2"), ("ledger", "head", "2")],
-    ids=["before the alias", "between the alias and the line", "after the line"],
+    [("aliases", "_set_alias", "1"), ("ledger", "append", "2"), ("aliases", "_seal", "2"), ("ledger", "head", "2")],
+    ids=["before the alias", "between the alias and the line", "after the line", "before MLflow remembers it"],
 )
 def test_kill_leaves_no_lock_and_no_half_move(
     settings: Settings, register: Register, tmp_path: Path, owner: str, name: str, champion: str

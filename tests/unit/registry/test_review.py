@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from tests.unit.registry.conftest import Register, night
 
-from evensong.errors import PromotionRefusedError
+from evensong.errors import PromotionRefusedError, RegistryError
 from evensong.pipelines import promote
 from evensong.registry import aliases, commands, decisions, ledger, review, tracking, versions
 from evensong.settings import Settings
@@ -25,9 +25,9 @@ def ask(settings: Settings, register: Register) -> Ask:
     first = register(day=1)
     aliases.move(settings, first.version, actor="rule:gate", reason="the first")
 
-    def call(day: int = 2, promote: bool = True, default: str = "keep") -> str:
+    def call(day: int = 2, promote: bool = True, default: str = "keep", why: str = "looks good") -> str:
         version = register(day=day)
-        decision = PromotionDecision(promote=promote, needs_review=True, reasons=["looks good"])
+        decision = PromotionDecision(promote=promote, needs_review=True, reasons=[why])
         champion = versions.champion(settings)
         assert champion is not None
         decisions.store(settings, version, decision, evidence="e", compared_with=champion.version)
@@ -190,6 +190,231 @@ def test_asking_again_keeps_the_first_deadline(settings: Settings, ask: Ask) -> 
     decision = PromotionDecision(promote=True, needs_review=True, reasons=[])
     review.ask(settings, version, decision, deadline_hours=48, default="promote", now=NOW + timedelta(hours=1))
     assert review.waiting(settings, now=NOW)[0].deadline == NOW + timedelta(hours=12)
+
+
+@pytest.mark.parametrize("via", ["page", "command", "tag"])
+def test_approved_version_that_was_rolled_back_is_not_promoted_again_in_the_approver_s_name(
+    settings: Settings, ask: Ask, via: str
+) -> None:
+    version = ask()
+    if via == "page":
+        review.answer(settings, version, "approved", by="person:ada", via="page", comment="fine", now=NOW)
+    elif via == "command":
+        commands.promote(settings, version, reason="fine", actor="person:ada")
+    else:
+        set_tag(settings, version, "approved")
+        promote.run(settings, night(2), version)
+    assert champion(settings) == version
+    commands.rollback(settings, reason="clicks fell", actor="person:bob")
+    # the night's last step again, and whoever else looks at the answer
+    ended = promote.run(settings, night(2), version)
+    assert (ended["champion"], ended["moved"]) == ("1", False)
+    assert ended["reason"] == "rolled back by person:bob: clicks fell; only a person can promote it again"
+    assert review.carry_out(settings, version) is False
+    assert champion(settings) == "1"
+    assert versions.get(settings, version).tags[aliases.BLOCKED] == "rolled back by person:bob: clicks fell"
+    commands.promote(settings, version, reason="the cause is fixed", actor="person:ada")
+    assert champion(settings) == version
+
+
+def test_approval_is_carried_out_once_though_the_champion_left_without_a_block(settings: Settings, ask: Ask) -> None:
+    version = ask()
+    review.answer(settings, version, "approved", by="person:ada", via="page", comment="fine", now=NOW)
+    commands.promote(settings, "1", reason="back for a day", actor="person:bob")
+    assert promote.run(settings, night(2), version)["moved"] is False
+    assert champion(settings) == "1"
+
+
+def test_rejection_between_an_approval_and_its_move_stands(settings: Settings, ask: Ask) -> None:
+    version = ask()
+    review.record(settings, version, "approved", by="person:ada", via="airflow", comment="fine", now=NOW)
+    commands.reject(settings, version, reason="odd titles", actor="person:bob")
+    assert promote.run(settings, night(2), version)["moved"] is False
+    assert champion(settings) == "1"
+
+
+def test_rejection_is_carried_out_once(settings: Settings, ask: Ask, register: Register) -> None:
+    version = ask()
+    review.answer(settings, version, "rejected", by="person:ada", via="page", comment="odd titles", now=NOW)
+    commands.promote(settings, version, reason="they are fine", actor="person:bob")
+    aliases.move(settings, register(day=3).version, actor="rule:gate", reason="better")
+    promote.run(settings, night(2), version)
+    assert aliases.BLOCKED not in versions.get(settings, version).tags
+
+
+def test_night_judged_anew_is_asked_about_anew(settings: Settings, ask: Ask) -> None:
+    version = ask(why="looks good")
+    late = NOW + timedelta(hours=13)
+    assert review.settle(settings, version, now=late).outcome == "rejected"  # type: ignore[union-attr]
+    assert ask(why="looks even better") == version
+    assert [waiting.version for waiting in review.waiting(settings, now=NOW)] == [version]
+    assert promote.run(settings, night(2), version)["reason"] == "waits for a person's review"
+    review.answer(settings, version, "approved", by="person:ada", via="page", comment="fine", now=NOW)
+    assert champion(settings) == version
+    # the same decision is the same question, and it has its answer
+    ask(why="looks even better")
+    assert review.waiting(settings, now=NOW) == []
+
+
+def test_answer_to_a_decision_that_was_made_anew_without_a_question_counts_no_more(
+    settings: Settings, ask: Ask
+) -> None:
+    version = ask()
+    review.record(settings, version, "approved", by="person:ada", via="page", comment="fine", now=NOW)
+    kept = PromotionDecision(promote=False, needs_review=False, reasons=["worse"])
+    decisions.store(settings, versions.get(settings, version), kept, evidence="f", compared_with="1")
+    assert promote.run(settings, night(2), version)["reason"] == "worse"
+    assert champion(settings) == "1"
+    assert commands.list_versions(settings)[0]["review"] is None
+    with pytest.raises(PromotionRefusedError, match="waits for no review"):
+        review.answer(settings, version, "approved", by="person:ada", via="page", comment="x", now=NOW)
+
+
+def test_approval_of_a_version_that_was_blocked_before_it_was_asked_about_is_a_person_s_word(
+    settings: Settings, ask: Ask
+) -> None:
+    version = ask()
+    commands.promote(settings, version, reason="fine", actor="person:ada")
+    commands.rollback(settings, reason="clicks fell", actor="person:bob")
+    ask(why="on other days it is better")
+    review.answer(settings, version, "approved", by="person:ada", via="page", comment="fixed", now=NOW)
+    assert champion(settings) == version
+    assert aliases.BLOCKED not in versions.get(settings, version).tags
+
+
+def test_approval_by_tag_against_another_champion_is_told_and_nothing_is_answered(
+    settings: Settings, ask: Ask, register: Register
+) -> None:
+    register(day=1, content="other")
+    version = ask(day=2, default="promote")
+    commands.promote(settings, "2", reason="the other one", actor="person:ada")
+    set_tag(settings, version, "approved")
+    (waiting,) = review.waiting(settings, now=NOW)
+    assert waiting.note.startswith("cannot be approved: was compared with version 1, the champion is version 2 now")
+    # nobody's silence replaces a champion that it was not compared with
+    answer = review.settle(settings, version, now=NOW + timedelta(hours=12))
+    assert answer is not None
+    assert (answer.outcome, answer.by) == ("rejected", "rule:deadline")
+    assert "the champion is version 2 now" in answer.comment
+    assert promote.run(settings, night(2), version)["moved"] is False
+    assert champion(settings) == "2"
+
+
+@pytest.mark.parametrize("place", ["page", "command", "tag"])
+def test_champion_is_never_rejected_and_its_review_is_settled(settings: Settings, ask: Ask, place: str) -> None:
+    version = ask()
+    # what a command of an older release left when it was killed after its move
+    aliases.move(settings, version, actor="person:ada", reason="urgent")
+    if place == "tag":
+        set_tag(settings, version, "rejected: odd titles")
+        assert review.waiting(settings, now=NOW + timedelta(days=2)) == []
+    elif place == "page":
+        with pytest.raises(PromotionRefusedError, match=r"was approved by rule:champion \(champion\)"):
+            review.answer(settings, version, "rejected", by="person:bob", via="page", comment="x", now=NOW)
+    else:
+        with pytest.raises(PromotionRefusedError, match="is the champion; use `evensong registry rollback`"):
+            commands.reject(settings, version, reason="odd titles", actor="person:bob")
+    assert champion(settings) == version
+    assert aliases.BLOCKED not in versions.get(settings, version).tags
+    assert review.settle(settings, version, now=NOW).outcome == "approved"  # type: ignore[union-attr]
+
+
+def test_command_that_comes_second_is_told_and_moves_nothing(
+    settings: Settings, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = ask()
+    waiting = versions.get(settings, version)
+    review.answer(settings, version, "rejected", by="person:ada", via="page", comment="odd titles", now=NOW)
+    # as if both had looked before either answered
+    monkeypatch.setattr(versions, "get", first_then_real(waiting))
+    with pytest.raises(PromotionRefusedError, match="was rejected by person:ada"):
+        commands.promote(settings, version, reason="fine", actor="person:bob")
+    assert champion(settings) == "1"
+
+
+def first_then_real(first: versions.ModelVersion) -> Callable[..., versions.ModelVersion]:
+    """What was seen a moment ago, then the truth."""
+    real, seen = versions.get, [first]
+    return lambda settings, version: seen.pop() if seen else real(settings, version)
+
+
+def test_command_killed_before_its_move_is_finished_by_the_next_look(
+    settings: Settings, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = ask()
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(aliases, "move", killed)
+        with pytest.raises(KeyboardInterrupt):
+            commands.promote(settings, version, reason="fine titles", actor="person:ada")
+    assert promote.run(settings, night(2), version)["moved"] is True
+    assert (champion(settings), ledger.read(settings)[-1].actor) == (version, "person:ada")
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [
+        ("approved", "rejected", "approved"),
+        ("rejected", "approved", "approved"),
+        ("approved", "rejected", "rejected"),
+        ("rejected", "approved", "rejected"),
+    ],
+)
+def test_command_page_and_tag_at_once_leave_no_rejected_champion_and_no_half_answer(
+    settings: Settings, ask: Ask, outcomes: tuple[review.Outcome, ...]
+) -> None:
+    version = ask()
+
+    def command(outcome: str) -> None:
+        say = commands.promote if outcome == "approved" else commands.reject
+        say(settings, version, reason="by command", actor="person:cleo")
+
+    def page(outcome: review.Outcome) -> None:
+        review.answer(settings, version, outcome, by="person:pia", via="page", comment="on the page", now=NOW)
+
+    def tag(outcome: str) -> None:
+        set_tag(settings, version, outcome)
+        promote.run(settings, night(2), version)
+
+    start = threading.Barrier(3)
+    surprises: list[Exception] = []
+
+    def run(say: Callable[[review.Outcome], None], outcome: review.Outcome) -> None:
+        start.wait()
+        try:
+            say(outcome)
+        except PromotionRefusedError:
+            pass
+        except Exception as error:
+            surprises.append(error)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in zip((command, page, tag), outcomes, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert surprises == []
+    ended = champion(settings)
+    is_blocked = aliases.BLOCKED in versions.get(settings, version).tags
+    assert is_blocked == (ended != version)
+    assert [line.to_version for line in ledger.read(settings)] == ["1", version][: 2 - is_blocked]
+    # whoever looks at the answer later changes nothing
+    promote.run(settings, night(2), version)
+    assert review.settle(settings, version) is not None
+    assert (champion(settings), aliases.BLOCKED in versions.get(settings, version).tags) == (ended, is_blocked)
+    assert aliases.ledger_verify(settings).sound
+
+
+def test_comment_that_the_ledger_cannot_hold_is_refused_before_anything_is_answered(
+    settings: Settings, ask: Ask
+) -> None:
+    version = ask()
+    with pytest.raises(RegistryError, match="say it shorter"):
+        review.answer(settings, version, "approved", by="person:ada", via="page", comment="x" * 5000, now=NOW)
+    assert [waiting.version for waiting in review.waiting(settings, now=NOW)] == [version]
 
 
 def test_version_nobody_asked_about_cannot_be_answered(settings: Settings, register: Register) -> None:
