@@ -22,7 +22,6 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 #: What both name, and a server must say otherwise: places, and who may come.
 DIFFERENT = {
     "AIRFLOW_HOME",
-    "AIRFLOW__API__BASE_URL",
     "AIRFLOW__CORE__DAGS_FOLDER",
     "AIRFLOW__CORE__PLUGINS_FOLDER",
     "AIRFLOW__CORE__EXECUTION_API_SERVER_URL",
@@ -75,6 +74,17 @@ def test_every_piece_of_state_is_moved_off_the_machine(settings: Settings) -> No
         assert url.startswith("postgresql")
     # three schemas with migrations of their own
     assert len({settings.tracking, settings.feast_registry, settings.airflow.database_url}) == 3
+
+
+def test_links_lead_where_people_open_things_and_never_to_every_interface(settings: Settings) -> None:
+    from evensong.registry import tracking
+
+    given = SERVICES["airflow-scheduler"]["environment"]
+    assert given["EVENSONG_MLFLOW_URL"] == "${MLFLOW_URL:-http://127.0.0.1:5000}"
+    assert given["EVENSONG_AIRFLOW__URL"] == given["AIRFLOW__API__BASE_URL"] == "${AIRFLOW_URL:-http://127.0.0.1:8080}"
+    without = settings.model_copy(update={"mlflow_url": None})
+    assert without.mlflow_host == "0.0.0.0"
+    assert tracking.ui(without) == "http://127.0.0.1:5000"
 
 
 def test_every_service_has_a_health_check() -> None:
