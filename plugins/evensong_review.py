@@ -9,20 +9,18 @@ from typing import Any, NoReturn
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.providers.standard.triggers.hitl import HITLTrigger
-from airflow.sdk import Param, conf
+from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowRuntimeError, TaskDeferred
 from airflow.sdk.execution_time.hitl import update_hitl_detail_response, upsert_hitl_detail
 from airflow.triggers.base import TriggerEvent
 from asgiref.sync import sync_to_async
-from evensong_airflow import leave_turn, person, refusals, show
+from evensong_airflow import leave_turn, page, person, refusals, show
 
 log = logging.getLogger(__name__)
 
 APPROVE, REJECT = "Approve", "Reject"
 OPTIONS = {"approved": APPROVE, "rejected": REJECT}
 LOOK_SECONDS = 5.0
-#: Where the page of the plugin lies below Airflow's own address.
-PAGE_PREFIX = "/evensong"
 
 COMMENT = Param(
     None,
@@ -97,9 +95,8 @@ class ReviewOperator(HITLOperator):
         from evensong.pipelines import review
         from evensong.settings import load_settings
 
-        dossier = f"{conf.get('api', 'base_url').rstrip('/')}{PAGE_PREFIX}/dossier/{self.version}"
         with refusals():
-            asked = review.question(load_settings(), self.version, dossier)
+            asked = review.question(load_settings(), self.version, page("dossier", self.version))
         log.info("%s\n\n%s", asked.subject, asked.body)
         upsert_hitl_detail(
             ti_id=context["ti"].id,

@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -117,13 +116,27 @@ def test_the_gate_s_decision_is_the_version_s_and_the_alias_follows_it(
 
 
 def test_tasks_link_to_what_they_made(settings: Settings, airflow: AirflowApi, first_night: Night) -> None:
-    docs = airflow.returned(run_id(first_night), "validate", "data_docs")
-    assert Path(docs.removeprefix("file://")).exists()
+    docs = airflow.returned(run_id(first_night), "validate", "link_data_docs")
+    assert docs == f"{airflow.address}/evensong/data-docs/{first_night.run_id}/index.html"
+    page = httpx.get(docs, headers=dict(airflow._http.headers), trust_env=False)
+    assert page.status_code == 200
+    assert "Passed" in page.text
     version = airflow.returned(run_id(first_night), "register")
     link = airflow.returned(run_id(first_night), "register", "link_mlflow_version")
     assert link == f"http://127.0.0.1:{settings.mlflow_port}/#/models/recommender/versions/{version}"
     gate_log = "\n".join(airflow.log(run_id(first_night), "gate", 1))
     assert "Decision: " in gate_log
+
+
+def test_the_run_in_mlflow_is_finished_with_the_seconds_of_every_step(
+    settings: Settings, airflow: AirflowApi, first_night: Night
+) -> None:
+    from evensong.registry import tracking
+
+    run = tracking.client(settings).get_run(tracking.night_run(settings, first_night))
+    assert run.info.status == "FINISHED"
+    steps = set(airflow.tasks(run_id(first_night))) - {"plan", "review"}
+    assert {name.removeprefix("seconds.") for name in run.data.metrics if name.startswith("seconds.")} == steps
 
 
 def test_the_same_night_again_is_the_same_version(airflow: AirflowApi, first_night: Night) -> None:
@@ -145,9 +158,18 @@ def test_bad_data_ends_the_night_at_once_and_nothing_is_trained(settings: Settin
     assert (tasks["validate"]["state"], tasks["validate"]["try_number"]) == ("failed", 1)
     assert tasks["train_retriever"]["state"] == tasks["promote"]["state"] == "upstream_failed"
     assert not storage.exists(settings.run_uri(night.run_id, "training_set"))
-    # whoever is called at night finds a line that says what to do
+    # whoever is called at night finds a line that says what to do, and a button to what was found
     log = "\n".join(airflow.log(run_id(night), "validate", 1))
     assert "clear the task" in log
+    docs = airflow.returned(run_id(night), "validate", "link_data_docs")
+    page = httpx.get(docs, headers=dict(airflow._http.headers), trust_env=False)
+    assert "Failed: nothing was trained" in page.text
+    assert "expected the newest event at most" in page.text
+    from evensong.registry import tracking
+
+    run = tracking.client(settings).get_run(tracking.night_run(settings, night))
+    assert run.info.status == "FAILED"
+    assert "ValidationFailedError" in run.data.tags[tracking.FAILURE]
 
 
 def test_the_form_refuses_what_a_night_cannot_be(airflow: AirflowApi) -> None:

@@ -8,8 +8,10 @@ only finishes the move. A row is judged once: one that is in quarantine stays th
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import polars as pl
@@ -24,6 +26,7 @@ from evensong.types import Frame, Night
 #: Items and users first: an event is judged by whether they exist.
 TABLES = ("items", "users", "interactions")
 SAMPLE_ROWS = 3
+DOCS = "data_docs"
 #: Fewer days of history than this say nothing about what a usual day is: a week has days of its own.
 MIN_TRAILING_DAYS = 7
 
@@ -48,22 +51,29 @@ def run(settings: Settings, night: Night) -> str:
     nothing_new = all(_without(table, rows, own).is_empty() for table, rows in pending.items())
     if nothing_new and verdict.get("rules") == rules:
         return storage.write_json(report_uri, verdict["report"])
-    judge = Judge(settings.place("gx", "data_docs", night.run_id))
-    judged = _judge(lake, judge, pending, night, settings)
-    if verdict.get("rules") != rules or verdict.get("versions") != versions:
-        accepted = {table: found["accepted"] for table, found in verdict.get("report", {}).get("tables", {}).items()}
-        report = _report(lake, judge, judged, accepted, night, settings)
-        bad = pl.concat([quarantine.rows_of(table, judged[table].bad, night.as_of) for table in TABLES])
-        quarantine.replace(lake, bad, night.as_of)
-        if report["failed"]:
-            storage.write_json(report_uri, report)
-            raise ValidationFailedError(_failure(report, judged, night, report_uri))
-        verdict = {"rules": rules, "versions": versions, "report": report}
-        storage.write_json(verdict_uri, verdict)
+    with tempfile.TemporaryDirectory() as folder:
+        judge = Judge(Path(folder, DOCS))
+        judged = _judge(lake, judge, pending, night, settings)
+        if verdict.get("rules") != rules or verdict.get("versions") != versions:
+            before = verdict.get("report", {}).get("tables", {})
+            accepted = {table: found["accepted"] for table, found in before.items()}
+            report = _report(lake, judge, judged, accepted, night, settings)
+            bad = pl.concat([quarantine.rows_of(table, judged[table].bad, night.as_of) for table in TABLES])
+            quarantine.replace(lake, bad, night.as_of)
+            if report["failed"]:
+                storage.write_json(report_uri, report)
+                raise ValidationFailedError(_failure(report, judged, night, report_uri))
+            verdict = {"rules": rules, "versions": versions, "report": report}
+            storage.write_json(verdict_uri, verdict)
     for table in TABLES:
         if judged[table].good.height:
             lake.append_new(table, judged[table].good.drop(REPEAT))
     return storage.write_json(report_uri, verdict["report"])
+
+
+def docs_uri(settings: Settings, run_id: str) -> str:
+    """The folder of a night's Data Docs; their first page is `index.html`."""
+    return settings.run_uri(run_id, DOCS)
 
 
 def _refuse_too_early(lake: Lake, night: Night) -> None:
@@ -154,7 +164,7 @@ def _report(
         "tables": tables,
         "volume": volume,
         "expectations": [outcome.model_dump() for outcome in of_tables + of_rows],
-        "data_docs": judge.build_docs(),
+        "data_docs": judge.build_docs(docs_uri(settings, night.run_id)),
     }
 
 

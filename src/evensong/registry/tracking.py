@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -14,13 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evensong.errors import BusyError, RegistryError
-from evensong.settings import Settings
+from evensong.settings import Settings, without_password
 from evensong.types import EvaluationReport, Night
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "nightly_retraining"
+#: The tag of a failed night's run that says why.
+FAILURE = "evensong.failure"
+MAX_TAG = 2000
 
 #: Set before MLflow is imported: no telemetry, no progress bars, no names of environment variables on a model,
 #: and a server that is away is reported after seconds, not minutes.
@@ -138,6 +142,8 @@ def log_params(settings: Settings, night: Night, params: Mapping[str, Any]) -> N
         known = mlflow_client.get_run(run_id).data.params
         if any(known.get(name, value) != value for name, value in values.items()):
             mlflow_client.set_tag(run_id, "evensong.superseded", "parameters changed in a rerun of this night")
+            if mlflow_client.get_run(run_id).info.status == "RUNNING":
+                mlflow_client.set_terminated(run_id, "KILLED")
             run_id = _new_run(mlflow_client, experiment_id(settings), night, f"{night.run_id} again")
             known = {}
         new = [Param(name, value) for name, value in values.items() if name not in known]
@@ -206,11 +212,25 @@ def log_folder(settings: Settings, night: Night, folder: Path, place: str) -> No
         client(settings).log_artifacts(run_id, str(folder), place)
 
 
-def finish(settings: Settings, night: Night, *, succeeded: bool) -> None:
-    """Mark the night's run as finished or failed."""
+def finish(settings: Settings, night: Night, *, failure: str = "") -> None:
+    """Mark the night's run as finished, or as failed with the reason in the tag `evensong.failure`."""
     run_id = night_run(settings, night)
     with registry_errors(settings, f"run of {night.run_id}"):
-        client(settings).set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+        mlflow_client = client(settings)
+        if failure:
+            mlflow_client.set_tag(run_id, FAILURE, failure[:MAX_TAG])
+        elif FAILURE in mlflow_client.get_run(run_id).data.tags:
+            mlflow_client.delete_tag(run_id, FAILURE)
+        mlflow_client.set_terminated(run_id, "FAILED" if failure else "FINISHED")
+
+
+def unfinished(settings: Settings) -> list[str]:
+    """The nights whose runs are neither finished nor failed, newest first."""
+    with registry_errors(settings, "runs of nights"):
+        found = client(settings).search_runs(
+            [experiment_id(settings)], "attributes.status = 'RUNNING'", order_by=["start_time DESC"]
+        )
+    return [str(run.info.run_name) for run in found]
 
 
 def params_of(settings: Settings, run_id: str) -> dict[str, str]:
@@ -225,10 +245,8 @@ def artifacts_page(settings: Settings, model_id: str) -> str:
 
 
 def ui(settings: Settings) -> str:
-    """The address of the MLflow UI, without a password."""
-    tracking = settings.tracking
-    here = f"http://{settings.mlflow_host}:{settings.mlflow_port}"
-    return _without_password(tracking.rstrip("/") if tracking.startswith("http") else here)
+    """The address of the MLflow UI as people open it, without a password."""
+    return without_password(settings.mlflow_address)
 
 
 def artifact_location(settings: Settings, model_id: str) -> str:
@@ -293,17 +311,33 @@ def registry_errors(settings: Settings, what: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            advice = "see `evensong registry list` for what there is"
-        else:
-            advice = "is the store up, and mlflow_tracking_uri right?"
-        message = _without_password(str(error)).splitlines()[0]
+        message = without_password(str(error)).splitlines()[0]
+        advice = _advice(settings, error)
         raise RegistryError(f"{what}: MLflow at {place_of(settings)} answered: {message}; {advice}") from error
+
+
+def how_to_start(settings: Settings) -> str:
+    """What to do about a registry that does not answer, by the kind of its store."""
+    if settings.tracking.startswith("http"):
+        return f"start the MLflow server at {place_of(settings)}, or correct EVENSONG_MLFLOW_TRACKING_URI"
+    if settings.tracking.startswith("sqlite"):
+        return "it is a file of this home: `evensong doctor` says what is wrong with it"
+    return f"start the database at {place_of(settings)}, or correct EVENSONG_MLFLOW_TRACKING_URI"
 
 
 def place_of(settings: Settings) -> str:
     """The tracking URI without a password."""
-    return _without_password(settings.tracking)
+    return without_password(settings.tracking)
+
+
+def _advice(settings: Settings, error: BaseException) -> str:
+    if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+        return "see `evensong registry list` for what there is"
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error):
+        return f"the disk is full: make room where {settings.home} and {place_of(settings)} lie, then run this again"
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "correct the rights of that place, or run this as the user who owns it"
+    return how_to_start(settings)
 
 
 def _knock(uri: str) -> None:
@@ -324,10 +358,6 @@ def _quiet() -> None:
 def _new_run(mlflow_client: MlflowClient, experiment: str, night: Night, name: str) -> str:
     tags = {"evensong.run_id": night.run_id, "as_of": night.as_of.isoformat()}
     return mlflow_client.create_run(experiment, tags=tags, run_name=name).info.run_id
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"(\w+://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
 
 
 def _metric_name(name: str) -> str:
