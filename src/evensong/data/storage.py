@@ -11,10 +11,14 @@ from typing import Any
 
 import boto3
 import polars as pl
+from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from evensong.errors import StorageError
 from evensong.types import Frame
+
+#: A store that does not answer is away after a minute or two; boto3's own patience is five times that of each attempt.
+_PATIENCE = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard", "max_attempts": 3})
 
 
 def is_remote(uri: str) -> bool:
@@ -232,7 +236,7 @@ def list_files(uri: str) -> list[str]:
 
 
 def _client() -> Any:
-    return boto3.client("s3")
+    return boto3.client("s3", config=_PATIENCE)
 
 
 def _split(uri: str) -> tuple[str, str]:
