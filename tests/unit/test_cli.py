@@ -1,11 +1,18 @@
 """The command line: JSON on stdout, notes on stderr, and exit codes that a script can trust."""
 
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from evensong import cli
 
 
 def evensong(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,6 +36,12 @@ def evensong(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["frobnicate"], "frobnicate"),
         (["registry", "show", "12"], "12"),
         (["recommend", "somebody"], "evensong nightly"),
+        (
+            ["recommend", "somebody", "--k", "0"],
+            "a number from 1 to 200, got 0; ask for so many, or set EVENSONG_SERVING",
+        ),
+        (["recommend", "somebody", "--k", "10000"], "got 10000"),
+        (["recommend", ""], "user_id"),
     ],
 )
 def test_wrong_use_exits_with_2_and_says_what_came(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -44,6 +57,124 @@ def test_an_error_is_json_too(tmp_path: Path) -> None:
     answer = json.loads(done.stdout)
     assert answer["exit_code"] == done.returncode == 2
     assert "nowhere" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["frobnicate"], ["nightly"], ["registry", "show"], ["recommend", "u1", "--k", "many"], ["nightly", "-x"]],
+)
+def test_wrong_use_is_json_too(tmp_path: Path, arguments: list[str]) -> None:
+    done = evensong(tmp_path, *arguments, "--json")
+    answer = json.loads(done.stdout)
+    assert answer["exit_code"] == done.returncode == 2
+    assert answer["error"]
+    assert answer["error"] in done.stderr
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of a command in this process."""
+    monkeypatch.setattr(sys, "argv", ["evensong", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def raising(error: BaseException) -> Any:
+    def command(*_: Any, **__: Any) -> None:
+        raise error
+
+    return command
+
+
+def test_what_was_made_anew_and_differs_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from evensong.pipelines import reproduce
+
+    for same, code in ((True, 0), (False, 1)):
+        monkeypatch.setattr(reproduce, "run", lambda *_, same=same: {"same": same})
+        assert run_main(monkeypatch, "reproduce", "3", "--json") == code
+        assert json.loads(capsys.readouterr().out) == {"same": same}
+
+
+def test_a_defect_keeps_its_traceback_and_is_no_refusal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from evensong.registry import commands
+
+    monkeypatch.setattr(commands, "list_versions", raising(KeyError("a column that nobody has")))
+    assert run_main(monkeypatch, "registry", "list", "--json") == 70
+    said = capsys.readouterr()
+    assert json.loads(said.out)["exit_code"] == 70
+    assert "a column that nobody has" in json.loads(said.out)["error"]
+    assert "Traceback" in said.err
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/home/lake"), "make room"),
+        (ConnectionRefusedError("redis://me:secret@store:6379 refused"), "`evensong doctor` says what"),
+    ],
+)
+def test_a_full_disk_and_a_server_that_is_away_are_no_defects(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, words: str
+) -> None:
+    from evensong.registry import commands
+
+    monkeypatch.setattr(commands, "list_versions", raising(error))
+    assert run_main(monkeypatch, "registry", "list") == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "secret" not in said
+
+
+def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "evensong.cli", "simulate", "--days", "5000", "--start", "2020-01-01", "--json"]
+    variables = {"PATH": "/usr/bin:/bin", "EVENSONG_HOME": str(tmp_path / "state"), "HOME": str(tmp_path)}
+    process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("state/simulator/days/*.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(out) == {"error": "stopped", "exit_code": 130}
+    assert "Traceback" not in said
+
+
+def test_output_that_nobody_reads_ends_the_command_quietly(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "evensong.cli", "settings", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
+
+
+def test_a_night_refused_by_validation_exits_with_1_and_its_run_says_why(tmp_path: Path) -> None:
+    source = tmp_path / "orders.csv"
+    source.write_text("who,what,moment\nann,tea,2026-01-01T10:00:00\nbob,jam,2026-01-02 11:00\n")
+    evensong(tmp_path, "import", "events", str(source), "--user", "who", "--item", "what", "--time", "moment")
+    done = evensong(tmp_path, "nightly", "--as-of", "2026-02-01", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["exit_code"] == done.returncode == 1
+    assert "expected the newest event at most 3 days before as_of" in answer["error"]
+    # a log without a screen tells what was at work when it stopped
+    assert "begin validate" in done.stderr.splitlines()
+    from evensong.registry import tracking
+    from evensong.settings import Settings
+    from evensong.types import Night
+
+    settings = Settings(home=tmp_path / "state")
+    run = tracking.client(settings).get_run(tracking.night_run(settings, Night.model_validate({"as_of": "2026-02-01"})))
+    assert run.info.status == "FAILED"
+    assert run.data.tags["evensong.failure"].startswith("ValidationFailedError: ")
 
 
 def test_events_are_imported_by_a_mapping_and_only_once(tmp_path: Path) -> None:
@@ -70,9 +201,30 @@ def test_an_import_names_event_types_that_no_night_would_take(tmp_path: Path) ->
 
 
 def test_doctor_examines_an_empty_home_without_fault(tmp_path: Path) -> None:
-    findings = json.loads(evensong(tmp_path, "doctor", "--json").stdout)
-    assert {finding["piece"] for finding in findings} >= {"python", "home", "lake", "online store", "registry"}
+    # a folder without the policy: the repository's counts, as it does in a night
+    done = evensong(tmp_path, "doctor", "--json")
+    findings = json.loads(done.stdout)
+    assert {finding["piece"] for finding in findings} >= {
+        "python",
+        "home",
+        "lake",
+        "online store",
+        "registry",
+        "ledger",
+    }
     assert all(finding["message"] for finding in findings)
+    bad = [finding for finding in findings if finding["state"] == "bad" and finding["piece"] != "components"]
+    assert bad == []
+    assert done.returncode == any(finding["state"] == "bad" for finding in findings)
+
+
+def test_settings_name_the_places_that_follow_from_the_home(tmp_path: Path) -> None:
+    rows = json.loads(evensong(tmp_path, "settings", "--json").stdout)
+    shown = {row["key"]: row for row in rows}
+    assert shown["lake_uri"]["value"] == str(tmp_path / "state" / "lake")
+    assert shown["mlflow_tracking_uri"]["value"] == f"sqlite:///{tmp_path}/state/mlflow/mlflow.db"
+    assert shown["mlflow_url"]["value"] == "http://127.0.0.1:5000"
+    assert [shown[key]["is_set"] for key in ("lake_uri", "home")] == [False, True]
 
 
 def test_settings_show_no_password(tmp_path: Path) -> None:
