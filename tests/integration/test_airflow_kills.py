@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from datetime import date
 from pathlib import Path
 
 import psutil
@@ -19,7 +18,6 @@ from evensong.launch.airflow_api import AirflowApi
 from evensong.launch.prepare import prepare
 from evensong.launch.supervisor import Supervisor
 from evensong.pipelines.night import run_night
-from evensong.settings import Settings, load_settings
 from evensong.types import EvaluationReport, Night
 
 pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.timeout(2400)]
@@ -32,22 +30,6 @@ KILLED = (
     *("ingest", "validate", "build_features", "materialize", "build_training_set", "train_retriever"),
     *("evaluate", "bundle", "register", "gate", "promote"),
 )
-
-
-def shop(home: Path) -> Settings:
-    from evensong.data.simulator import ShopConfig
-    from evensong.pipelines import simulate
-
-    settings = load_settings(
-        home=home,
-        airflow={"port": world.free_port(), "schedule": f"0 {world.DUE_HOUR} * * *"},
-        mlflow_port=world.free_port(),
-        retriever={"dimension": 16, "epochs": 2, "batch_size": 256, "num_candidates": 50, "num_popular_candidates": 20},
-        ranker={"epochs": 1, "max_slates": 500},
-    )
-    config = ShopConfig(num_users=300, num_items=150, start=date(2026, 1, 1))
-    simulate.run(settings, days=8, policy="warmup", config=config)
-    return settings
 
 
 def process_of(scheduler: int, ti_id: str) -> psutil.Process | None:
@@ -84,8 +66,9 @@ def kill_each_once(api: AirflowApi, scheduler: int, seconds: dict[str, float]) -
 
 
 def test_tasks_killed_in_the_middle_are_tried_again_and_the_night_ends_the_same(tmp_path: Path) -> None:
-    calm, disturbed = shop(tmp_path / "calm"), shop(tmp_path / "disturbed")
+    calm, disturbed = (world.small_shop(tmp_path / name) for name in ("calm", "disturbed"))
     expected = run_night(calm, NIGHT)
+    assert expected.champion is not None
 
     prepare(disturbed)
     with Supervisor(disturbed, components.airflow_components(disturbed)) as running, AirflowApi(disturbed) as api:
