@@ -65,7 +65,7 @@ def step(
 ) -> Iterator[tuple[Settings, Night]]:
     """The settings and the night for one step, while no other run or command changes this home.
 
-    The `first` step of a night removes what killed ones left; the `last` closes the night's run in MLflow.
+    The `first` step of a night tidies up and notes the moment; the `last` closes the night's run in MLflow.
 
     A step that only asks the registry to move the alias is not `alone`: the registry has locks of its own, and a night
     that a person has just approved does not wait until another night is trained.
@@ -89,9 +89,7 @@ def step(
     try:
         with refusals(), nights.hold_home(settings, wait_seconds=WAIT_FOR_LOCK_SECONDS) if alone else nullcontext():
             if first:
-                from evensong.pipelines import tidy
-
-                tidy.sweep(settings)
+                nights.begin(settings, value)
             begun = time.monotonic()
             yield settings, value
             nights.note_seconds(settings, value, get_current_context()["ti"].task_id, time.monotonic() - begun)

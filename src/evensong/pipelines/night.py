@@ -62,7 +62,6 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
         promote,
         register,
         skew,
-        tidy,
         train,
         training_set,
         validate,
@@ -82,7 +81,7 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
         return result
 
     with hold_home(settings), failures_told(settings, night):
-        tidy.sweep(settings)
+        begin(settings, night)
         step("ingest", ingest.run)
         step("validate", validate.run)
         step("build_features", features.build)
@@ -114,6 +113,16 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
     )
 
 
+def begin(settings: Settings, night: Night) -> None:
+    """Remove what killed nights left, and note when this one began."""
+    from evensong.data import storage
+    from evensong.pipelines import tidy
+    from evensong.registry import tracking
+
+    tidy.sweep(settings)
+    storage.write_json(settings.run_uri(night.run_id, tracking.BEGUN), datetime.now(UTC).isoformat())
+
+
 def note_seconds(settings: Settings, night: Night, step: str, seconds: float) -> None:
     """Leave what a step took where the night's last step finds it."""
     from evensong.data import storage
@@ -138,7 +147,23 @@ def finish(settings: Settings, night: Night, seconds: dict[str, float]) -> None:
     from evensong.registry import tracking
 
     tracking.log_timings(settings, night, seconds)
-    tracking.finish(settings, night)
+    tracking.finish(settings, night, note=_note(settings, night))
+
+
+def _note(settings: Settings, night: Night) -> str:
+    """What the gate said, for whoever opens the night's run."""
+    from evensong.data import storage
+
+    uri = settings.run_uri(night.run_id, "decision.json")
+    if not storage.exists(uri):
+        return ""
+    decision = PromotionDecision.model_validate(storage.read_json(uri))
+    if decision.needs_review:
+        verdict = "A person was asked"
+    else:
+        verdict = "Promoted" if decision.promote else "Not promoted"
+    reasons = "\n".join(f"- {reason}" for reason in decision.reasons or ["every check passed"])
+    return f"**{verdict}**\n\n{reasons}"
 
 
 def fail(settings: Settings, night: Night, reason: str) -> None:

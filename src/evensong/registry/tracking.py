@@ -11,9 +11,11 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evensong.data import storage
 from evensong.errors import BusyError, RegistryError
 from evensong.settings import Settings, without_password
 from evensong.types import EvaluationReport, Night
@@ -25,6 +27,14 @@ EXPERIMENT = "nightly_retraining"
 #: The tag of a failed night's run that says why.
 FAILURE = "evensong.failure"
 MAX_TAG = 2000
+#: In a run's folder: the moment at which the night began, which is before anything of it is known to MLflow.
+BEGUN = "begun.json"
+#: Without it MLflow shows an experiment as one of chats and traces.
+_EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "One run a night: its recipe, what it measured, the seconds of each step. The versions that "
+    "came of them are in the model registry.",
+}
 
 #: Set before MLflow is imported: no telemetry, no progress bars, no names of environment variables on a model,
 #: and a server that is away is reported after seconds, not minutes.
@@ -98,7 +108,7 @@ def experiment_id(settings: Settings) -> str:
             if "://" not in location:
                 Path(location).mkdir(parents=True, exist_ok=True)
             try:
-                return mlflow_client.create_experiment(EXPERIMENT, artifact_location=location)
+                return mlflow_client.create_experiment(EXPERIMENT, artifact_location=location, tags=_EXPERIMENT_TAGS)
             except MlflowException:
                 # Another process made it since we looked; any other cause shows in the second look.
                 found = mlflow_client.get_experiment_by_name(EXPERIMENT)
@@ -106,6 +116,8 @@ def experiment_id(settings: Settings) -> str:
                     raise
         if found.lifecycle_stage == "deleted":
             mlflow_client.restore_experiment(found.experiment_id)
+        for name in _EXPERIMENT_TAGS.keys() - found.tags.keys():
+            mlflow_client.set_experiment_tag(found.experiment_id, name, _EXPERIMENT_TAGS[name])
         return found.experiment_id
 
 
@@ -124,7 +136,7 @@ def night_run(settings: Settings, night: Night) -> str:
             ]
             if found:
                 return found[-1].info.run_id
-            return _new_run(mlflow_client, experiment, night, night.run_id)
+            return _new_run(settings, mlflow_client, experiment, night, night.run_id)
 
 
 def log_params(settings: Settings, night: Night, params: Mapping[str, Any]) -> None:
@@ -144,7 +156,7 @@ def log_params(settings: Settings, night: Night, params: Mapping[str, Any]) -> N
             mlflow_client.set_tag(run_id, "evensong.superseded", "parameters changed in a rerun of this night")
             if mlflow_client.get_run(run_id).info.status == "RUNNING":
                 mlflow_client.set_terminated(run_id, "KILLED")
-            run_id = _new_run(mlflow_client, experiment_id(settings), night, f"{night.run_id} again")
+            run_id = _new_run(settings, mlflow_client, experiment_id(settings), night, f"{night.run_id} again")
             known = {}
         new = [Param(name, value) for name, value in values.items() if name not in known]
         for start in range(0, len(new), 100):
@@ -212,8 +224,11 @@ def log_folder(settings: Settings, night: Night, folder: Path, place: str) -> No
         client(settings).log_artifacts(run_id, str(folder), place)
 
 
-def finish(settings: Settings, night: Night, *, failure: str = "") -> None:
-    """Mark the night's run as finished, or as failed with the reason in the tag `evensong.failure`."""
+def finish(settings: Settings, night: Night, *, failure: str = "", note: str = "") -> None:
+    """Mark the night's run as finished, or as failed with the reason in the tag `evensong.failure`.
+
+    `note` is Markdown, for whoever opens the run.
+    """
     run_id = night_run(settings, night)
     with registry_errors(settings, f"run of {night.run_id}"):
         mlflow_client = client(settings)
@@ -221,6 +236,8 @@ def finish(settings: Settings, night: Night, *, failure: str = "") -> None:
             mlflow_client.set_tag(run_id, FAILURE, failure[:MAX_TAG])
         elif FAILURE in mlflow_client.get_run(run_id).data.tags:
             mlflow_client.delete_tag(run_id, FAILURE)
+        if said := note or (f"**Failed.** {failure}" if failure else ""):
+            mlflow_client.set_tag(run_id, "mlflow.note.content", said[:MAX_TAG])
         mlflow_client.set_terminated(run_id, "FAILED" if failure else "FINISHED")
 
 
@@ -355,9 +372,21 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _new_run(mlflow_client: MlflowClient, experiment: str, night: Night, name: str) -> str:
-    tags = {"evensong.run_id": night.run_id, "as_of": night.as_of.isoformat()}
-    return mlflow_client.create_run(experiment, tags=tags, run_name=name).info.run_id
+def _new_run(settings: Settings, mlflow_client: MlflowClient, experiment: str, night: Night, name: str) -> str:
+    from evensong.registry import bundle
+
+    airflow = os.environ.get("AIRFLOW_CTX_DAG_RUN_ID")
+    tags = {
+        "evensong.run_id": night.run_id,
+        "as_of": night.as_of.isoformat(),
+        "mlflow.source.type": "JOB" if airflow else "LOCAL",
+        "mlflow.source.name": f"Airflow run {airflow}" if airflow else "evensong nightly",
+        "mlflow.source.git.commit": bundle.code_commit(settings),
+    }
+    begun = settings.run_uri(night.run_id, BEGUN)
+    start = datetime.fromisoformat(storage.read_json(begun)) if storage.exists(begun) else datetime.now(UTC)
+    made = mlflow_client.create_run(experiment, int(start.timestamp() * 1000), tags, run_name=name)
+    return str(made.info.run_id)
 
 
 def _metric_name(name: str) -> str:

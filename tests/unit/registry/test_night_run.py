@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import time
 
 import pytest
 from tests.unit.registry.conftest import night
 
+from evensong.data import storage
 from evensong.errors import RegistryError
 from evensong.pipelines import night as nights
 from evensong.pipelines import review
@@ -17,6 +19,25 @@ from evensong.settings import Settings
 def of_night(settings: Settings, day: int) -> tuple[str, dict[str, str], dict[str, float]]:
     run = tracking.client(settings).get_run(tracking.night_run(settings, night(day)))
     return run.info.status, run.data.tags, run.data.metrics
+
+
+def test_a_run_tells_who_made_it_when_and_what_came_of_it(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CTX_DAG_RUN_ID", "scheduled__2026-03-01")
+    nights.begin(settings, night(1))
+    begun = time.time()
+    time.sleep(0.3)
+    decision = {"promote": False, "reasons": ["not above popularity"], "checks": [], "needs_review": False}
+    storage.write_json(settings.run_uri(night(1).run_id, "decision.json"), decision)
+    nights.finish(settings, night(1), {})
+    run = tracking.client(settings).get_run(tracking.night_run(settings, night(1)))
+    # from the first step on, not from the one that first had something for MLflow
+    assert run.info.start_time / 1000 == pytest.approx(begun, abs=0.2)
+    assert run.info.end_time > run.info.start_time
+    assert run.data.tags["mlflow.source.name"] == "Airflow run scheduled__2026-03-01"
+    assert run.data.tags["mlflow.note.content"] == "**Not promoted**\n\n- not above popularity"
+    experiment = tracking.client(settings).get_experiment(run.info.experiment_id)
+    # or MLflow opens it as one of chats and traces
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def test_a_finished_night_is_finished_with_the_seconds_of_each_step(settings: Settings) -> None:
