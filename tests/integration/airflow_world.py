@@ -82,6 +82,8 @@ def small_shop(home: Path, *, mode: str = "auto", **options: Any) -> Settings:
         registry={"policy_path": easy_policy(home, mode)},
         retriever={"dimension": 16, "epochs": 2, "batch_size": 256, "num_candidates": 50, "num_popular_candidates": 20},
         ranker={"epochs": 1, "max_slates": 500},
+        # a bundle's digest holds the commit, and a file may be edited while the tests run
+        code_commit="tested",
         **options,
     )
     config = ShopConfig(num_users=300, num_items=150, start=date(2026, 1, 1))
