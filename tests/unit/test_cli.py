@@ -1,29 +1,55 @@
 """The command line: JSON on stdout, notes on stderr, and exit codes that a script can trust."""
 
+import contextlib
 import errno
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from evensong import cli
 
 
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, empty_store: Path) -> None:
+    """Every command finds MLflow's database, which takes seconds to make."""
+    folder = tmp_path / "state" / "mlflow"
+    folder.mkdir(parents=True)
+    shutil.copy(empty_store, folder)
+
+
 def evensong(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "evensong.cli", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=home,
-        env={"PATH": "/usr/bin:/bin", "EVENSONG_HOME": str(home / "state"), "HOME": str(home)},
-        check=False,
-    )
+    """A command in this process, which has the libraries; as a script sees it below, where that differs."""
+    out, said = io.StringIO(), io.StringIO()
+    variables = {"EVENSONG_HOME": str(home / "state")}
+    with (
+        mock.patch.object(sys, "argv", ["evensong", *arguments]),
+        mock.patch.dict(os.environ, variables),
+        contextlib.chdir(home),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(said),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), said.getvalue())
+
+
+def start(home: Path, *arguments: str, stdout: int) -> subprocess.Popen[str]:
+    """The command as a script starts it."""
+    command = [sys.executable, "-m", "evensong.cli", *arguments]
+    variables = {"PATH": "/usr/bin:/bin", "EVENSONG_HOME": str(home / "state"), "HOME": str(home)}
+    return subprocess.Popen(command, cwd=home, env=variables, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize(
@@ -71,16 +97,6 @@ def test_wrong_use_is_json_too(tmp_path: Path, arguments: list[str]) -> None:
     assert answer["error"] in done.stderr
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of a command in this process."""
-    monkeypatch.setattr(sys, "argv", ["evensong", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    code = ended.value.code
-    assert isinstance(code, int)
-    return code
-
-
 def raising(error: BaseException) -> Any:
     def command(*_: Any, **__: Any) -> None:
         raise error
@@ -88,28 +104,35 @@ def raising(error: BaseException) -> Any:
     return command
 
 
-def test_what_was_made_anew_and_differs_exits_with_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_made_anew_and_differs_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from evensong.pipelines import reproduce
 
     for same, code in ((True, 0), (False, 1)):
         monkeypatch.setattr(reproduce, "run", lambda *_, same=same: {"same": same})
-        assert run_main(monkeypatch, "reproduce", "3", "--json") == code
-        assert json.loads(capsys.readouterr().out) == {"same": same}
+        done = evensong(tmp_path, "reproduce", "3", "--json")
+        assert (done.returncode, json.loads(done.stdout)) == (code, {"same": same})
 
 
-def test_a_defect_keeps_its_traceback_and_is_no_refusal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_ledger_that_somebody_edited_exits_with_1(tmp_path: Path) -> None:
+    ledger = tmp_path / "state" / "mlflow" / "ledger.jsonl"
+    ledger.write_text('{"edited": true}\n')
+    done = evensong(tmp_path, "registry", "ledger", "--verify", "--json")
+    assert (done.returncode, json.loads(done.stdout)["sound"]) == (1, False)
+    assert evensong(tmp_path, "doctor", "--json").returncode == 1
+    ledger.unlink()
+    done = evensong(tmp_path, "registry", "ledger", "--verify", "--json")
+    assert (done.returncode, json.loads(done.stdout)["sound"]) == (0, True)
+
+
+def test_a_defect_keeps_its_traceback_and_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from evensong.registry import commands
 
     monkeypatch.setattr(commands, "list_versions", raising(KeyError("a column that nobody has")))
-    assert run_main(monkeypatch, "registry", "list", "--json") == 70
-    said = capsys.readouterr()
-    assert json.loads(said.out)["exit_code"] == 70
-    assert "a column that nobody has" in json.loads(said.out)["error"]
-    assert "Traceback" in said.err
+    done = evensong(tmp_path, "registry", "list", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["exit_code"] == done.returncode == 70
+    assert "a column that nobody has" in answer["error"]
+    assert "Traceback" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -120,22 +143,20 @@ def test_a_defect_keeps_its_traceback_and_is_no_refusal(
     ],
 )
 def test_a_full_disk_and_a_server_that_is_away_are_no_defects(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, words: str
 ) -> None:
     from evensong.registry import commands
 
     monkeypatch.setattr(commands, "list_versions", raising(error))
-    assert run_main(monkeypatch, "registry", "list") == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert "secret" not in said
+    done = evensong(tmp_path, "registry", "list")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "secret" not in done.stderr
 
 
 def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "evensong.cli", "simulate", "--days", "5000", "--start", "2020-01-01", "--json"]
-    variables = {"PATH": "/usr/bin:/bin", "EVENSONG_HOME": str(tmp_path / "state"), "HOME": str(tmp_path)}
-    process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    process = start(tmp_path, "simulate", "--days", "5000", "--start", "2020-01-01", "--json", stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
     while not list(tmp_path.glob("state/simulator/days/*.json")):
         assert time.monotonic() < deadline
         assert process.poll() is None
@@ -150,11 +171,18 @@ def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
 def test_output_that_nobody_reads_ends_the_command_quietly(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "evensong.cli", "settings", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    process = start(tmp_path, "settings", "--json", stdout=write)
     os.close(write)
-    assert done.returncode == 141
-    assert "Traceback" not in done.stderr
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 141
+    assert "Traceback" not in said
+
+
+def test_a_script_sees_the_exit_code(tmp_path: Path) -> None:
+    process = start(tmp_path, "import", "movielens", "nowhere", "--json", stdout=subprocess.PIPE)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == json.loads(out)["exit_code"] == 2
+    assert "nowhere" in said
 
 
 def test_a_night_refused_by_validation_exits_with_1_and_its_run_says_why(tmp_path: Path) -> None:
