@@ -46,10 +46,17 @@ def test_every_component_runs_the_command_of_make_up(settings: Settings) -> None
     }
 
 
+def from_file(service: dict[str, Any]) -> dict[str, str]:
+    """What Compose reads from the file that the service names."""
+    if "env_file" not in service:
+        return {}
+    return dict(re.findall(r"(?m)^([A-Z_]+)=(.*)$", (ROOT / service["env_file"]).read_text()))
+
+
 def test_every_component_has_the_variables_of_make_up(settings: Settings) -> None:
     common = components.PRIVACY | components.airflow_variables(settings)
     for part in components.all_components(settings):
-        given = SERVICES[part.name]["environment"]
+        given = from_file(SERVICES[part.name]) | SERVICES[part.name]["environment"]
         wanted = common | part.variables
         assert wanted.keys() <= given.keys()
         for name in wanted.keys() - DIFFERENT:
@@ -124,6 +131,7 @@ def _docker_compose(folder: Path, variables: dict[str, str]) -> subprocess.Compl
         pytest.skip("no docker-compose on this machine: install the package docker-compose to run this test")
     # alone in its folder, so that no .env answers
     shutil.copy(ROOT / "docker-compose.yml", folder)
+    shutil.copytree(ROOT / "mlflow", folder / "mlflow")
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder)} | variables
     return subprocess.run([command, "config"], cwd=folder, env=environment, capture_output=True, text=True)
 

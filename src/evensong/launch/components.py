@@ -140,12 +140,13 @@ def migrate_command() -> tuple[str, ...]:
 
 
 def mlflow_variables(settings: Settings) -> dict[str, str]:
-    """Where the tracking server reads; by variable and not by argument, since a URL may hold a password."""
+    """Where the tracking server reads, by variable and not by argument, since a URL may hold a password; and what stands
+    in `mlflow/server.env`.
+    """
     return {
         "MLFLOW_BACKEND_STORE_URI": settings.tracking,
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": settings.model_artifacts,
-        "MLFLOW_SERVE_ARTIFACTS": "false",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        **_read_variables(project_root() / "mlflow" / "server.env"),
     }
 
 
@@ -240,6 +241,13 @@ def project_root() -> Path:
         f"expected dags/nightly_retraining.py in {' or '.join(map(str, candidates))}, found none; "
         "run from a checkout of Evensong"
     )
+
+
+def _read_variables(path: Path) -> dict[str, str]:
+    """The `NAME=value` lines of a file that Docker Compose reads too."""
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
+    return {name: value for name, _, value in pairs}
 
 
 def executable(name: str) -> str:

@@ -111,11 +111,12 @@ def _lake(settings: Settings) -> Look:
 
 
 def _newest_event(settings: Settings) -> datetime | None:
+    """Of those that have come in, judged or not: a night that validation stops leaves its events unjudged."""
     import polars as pl
 
-    from evensong.data.lake import Lake
+    from evensong.data.lake import RAW, Lake
 
-    times = Lake(settings.lake).scan("interactions", datetime.now(UTC)).select(pl.col("event_timestamp").max())
+    times = Lake(settings.lake).scan(RAW + "interactions", datetime.now(UTC)).select(pl.col("event_timestamp").max())
     newest: datetime | None = times.collect().item()
     return newest
 
@@ -139,7 +140,7 @@ def _online_store(settings: Settings) -> Look:
     if newest is not None and newest - as_of > timedelta(days=1):
         behind = (newest - as_of).total_seconds() / 86_400
         advice = f"did a night fail? Look in Airflow, or run `evensong nightly --as-of {newest:%Y-%m-%d}`"
-        yield "warning", f"{told}, {behind:.1f} days behind the newest event in the lake; {advice}"
+        yield "warning", f"{told}, {behind:.1f} days behind the newest event that has come in; {advice}"
     else:
         yield "good", told
 

@@ -85,6 +85,27 @@ def test_a_relative_policy_is_looked_for_where_nights_look(
     assert "nowhere.yaml" in message
 
 
+def test_features_that_fall_behind_the_data_are_told(tmp_path: Path) -> None:
+    from datetime import UTC, datetime
+
+    import polars as pl
+
+    from evensong.data import storage
+    from evensong.data.lake import Lake
+
+    settings = Settings(home=tmp_path)
+    events = {"user_id": ["u"], "item_id": ["i"], "event_timestamp": [datetime(2026, 1, 12, 9, tzinfo=UTC)]}
+    Lake(settings.lake).append_new("raw_interactions", pl.DataFrame(events).with_columns(event_type=pl.lit("click")))
+    for as_of, state in (("2026-01-12", "good"), ("2026-01-10", "warning")):
+        storage.write_json(storage.join(settings.lake, "materialized.json"), {"as_of": f"{as_of}T00:00:00+00:00"})
+        (message,) = [
+            one.message for one in doctor.examine(settings) if (one.piece, one.state) == ("online store", state)
+        ]
+        assert f"features as of {as_of}" in message
+    assert "2.4 days behind the newest event" in message
+    assert "evensong nightly --as-of 2026-01-12" in message
+
+
 def test_a_night_at_work_is_told_and_one_that_hangs_is_warned_of(
     sound: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
