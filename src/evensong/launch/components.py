@@ -140,8 +140,9 @@ def migrate_command() -> tuple[str, ...]:
 
 
 def mlflow_variables(settings: Settings) -> dict[str, str]:
-    """Where the tracking server reads, by variable and not by argument, since a URL may hold a password; and what stands
-    in `mlflow/server.env`.
+    """Where the tracking server reads, by variable and not by argument, since a URL may hold a password.
+
+    What else it is told stands in `mlflow/server.env`.
     """
     return {
         "MLFLOW_BACKEND_STORE_URI": settings.tracking,
