@@ -165,7 +165,12 @@ def test_json_is_the_address_once_it_answers_and_ctrl_c_is_no_failure(tmp_path: 
         assert process.stdout is not None
         said = json.loads(process.stdout.readline())
         assert said == {"address": f"http://127.0.0.1:{port}", "pid": process.pid}
-        assert httpx.get(f"{said['address']}/healthz", trust_env=False).json() == {"status": "ok"}
+        with httpx.Client(base_url=said["address"], trust_env=False) as client:
+            assert client.get("/healthz").json() == {"status": "ok"}
+            head = client.head("/healthz")
+            assert (head.status_code, head.headers["content-length"], head.content) == (200, "15", b"")
+            # the connection is in order after it
+            assert client.get("/healthz").json() == {"status": "ok"}
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=60)
         assert (rest, process.returncode) == ("", 0)
