@@ -176,6 +176,7 @@ def test_the_run_in_mlflow_is_finished_with_the_seconds_of_every_step(
     assert {name.removeprefix("seconds.") for name in run.data.metrics if name.startswith("seconds.")} == steps
 
 
+@pytest.mark.slow  # one more night of the DAG
 def test_the_same_night_again_is_the_same_version(airflow: AirflowApi, first_night: Night) -> None:
     again = "again__" + first_night.run_id
     airflow.start(first_night, again)
