@@ -44,9 +44,13 @@ test: $(INSTALLED) browser lint ## everything that is checked, but for the tests
 test-slow: $(INSTALLED) browser ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+# What the modules import that Feast's tests share, and the plugins that its pytest.ini names, without which pytest refuses it.
+FEAST_TESTS_NEED := minio testcontainers docker wrapt pycryptodome argon2-cffi argon2-cffi-bindings \
+	python-keycloak jwcrypto deprecation aiofiles async-property requests-toolbelt pytest-asyncio pytest-env
+
 feast-suite: $(INSTALLED) ## Feast's own offline-store tests on ours: make feast-suite FEAST=a checkout of v0.67.0
 	@test -d "$(FEAST)/sdk/python/tests/universal/offline_store" || { echo "Feast ships its tests in no package: git clone --branch v0.67.0 https://github.com/feast-dev/feast, then make feast-suite FEAST=path/to/feast" >&2; exit 2; }
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --target "$(FEAST)/.suite" --no-deps minio testcontainers docker wrapt pycryptodome argon2-cffi argon2-cffi-bindings
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target "$(FEAST)/.suite" --no-deps $(FEAST_TESTS_NEED)
 	cd "$(FEAST)/sdk/python" && FULL_REPO_CONFIGS_MODULE=evensong_offline_stores FEAST_IS_LOCAL_TEST=True FEAST_USAGE=False \
 		PYTHONPATH="$(CURDIR)/src:$(CURDIR)/tests/feast_suite:$$PWD:$(abspath $(FEAST))/.suite" \
 		"$(abspath $(BIN))/python" -m pytest --integration tests/universal/offline_store --ignore tests/universal/offline_store/test_dqm_validation.py
@@ -66,7 +70,7 @@ docs: $(INSTALLED) ## write the settings guide anew
 	$(BIN)/python -m evensong.cli settings --markdown > docs/guides/settings.md
 
 lock: ## resolve pyproject.toml anew into requirements.lock
-	UV_FIND_LINKS="$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)" $(BIN)/uv pip compile --quiet --upgrade --extra dev --no-annotate --no-header pyproject.toml --output-file requirements.lock.new
+	UV_FIND_LINKS="$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)" $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --extra dev --extra text --no-annotate --no-header pyproject.toml --output-file requirements.lock.new
 	@# the local label of a CPU build exists only where that file is at hand
 	{ echo "# The environment that runs. \`make lock\` writes this file anew; \`make install\` installs it."; sed -E 's/^([a-z0-9-]+==[^+ ]+)\+[a-z0-9]+/\1/; /^(nvidia|cuda|triton)-?/d' requirements.lock.new; } > requirements.lock
 	@rm requirements.lock.new
