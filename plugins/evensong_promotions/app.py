@@ -164,7 +164,7 @@ def data_docs(run_id: str, name: str, settings: SettingsDep) -> Response:
     from evensong.pipelines import docs_pages
 
     try:
-        content = docs_pages.page(settings, run_id, name)
+        content = docs_pages.read(settings, run_id, name)
     except StorageError as error:
         raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
     return _shown_only(content)

@@ -152,11 +152,12 @@ def test_the_dossier_is_shown_and_never_run(viewer: httpx.Client) -> None:
 
 
 @pytest.fixture(scope="module")
-def docs(settings: Settings) -> str:
+def docs(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A night whose data was judged, as its folder of the home has it; a secret lies beside it."""
     from pathlib import Path
 
     from evensong.data import storage
+    from evensong.pipelines import docs_pages
 
     night = "2026-03-04T000000"
     report = {
@@ -169,9 +170,12 @@ def docs(settings: Settings) -> str:
              "message": "title is missing"},
         ],
     }  # fmt: skip
-    storage.write_json(settings.run_uri(night, "validation.json"), report)
-    page = "<html><head><script src='https://elsewhere.example/x.js'></script></head><body>of GX</body></html>"
-    storage.write_bytes(settings.run_uri(night, "data_docs", "validations", "items", "lake-items.html"), page.encode())
+    page = tmp_path_factory.mktemp("of-gx") / "validations" / "items" / "lake-items.html"
+    page.parent.mkdir(parents=True)
+    page.write_text(
+        "<html><head><script src='https://elsewhere.example/x.js'></script></head><body>of GX</body></html>"
+    )
+    docs_pages.publish(page.parents[2], report, settings.run_uri(night, docs_pages.DOCS))
     storage.write_bytes(settings.run_uri(night, "secret.html"), b"a secret")
     Path(settings.run_uri(night, "data_docs", "linked.html")).symlink_to(settings.run_uri(night, "secret.html"))
     return f"/evensong/data-docs/{night}"
@@ -186,6 +190,7 @@ def test_data_docs_are_shown_and_never_run(viewer: httpx.Client, docs: str) -> N
     assert 'href="validations/items/lake-items.html"' in first.text
     page = viewer.get(f"{docs}/validations/items/lake-items.html")
     assert "of GX" in page.text
+    assert "elsewhere.example" not in page.text
     for answer in (first, page):
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("sandbox")

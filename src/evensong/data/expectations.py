@@ -16,7 +16,6 @@ from typing import Any
 
 import polars as pl
 
-from evensong.data import storage
 from evensong.data.lake import REPEAT, SCHEMAS
 from evensong.settings import Settings, ValidationSettings
 from evensong.types import Frame, Value
@@ -131,13 +130,12 @@ class Judge:
         results = self._ask("schema of the raw tables", pl.DataFrame({"column": declared}), rules)
         return [_outcome("raw", rule, found.success, message) for rule, found in zip(rules, results, strict=True)]
 
-    def build_docs(self, uri: str) -> str:
-        """Write the Data Docs of everything asked so far to the folder `uri`; the URI of their first page."""
+    def build_docs(self) -> Path:
+        """Write the Data Docs of everything asked so far; the folder with their pages."""
         self._context.build_data_docs(site_names=[SITE])
         # GX lays 4 MB of fonts and animated pictures beside the pages of every night
-        for name in ("fonts", "images"):
-            shutil.rmtree(self._folder / "static" / name, ignore_errors=True)
-        return storage.join(storage.write_folder(self._folder, uri), "index.html")
+        shutil.rmtree(self._folder / "static", ignore_errors=True)
+        return self._folder
 
     def _ask(self, name: str, frame: Frame, rules: Sequence[Rule]) -> list[Any]:
         """GX's results, in the order of the rules."""

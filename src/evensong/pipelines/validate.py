@@ -23,13 +23,13 @@ from evensong.data import expectations, quarantine, sources, storage
 from evensong.data.expectations import NO_USER, Judge, Judgement, Rule
 from evensong.data.lake import KEYS, RAW, REPEAT, Lake, in_order
 from evensong.errors import NothingToLearnError, ValidationFailedError
+from evensong.pipelines import docs_pages
 from evensong.settings import Settings
 from evensong.types import Frame, Night
 
 #: Items and users first: an event is judged by whether they exist.
 TABLES = ("items", "users", "interactions")
 SAMPLE_ROWS = 3
-DOCS = "data_docs"
 REPEATS = (
     "if these are different events that a coarse clock (days, minutes) cannot tell apart, import them into a new home "
     "with --keep-order, or map an id of the row with --request"
@@ -59,11 +59,12 @@ def run(settings: Settings, night: Night) -> str:
     if nothing_new and verdict.get("rules") == rules:
         return storage.write_json(report_uri, verdict["report"])
     with tempfile.TemporaryDirectory() as folder:
-        judge = Judge(Path(folder, DOCS))
+        judge = Judge(Path(folder, docs_pages.DOCS))
         judged = _judge(lake, judge, pending, night, settings)
         if verdict.get("rules") != rules or verdict.get("versions") != versions:
             accepted = _accepted(lake, verdict, own, others, night, settings)
             report = _report(lake, judge, judged, accepted, night, settings)
+            docs_pages.publish(judge.build_docs(), report, settings.run_uri(night.run_id, docs_pages.DOCS))
             bad = pl.concat([quarantine.rows_of(table, judged[table].bad, night.as_of) for table in TABLES])
             quarantine.replace(lake, bad, night.as_of)
             if report["failed"]:
@@ -75,11 +76,6 @@ def run(settings: Settings, night: Night) -> str:
         if judged[table].good.height:
             lake.append_new(table, judged[table].good.drop(REPEAT))
     return storage.write_json(report_uri, verdict["report"])
-
-
-def docs_uri(settings: Settings, run_id: str) -> str:
-    """The folder of a night's Data Docs; their first page is `index.html`."""
-    return settings.run_uri(run_id, DOCS)
 
 
 def _refuse_too_early(lake: Lake, night: Night) -> None:
@@ -189,7 +185,7 @@ def _report(
         "tables": tables,
         "volume": volume,
         "expectations": [outcome.model_dump() for outcome in of_tables + of_rows],
-        "data_docs": judge.build_docs(docs_uri(settings, night.run_id)),
+        "data_docs": docs_pages.docs_uri(settings, night.run_id),
     }
 
 
