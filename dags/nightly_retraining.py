@@ -17,12 +17,13 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, task
-from evensong_airflow import StepLink, hand_on, night_of_run, show, step, tell_failure
+from evensong_airflow import StepLink, hand_on, night_of_run, page, record_failure, show, step, tell_failure
 from evensong_review import ReviewOperator
 
 from evensong.settings import load_settings
 
 Night = dict[str, Any]
+SETTINGS = load_settings().airflow
 
 PARAMS = {
     "as_of": Param(
@@ -63,7 +64,7 @@ PARAMS = {
 
 @dag(
     # a first start at night waits for the next night, as one by day does; a click does not have to wait
-    schedule=CronTriggerTimetable(load_settings().airflow.schedule, timezone="UTC", run_immediately=timedelta(0)),
+    schedule=CronTriggerTimetable(SETTINGS.schedule, timezone="UTC", run_immediately=timedelta(0)),
     catchup=False,
     # runs that wait for a person, and one that works: they take turns, see evensong_airflow.take_turn
     max_active_runs=16,
@@ -77,7 +78,9 @@ PARAMS = {
         "retry_delay": timedelta(seconds=10),
         "retry_exponential_backoff": True,
         "max_retry_delay": timedelta(minutes=5),
-        "on_failure_callback": tell_failure,
+        # a task that hangs holds the home, and every night after it waits
+        "execution_timeout": timedelta(hours=SETTINGS.task_hours),
+        "on_failure_callback": [tell_failure, record_failure],
     },
 )
 def nightly_retraining() -> None:
@@ -91,19 +94,18 @@ def nightly_retraining() -> None:
         """Bring what arrived since the last run into the lake."""
         from evensong.pipelines import ingest
 
-        with step(night) as (settings, value):
+        with step(night, first=True) as (settings, value):
             return ingest.run(settings, value)
 
     @task
     def validate(night: Night) -> str:
         """Put bad rows into quarantine; stop the night when there are too many."""
-        from evensong.data import storage
         from evensong.pipelines import validate
 
         with step(night) as (settings, value):
-            uri = validate.run(settings, value)
-            show("Data Docs", storage.read_json(uri)["data_docs"])
-            return uri
+            # before it runs: whoever has to know why it failed needs them most
+            show("Data Docs", page("data-docs", value.run_id, "index.html"))
+            return validate.run(settings, value)
 
     @task
     def build_features(night: Night) -> dict[str, int]:
@@ -192,12 +194,11 @@ def nightly_retraining() -> None:
     @task
     def register(night: Night, bundle_uri: str, evaluation_uri: str) -> str:
         """Make the bundle one model version."""
-        from evensong.pipelines import register
+        from evensong.pipelines import register, review
 
         with step(night) as (settings, value):
             version = register.run(settings, value, bundle_uri, evaluation_uri)
-            name, port = settings.registry.model_name, settings.mlflow_port
-            show("MLflow version", f"http://{settings.mlflow_host}:{port}/#/models/{name}/versions/{version}")
+            show("MLflow version", review.version_page(settings, version))
             return version
 
     @task
@@ -225,12 +226,13 @@ def nightly_retraining() -> None:
         """Report on the features: missing, drift, redundant groups, what the champion needs."""
         from evensong.pipelines import feature_report
 
-        with step(night) as (settings, value):
+        with step(night, last=True) as (settings, value):
             return feature_report.run(settings, value)
 
     night = plan()
     ingested = ingest(night)
     validated = validate(night)
+    validated.operator.operator_extra_links = (StepLink("Data Docs"),)
     features = build_features(night)
     examples = build_training_set(night)
     online = materialize(night)
@@ -250,7 +252,11 @@ def nightly_retraining() -> None:
     decision = gate(night, version, evaluation)
     compared >> decision
     answer = ReviewOperator(
-        task_id="review", version=version, doc_md="Wait for a person, where the policy asks one; else skipped."
+        task_id="review",
+        version=version,
+        # the policy's deadline ends the wait
+        execution_timeout=None,
+        doc_md="Wait for a person, where the policy asks one; else skipped.",
     )
     [decision, online] >> answer >> promote(night, version) >> feature_report(night)
 

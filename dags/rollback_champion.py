@@ -43,6 +43,7 @@ PARAMS = {
         "owner": "evensong",
         "retries": 3,
         "retry_delay": timedelta(seconds=5),
+        "execution_timeout": timedelta(minutes=10),
         "on_failure_callback": tell_failure,
     },
 )

@@ -8,6 +8,8 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
@@ -15,7 +17,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperatorLink, get_current_context
+from airflow.sdk import BaseOperatorLink, conf, get_current_context
 from airflow.sdk.exceptions import (
     AirflowFailException,
     AirflowRescheduleException,
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 WAIT_FOR_TURN = timedelta(seconds=10)
 #: Short waits, as between the two branches of a run, stay in the task; longer ones hand the worker back.
 WAIT_FOR_LOCK_SECONDS = 30.0
+#: Where the pages of the plugin lie below Airflow's own address.
+PAGE_PREFIX = "/evensong"
 
 
 def night_of_run() -> Night:
@@ -56,21 +60,25 @@ def night_of_run() -> Night:
 
 
 @contextmanager
-def step(night: dict[str, Any], *, alone: bool = True) -> Iterator[tuple[Settings, Night]]:
+def step(
+    night: dict[str, Any], *, alone: bool = True, first: bool = False, last: bool = False
+) -> Iterator[tuple[Settings, Night]]:
     """The settings and the night for one step, while no other run or command changes this home.
+
+    The `first` step of a night tidies up and notes the moment; the `last` closes the night's run in MLflow.
 
     A step that only asks the registry to move the alias is not `alone`: the registry has locks of its own, and a night
     that a person has just approved does not wait until another night is trained.
 
-    An error that Evensong raises on purpose fails the task at once, since another try would meet it again; a storage
-    that does not answer, and anything else, is tried again as the DAG says.
+    An error that Evensong raises on purpose fails the task at once, since another try would meet it again; a storage or
+    a registry that does not answer, and anything else, is tried again as the DAG says.
 
     Raises:
         AirflowFailException: a rule refused, or the input cannot be used.
         AirflowRescheduleException: another run or command is at work here; Airflow calls again.
     """
     from evensong.errors import BusyError
-    from evensong.pipelines.night import hold_home
+    from evensong.pipelines import night as nights
     from evensong.settings import load_settings
     from evensong.types import Night
 
@@ -79,8 +87,14 @@ def step(night: dict[str, Any], *, alone: bool = True) -> Iterator[tuple[Setting
     if alone:
         take_turn(_book(settings), value.as_of)
     try:
-        with refusals(), hold_home(settings, wait_seconds=WAIT_FOR_LOCK_SECONDS) if alone else nullcontext():
+        with refusals(), nights.hold_home(settings, wait_seconds=WAIT_FOR_LOCK_SECONDS) if alone else nullcontext():
+            if first:
+                nights.begin(settings, value)
+            begun = time.monotonic()
             yield settings, value
+            nights.note_seconds(settings, value, get_current_context()["ti"].task_id, time.monotonic() - begun)
+            if last:
+                nights.finish(settings, value, nights.noted_seconds(settings, value))
     except BusyError as error:
         log.info("%s", error)
         raise AirflowRescheduleException(datetime.now(UTC) + WAIT_FOR_TURN) from error
@@ -93,11 +107,11 @@ def refusals() -> Iterator[None]:
     Raises:
         AirflowFailException: a rule refused, or the input cannot be used.
     """
-    from evensong.errors import BusyError, EvensongError, StorageError
+    from evensong.errors import BusyError, EvensongError, RegistryError, StorageError
 
     try:
         yield
-    except (BusyError, StorageError):
+    except (BusyError, RegistryError, StorageError):
         raise
     except EvensongError as error:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
@@ -185,19 +199,25 @@ def _book(settings: Settings) -> Path:
 
 
 def _change(book: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
-    """Apply `change` to the book of turns while no other process reads it; the holder afterwards."""
+    """Apply `change` to the book of turns while no other process reads it; the holder afterwards.
+
+    The lock is a file of its own: the book is written beside its place and moved there, so that a kill in between
+    leaves it as it was.
+    """
     book.parent.mkdir(parents=True, exist_ok=True)
-    with book.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
+    with book.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            turns = json.loads(file.read() or "{}")
-        except json.JSONDecodeError:  # a machine that stopped while it was written
+            turns = json.loads(book.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):  # the first of all, or somebody edited it
             turns = {}
         turns = change(turns)
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps(turns))
+        draft = book.with_name(f".{book.name}.draft")
+        with draft.open("w") as file:
+            file.write(json.dumps(turns))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(book)
         return str(turns["holder"] or "")
 
 
@@ -233,6 +253,11 @@ def show(label: str, value: str) -> None:
             link.url = value
 
 
+def page(*parts: str) -> str:
+    """The address of one of the plugin's pages."""
+    return "/".join([conf.get("api", "base_url").rstrip("/") + PAGE_PREFIX, *parts])
+
+
 def tell_failure(context: dict[str, Any]) -> None:
     """Write one readable line for whoever is called at night: what failed, for which night, why, where to look."""
     ti = context["ti"]
@@ -247,3 +272,16 @@ def tell_failure(context: dict[str, Any]) -> None:
         error or "no exception was recorded: the process was killed",
         getattr(ti, "log_url", "the Airflow UI"),
     )
+
+
+def record_failure(context: dict[str, Any]) -> None:
+    """Mark the night's run in MLflow as failed, with the task and the reason."""
+    from evensong.pipelines import night as nights
+    from evensong.settings import load_settings
+    from evensong.types import Night
+
+    ti = context["ti"]
+    planned = ti.xcom_pull(task_ids="plan")
+    if planned:
+        error = context.get("exception") or "the process was killed"
+        nights.fail(load_settings(), Night.model_validate(planned), f"{ti.task_id}: {error}")

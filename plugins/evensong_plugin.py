@@ -10,7 +10,7 @@ import threading
 from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
-from evensong_review import PAGE_PREFIX
+from evensong_airflow import PAGE_PREFIX
 
 
 class WhenOpened:

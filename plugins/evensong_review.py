@@ -9,12 +9,12 @@ from typing import Any, NoReturn
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.providers.standard.triggers.hitl import HITLTrigger
-from airflow.sdk import Param, conf
+from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowRuntimeError, TaskDeferred
 from airflow.sdk.execution_time.hitl import update_hitl_detail_response, upsert_hitl_detail
 from airflow.triggers.base import TriggerEvent
 from asgiref.sync import sync_to_async
-from evensong_airflow import leave_turn, person, refusals, show
+from evensong_airflow import leave_turn, page, person, refusals, show
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,6 @@ OPTIONS = {"approved": APPROVE, "rejected": REJECT}
 #: How a request is closed whose night was judged anew: Airflow keeps its words, and they are about another decision.
 JUDGED_ANEW = "Judged anew: answer on the page Promotions"
 LOOK_SECONDS = 5.0
-#: Where the page of the plugin lies below Airflow's own address.
-PAGE_PREFIX = "/evensong"
 
 COMMENT = Param(
     None,
@@ -101,10 +99,9 @@ class ReviewOperator(HITLOperator):
         from evensong.pipelines import review
         from evensong.settings import load_settings
 
-        dossier = f"{conf.get('api', 'base_url').rstrip('/')}{PAGE_PREFIX}/dossier/{self.version}"
         with refusals():
             settings = load_settings()
-            asked = review.question(settings, self.version, dossier)
+            asked = review.question(settings, self.version, page("dossier", self.version))
             review.put_in_airflow(settings, self.version)
         log.info("%s\n\n%s", asked.subject, asked.body)
         upsert_hitl_detail(

@@ -1,4 +1,5 @@
-"""The app behind the page *Promotions*: what it shows, and the three moves, each under Airflow's own permissions.
+"""The app behind the page *Promotions* and the links of tasks: what it shows, and the three moves, each under Airflow's
+own permissions.
 
 Who may read the DAG `nightly_retraining` may look. Who may answer its requests for input may approve and reject; who
 may trigger `rollback_champion` may roll back. Endpoints are plain functions: they run in threads, off the event loop.
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from evensong.errors import BundleError, EvensongError, PromotionRefusedError, RegistryError
+from evensong.errors import BundleError, EvensongError, PromotionRefusedError, RegistryError, StorageError
 from evensong.pipelines.overview import Overview
 from evensong.settings import Settings, load_settings
 
@@ -34,7 +35,7 @@ MAX_RUNS = 20
 
 #: The page is its own files and nothing else; Airflow may show it in a frame.
 PAGE_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
-#: A dossier is shown, never run.
+#: A dossier, and a page of GX, is shown, never run; it may fetch nothing.
 DOSSIER_POLICY = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -122,6 +123,7 @@ def create_app() -> FastAPI:
     app.get("/")(page)
     app.get("/api/overview", dependencies=[looks])(shown)
     app.get("/dossier/{version}", dependencies=[looks])(dossier)
+    app.get("/data-docs/{run_id}/{name:path}", dependencies=[looks])(data_docs)
     app.post("/api/reviews/{version}", dependencies=[Depends(from_this_page), reviews])(answer_review)
     app.post("/api/rollback", dependencies=[Depends(from_this_page), rolls_back])(roll_back)
     app.mount("/", StaticFiles(directory=PAGE))
@@ -156,8 +158,18 @@ def dossier(version: str, settings: SettingsDep) -> Response:
         raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
     except BundleError as error:
         raise HTTPException(status.HTTP_409_CONFLICT, str(error)) from error
-    headers = {"Content-Security-Policy": DOSSIER_POLICY, "X-Content-Type-Options": "nosniff"}
-    return Response(content, media_type="text/html; charset=utf-8", headers=headers)
+    return _shown_only(content)
+
+
+def data_docs(run_id: str, name: str, settings: SettingsDep) -> Response:
+    """A page of a night's Data Docs."""
+    from evensong.pipelines import docs_pages
+
+    try:
+        content = docs_pages.read(settings, run_id, name)
+    except StorageError as error:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
+    return _shown_only(content)
 
 
 def answer_review(version: str, body: ReviewBody, settings: SettingsDep, user: GetUserDep) -> dict[str, Any]:
@@ -174,6 +186,11 @@ def roll_back(body: RollbackBody, settings: SettingsDep, user: GetUserDep) -> di
     from evensong.registry import commands
 
     return commands.rollback(settings, reason=body.reason, actor=person(user.get_name()), expected=body.expected)
+
+
+def _shown_only(content: bytes | str) -> Response:
+    headers = {"Content-Security-Policy": DOSSIER_POLICY, "X-Content-Type-Options": "nosniff"}
+    return Response(content, media_type="text/html; charset=utf-8", headers=headers)
 
 
 def _may(user: BaseUser, method: Any, entity: DagAccessEntity, dag_id: str) -> bool:

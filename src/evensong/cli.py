@@ -1,14 +1,18 @@
 """The command line: one command a step, each with `--json` for one JSON document on stdout; logs go to stderr.
 
-Exit codes: 0 done, 1 refused by a rule (validation, gate), 2 wrong use.
+Exit codes: 0 done, 1 refused by a rule (validation, gate), 2 wrong use or something that this needs is not there,
+70 a defect of ours, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import logging
+import select
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -20,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evensong.errors import ConfigurationError, EvensongError
-from evensong.settings import Settings, describe, load_settings
+from evensong.settings import Settings, describe, load_settings, without_password
 from evensong.types import Night
 
 app = typer.Typer(
@@ -39,17 +43,25 @@ app.add_typer(registry, name="registry")
 features = typer.Typer(help="Every feature: what it means, where it comes from, its version.", no_args_is_help=True)
 app.add_typer(features, name="features")
 
+log = logging.getLogger(__name__)
 screen = Console()
 notes = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
+DEFECT, STOPPED, NOBODY_READS = 70, 130, 141
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+#: What drivers call the error of a server that is away, refuses or is too slow; each has a class of its own.
+_AWAY = ("Connect", "Timeout", "OperationalError")
+
+
 def main() -> NoReturn:
-    """Run the command line; an expected error becomes one clear line and its exit code."""
+    """Run the command line; an expected error becomes one line and its exit code, a defect keeps its traceback."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        app(standalone_mode=False)
+        # a command's Exit, and Ctrl-C as one of 130, come back as a number
+        code = app(standalone_mode=False) or 0
     except EvensongError as error:
         _fail(str(error), error.exit_code)
     except ValidationError as error:
@@ -58,38 +70,72 @@ def main() -> NoReturn:
             for e in error.errors()
         )
         _fail("; ".join(problems), 2)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except typer.Abort:
-        _fail("stopped", 2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        # click's own usage errors know how to show themselves; anything else is a defect and keeps its traceback
-        if show := getattr(error, "show", None):
+        _fail("stopped", STOPPED)
+    except typer.TyperException as error:
+        # wrong use, which knows how to show itself
+        show = getattr(error, "show", None)
+        if show:
             show()
-            sys.exit(getattr(error, "exit_code", 2))
-        raise
-    sys.exit(0)
+        _fail(error.format_message(), 2, shown=show is not None)
+    except SystemExit as stop:
+        # typer takes every broken pipe for that of our output
+        broken = stop.__context__
+        if not isinstance(broken, OSError):
+            raise
+        if _nobody_reads():
+            sys.exit(NOBODY_READS)
+        _defect(broken)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            _fail(f"{error}; make room, then run this again: what was done stays done", 2)
+        if any(word in kind.__name__ for kind in type(error).__mro__ for word in _AWAY):
+            log.warning("where it happened", exc_info=error)
+            _fail(f"{_said(error)}; something that this needs does not answer: `evensong doctor` says what", 2)
+        _defect(error)
+    if code == STOPPED:
+        _fail("stopped", STOPPED)
+    sys.exit(code)
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(message: str, code: int, *, shown: bool = False) -> NoReturn:
     if "--json" in sys.argv:
         print(json.dumps({"error": message, "exit_code": code}))
-    notes.print(f"[red]{'refused' if code == 1 else 'error'}[/red] ", end="")
-    notes.print(message, markup=False, highlight=False, soft_wrap=True)
+    if not shown:
+        notes.print({1: "[red]refused[/red] ", STOPPED: ""}.get(code, "[red]error[/red] "), end="")
+        notes.print(message, markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
+
+
+def _defect(error: BaseException) -> NoReturn:
+    traceback.print_exception(error)
+    _fail(f"a defect of Evensong, please report it with the lines above: {_said(error)}", DEFECT)
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {without_password(str(error))}".strip()
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has gone."""
+    output = select.poll()
+    output.register(1, 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _answer(value: Any, as_json: bool, show: Callable[[Any], None] | None = None) -> None:
     """Print a command's result: JSON when asked for, a picture for people otherwise."""
     if as_json:
-        print(json.dumps(value, default=str))
+        _print_json(value)
     elif show:
         show(value)
     else:
         for name, content in value.items():
             screen.print(f"{name}: {content}", markup=False)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, default=str), flush=True)
 
 
 def _rows(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
@@ -251,6 +297,8 @@ def nightly(
             status.update(f"{name} …")
             if seconds is not None:
                 notes.print(f"{name:<16} {seconds:8.1f} s")
+            elif not notes.is_terminal:
+                notes.print(f"begin {name}", highlight=False)
 
         result = run_night(load_settings(), night, tell)
     _answer(result.model_dump(mode="json"), as_json, _show_night)
@@ -752,20 +800,21 @@ def _read_dictionary(path: Path) -> Any:
 def serve(
     host: Annotated[str | None, typer.Option(help="Loopback unless you say otherwise.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535)] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Run the recommendation service."""
+    """Run the recommendation service until SIGTERM or Ctrl-C; the JSON is its address, once it answers."""
     from evensong.serving.server import run
 
     asked = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    run(load_settings(**({"serving": asked} if asked else {})))
+    run(load_settings(**({"serving": asked} if asked else {})), _print_json if as_json else None)
 
 
 @app.command()
-def up() -> None:
-    """Run Airflow, MLflow and the service, supervised; Ctrl-C ends all."""
+def up(as_json: AsJson = False) -> None:
+    """Run Airflow, MLflow and the service, supervised; Ctrl-C ends all. The JSON is the addresses, once all answer."""
     from evensong.launch import supervisor
 
-    supervisor.up(load_settings())
+    supervisor.up(load_settings(), _print_json if as_json else None)
 
 
 @app.command()
@@ -775,7 +824,7 @@ def demo(as_json: AsJson = False) -> None:
 
     result = demonstration.run(load_settings(), show=not as_json)
     if as_json:
-        print(json.dumps(result, default=str))
+        _print_json(result)
 
 
 @app.command()
@@ -798,8 +847,8 @@ def _show_recommendations(answer: dict[str, Any]) -> None:
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """What is wrong here, and what to do about it."""
-    from evensong.pipelines.doctor import examine
+    """What is wrong here, and what to do about it; exit code 1 when something is bad."""
+    from evensong.launch.checks import examine
 
     findings = [finding.model_dump() for finding in examine(load_settings())]
     _answer(findings, as_json, lambda found: _rows("doctor", found, ["piece", "state", "message"]))
@@ -822,9 +871,9 @@ def settings(
 
 def _show_settings(rows: list[dict[str, Any]]) -> None:
     for row in rows:
-        changed = row["value"] != row["default"]
+        style = "green" if row["is_set"] else "cyan"
         screen.print(f"[bold]{row['variable']}[/bold]", end=" ")
-        screen.print(row["value"] or "none", style="green" if changed else "cyan", markup=False, highlight=False)
+        screen.print(row["value"] or "none", style=style, markup=False, highlight=False, soft_wrap=True)
         screen.print(f"    {row['meaning']}", markup=False, highlight=False)
 
 

@@ -201,6 +201,9 @@ class ServingSettings(Section):
     max_k: int = Field(200, ge=1, description="The largest k that is answered.")
     workers: int = Field(1, ge=1, le=64, description="Processes that answer; each holds the model.")
     threads: int = Field(4, ge=1, le=64, description="Requests that one process works on at once.")
+    online_store_seconds: float = Field(
+        1.0, gt=0, description="An online store that has not answered a read by then counts as away."
+    )
     max_waiting: int = Field(256, ge=1, description="Requests that wait for a thread; past it the answer is 503.")
     page: bool = Field(True, description="The page at / for people, and the lists of users that it needs.")
     request_log_sample: float = Field(1.0, ge=0, le=1, description="Share of requests logged with their features.")
@@ -222,7 +225,9 @@ class AirflowSettings(Section):
 
     host: str = Field("127.0.0.1", description="The address that it listens on.")
     port: int = Field(8080, ge=1, le=65535, description="Its port.")
+    url: str | None = Field(None, description="Where people open it, behind a proxy for one; none: its own address.")
     schedule: str = Field("0 2 * * *", description="When a night starts; its as_of is the midnight before (UTC).")
+    task_hours: float = Field(6.0, gt=0, description="A task that is not done by then is ended, and tried again.")
     database_url: str | None = Field(None, description="SQLAlchemy URL of the metadata database; none: SQLite in home.")
     auth: Literal["everyone", "password"] = Field(
         "everyone", description="everyone: no login, loopback only; password: admin, by home/airflow/passwords.json."
@@ -251,6 +256,7 @@ class Settings(BaseSettings):
     mlflow_artifacts_uri: str | None = Field(None, description="Model artifacts; folder or s3://.")
     mlflow_host: str = Field("127.0.0.1", description="Where the MLflow server listens.")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Its port.")
+    mlflow_url: str | None = Field(None, description="Where people open MLflow, for links; none: its own address.")
     code_commit: str | None = Field(None, description="The code's commit where there is no git, as in a container.")
 
     validation: ValidationSettings = ValidationSettings()
@@ -318,9 +324,36 @@ class Settings(BaseSettings):
         """Where MLflow keeps the artifacts of runs and versions."""
         return self.mlflow_artifacts_uri or self.place("mlflow", "artifacts")
 
+    @property
+    def mlflow_address(self) -> str:
+        """What a link to the MLflow UI begins with; it may hold a password where the tracking URI does."""
+        if self.mlflow_url:
+            return self.mlflow_url.rstrip("/")
+        if self.tracking.startswith("http"):
+            return self.tracking.rstrip("/")
+        return f"http://{reachable(self.mlflow_host)}:{self.mlflow_port}"
+
+    @property
+    def airflow_address(self) -> str:
+        """What a link to the Airflow UI begins with."""
+        airflow = self.airflow
+        return (airflow.url or f"http://{reachable(airflow.host)}:{airflow.port}").rstrip("/")
+
+    @property
+    def airflow_database(self) -> str:
+        """SQLAlchemy URL of Airflow's metadata database."""
+        return self.airflow.database_url or f"sqlite:///{self.place('airflow', 'airflow.db')}"
+
     def run_uri(self, run_id: str, *parts: str) -> str:
         """The folder of one night's run, or a place in it."""
         return "/".join([self.artifacts.rstrip("/"), "runs", run_id, *parts])
+
+
+def reachable(host: str) -> str:
+    """The host of a URL that reaches, from this machine, a server that listens on `host`."""
+    if host in {"0.0.0.0", "::", ""}:
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 def _place(value: str, schemes: tuple[str, ...]) -> str:
@@ -380,13 +413,30 @@ class Described(BaseModel):
     variable: str
     key: str
     value: str
+    """What is in effect: a place that is not set follows from `home`, and stands here as it is."""
     default: str
+    is_set: bool
+    """Whether it is another than the default."""
     meaning: str
+
+
+#: Settings that name no place by default, and the property that says which one is then in effect.
+_FOLLOWING = {
+    "lake_uri": "lake",
+    "artifacts_uri": "artifacts",
+    "online_store_uri": "online_store",
+    "feast_registry_uri": "feast_registry",
+    "mlflow_tracking_uri": "tracking",
+    "mlflow_artifacts_uri": "model_artifacts",
+    "mlflow_url": "mlflow_address",
+    "airflow.url": "airflow_address",
+    "airflow.database_url": "airflow_database",
+}
 
 
 def describe(settings: Settings) -> list[Described]:
     """Every setting with its value now; passwords in URLs are hidden."""
-    return list(_described(settings, prefix=()))
+    return list(_described(settings, settings, prefix=()))
 
 
 def without_password(url: str) -> str:
@@ -394,18 +444,22 @@ def without_password(url: str) -> str:
     return re.sub(r"(://[^:/@\s]*:)[^@/\s]+@", r"\1***@", url)
 
 
-def _described(section: BaseModel, prefix: tuple[str, ...]) -> Iterator[Described]:
+def _described(settings: Settings, section: BaseModel, prefix: tuple[str, ...]) -> Iterator[Described]:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         path = (*prefix, name)
         if isinstance(value, Section):
-            yield from _described(value, path)
+            yield from _described(settings, value, path)
             continue
+        key = ".".join(path)
+        default = field.get_default(call_default_factory=True)
+        follows = value is None and key in _FOLLOWING
         yield Described(
             variable=ENV_PREFIX + "__".join(path).upper(),
-            key=".".join(path),
-            value=_shown(value),
-            default=_shown(field.get_default(call_default_factory=True)),
+            key=key,
+            value=_shown(getattr(settings, _FOLLOWING[key]) if follows else value),
+            default=_shown(default),
+            is_set=value != default,
             meaning=field.description or "",
         )
 

@@ -35,6 +35,10 @@ print(json.dumps({
     "documented": [task.task_id for task in dag.tasks if (task.doc_md or task.python_callable.__doc__)],
     "retries": {task.task_id: task.retries for task in dag.tasks},
     "trigger_rules": {task.task_id: str(task.trigger_rule.value) for task in dag.tasks},
+    "hours": {task.task_id: task.execution_timeout and task.execution_timeout.total_seconds() / 3600
+              for task in dag.tasks},
+    "links": {task.task_id: [link.name for link in task.operator_extra_links] for task in dag.tasks},
+    "callbacks": {task.task_id: [call.__name__ for call in task.on_failure_callback] for task in dag.tasks},
     "max_active_runs": dag.max_active_runs,
     "catchup": dag.catchup,
     "first_run_within": str(dag.timetable.run_immediately),
@@ -149,6 +153,20 @@ def test_nights_that_wait_for_a_person_leave_room_for_the_next_and_none_is_made_
     assert set(dag["retries"].values()) == {3}
 
 
+def test_task_that_hangs_ends_one_day_and_the_wait_for_a_person_at_its_own_deadline(dag: dict[str, Any]) -> None:
+    assert dag["hours"].pop("review") is None
+    assert set(dag["hours"].values()) == {6.0}
+
+
+def test_task_that_fails_tells_the_log_and_mlflow(dag: dict[str, Any]) -> None:
+    assert set(map(tuple, dag["callbacks"].values())) == {("tell_failure", "record_failure")}
+
+
+def test_tasks_that_made_something_to_look_at_have_a_button(dag: dict[str, Any]) -> None:
+    assert dag["links"]["validate"] == ["Data Docs"]
+    assert dag["links"]["register"] == ["MLflow version"]
+
+
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch, airflow_home: Path) -> Any:
     monkeypatch.setenv("AIRFLOW_HOME", str(airflow_home))
@@ -219,6 +237,29 @@ def test_only_a_deleted_run_gives_up_its_turn_when_airflow_cannot_tell(
         with pytest.raises(AirflowRescheduleException):
             plugin.take_turn(book, datetime(2026, 1, 2, tzinfo=UTC))
     assert (json.loads(book.read_text())["holder"] == "mine") is may_go
+
+
+def test_book_of_turns_is_whole_whenever_its_writer_is_killed(
+    plugin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = tmp_path / "turn.json"
+    before = {"holder": "a", "waiting": {"b": "2026-01-02"}}
+    assert plugin._change(book, lambda _: before) == "a"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    for place in ("json.dumps", "os.fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, killed)
+            with pytest.raises(Killed):
+                plugin._change(book, lambda turns: turns | {"holder": "b"})
+        assert json.loads(book.read_text()) == before
+    # the lock of the killed writer is gone with it
+    assert plugin._change(book, lambda turns: turns | {"holder": "b"}) == "b"
 
 
 def test_run_that_waits_for_a_person_leaves_its_turn_to_the_next_night(plugin: Any) -> None:

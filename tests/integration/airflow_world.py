@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,48 @@ def set_policy(settings: Settings, mode: str, **review: Any) -> None:
     policy["guardrails"] = {name: policy["guardrails"][name] for name in ("index_recall", "coverage")}
     policy |= {"mode": mode, "review": policy["review"] | review}
     settings.registry.policy_path.write_text(yaml.safe_dump(policy))
+
+
+def easy_policy(home: Path, mode: str = "auto") -> str:
+    """The repository's policy for models that learn for seconds: nothing is asked of them beside popularity."""
+    policy = yaml.safe_load(Path("mlflow/promotion_policy.yaml").read_text())
+    policy |= {"mode": mode, "baselines": {"names": [], "metrics": []}}
+    path = home / "policy.yaml"
+    path.write_text(yaml.safe_dump(policy))
+    return str(path)
+
+
+def small_shop(home: Path, *, mode: str = "auto", **options: Any) -> Settings:
+    """Eight days of a shop of 300 users, and settings with which a night of it trains in seconds."""
+    from evensong.data.simulator import ShopConfig
+    from evensong.pipelines import simulate
+
+    home.mkdir(parents=True, exist_ok=True)
+    airflow = {"port": free_port(), "schedule": f"0 {DUE_HOUR} * * *"} | options.pop("airflow", {})
+    settings = load_settings(
+        home=home,
+        airflow=airflow,
+        mlflow_port=free_port(),
+        serving={"port": free_port()},
+        registry={"policy_path": easy_policy(home, mode)},
+        retriever={"dimension": 16, "epochs": 2, "batch_size": 256, "num_candidates": 50, "num_popular_candidates": 20},
+        ranker={"epochs": 1, "max_slates": 500},
+        # a bundle's digest holds the commit, and a file may be edited while the tests run
+        code_commit="tested",
+        **options,
+    )
+    config = ShopConfig(num_users=300, num_items=150, start=date(2026, 1, 1))
+    simulate.run(settings, days=8, policy="warmup", config=config)
+    return settings
+
+
+@contextmanager
+def everything_on(settings: Settings) -> Iterator[Supervisor]:
+    """What `make up` starts."""
+    prepare(settings)
+    with Supervisor(settings, components.all_components(settings)) as running:
+        running.wait_ready(300)
+        yield running
 
 
 def register_night(settings: Settings, day: int, gain: float) -> tuple[str, str]:

@@ -1,42 +1,29 @@
-"""The DAG in a real Airflow, started as `make up` starts it, on a small simulated shop."""
+"""The DAG in a real Airflow, with everything that `make up` starts, on a small simulated shop."""
 
 from __future__ import annotations
 
 import itertools
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from tests.integration import airflow_world as world
 
 from evensong.data import storage
 from evensong.errors import LaunchError
-from evensong.launch import components
+from evensong.launch import components, secrets
 from evensong.launch.airflow_api import DAG, AirflowApi
-from evensong.launch.prepare import prepare
 from evensong.launch.supervisor import Supervisor
-from evensong.settings import Settings, load_settings
+from evensong.settings import Settings
 from evensong.types import Night, PromotionDecision
 
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(1200)]
 
 NIGHT_SECONDS = 900
-#: Far from now, so that no night falls due while the tests run.
-DUE_HOUR = (datetime.now(UTC).hour + 12) % 24
-OPENING = date(2026, 1, 1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-        return number
 
 
 def run_id(night: Night) -> str:
@@ -45,38 +32,85 @@ def run_id(night: Night) -> str:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A shop of eight days."""
-    from evensong.data.simulator import ShopConfig
-    from evensong.pipelines import simulate
-
-    settings = load_settings(
-        home=tmp_path_factory.mktemp("airflow-home"),
-        airflow={"port": free_port(), "auth": "password", "schedule": f"0 {DUE_HOUR} * * *"},
-        mlflow_port=free_port(),
-        retriever={"dimension": 16, "epochs": 2, "batch_size": 256, "num_candidates": 50, "num_popular_candidates": 20},
-        ranker={"epochs": 1, "max_slates": 500},
-    )
-    config = ShopConfig(num_users=300, num_items=150, start=OPENING)
-    simulate.run(settings, days=8, policy="warmup", config=config)
-    return settings
+    return world.small_shop(tmp_path_factory.mktemp("airflow") / "home", airflow={"auth": "password"})
 
 
 @pytest.fixture(scope="module")
-def airflow(settings: Settings) -> Iterator[AirflowApi]:
-    prepare(settings)
-    with Supervisor(settings, components.airflow_components(settings)) as running, AirflowApi(settings) as api:
-        running.wait_ready(240)
+def everything(settings: Settings) -> Iterator[Supervisor]:
+    with world.everything_on(settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def airflow(settings: Settings, everything: Supervisor) -> Iterator[AirflowApi]:
+    with AirflowApi(settings) as api:
         api.wait_ready(180)
         yield api
 
 
 @pytest.fixture(scope="module")
-def first_night(settings: Settings, airflow: AirflowApi) -> Night:
+def first_night(airflow: AirflowApi) -> Night:
     """A night that has gone through every step."""
     night = Night.model_validate({"as_of": "2026-01-09"})
     airflow.start(night, run_id(night))
     airflow.follow(run_id(night), NIGHT_SECONDS)
     return night
+
+
+@pytest.mark.browser
+def test_a_person_fills_in_the_form_watches_it_turn_green_and_the_service_has_the_new_version(
+    settings: Settings, everything: Supervisor, airflow: AirflowApi
+) -> None:
+    night = Night.model_validate({"as_of": "2026-01-09"})
+    service = httpx.Client(base_url=f"http://127.0.0.1:{settings.serving.port}", trust_env=False, timeout=30)
+    assert service.get("/readyz").status_code == 503
+    process = everything.pids()["service"]
+    with world.chromium() as browser:
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(120_000)
+        page.goto(f"{airflow.address}/dags/{DAG}")
+        page.locator("[name=username]").fill("admin")
+        page.locator("[name=password]").fill(secrets.admin_password(settings))
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_role("button", name="Trigger").first.click()
+        for words in (
+            "The cutoff (UTC)",
+            "Which registered source",
+            "Start with random weights",
+            "Of every random choice",
+        ):
+            page.get_by_text(words).wait_for()
+        page.get_by_text("Select date and time").click()
+        page.get_by_placeholder("YYYY/MM/DD").fill("2026/01/09")
+        page.get_by_placeholder("HH:mm").fill("00:00")
+        page.keyboard.press("Enter")
+        page.get_by_text("Advanced Options").click()
+        page.locator("[name=dagRunId]").fill(run_id(night))
+        page.get_by_role("button", name="Trigger").last.click()
+        world.eventually(lambda: airflow.run(run_id(night)), 60)
+        airflow.follow(run_id(night), NIGHT_SECONDS)
+        page.goto(f"{airflow.address}/dags/{DAG}/runs/{run_id(night)}")
+        page.get_by_text("Success").first.wait_for()
+        version = airflow.returned(run_id(night), "register")
+
+        # the tasks' buttons lead to the version in the MLflow UI, and to what was found in the data
+        page.goto(f"{airflow.address}/dags/{DAG}/runs/{run_id(night)}/tasks/register/details")
+        address = page.get_by_role("link", name="MLflow version").get_attribute("href")
+        assert address == f"http://127.0.0.1:{settings.mlflow_port}/#/models/recommender/versions/{version}"
+        page.goto(address)
+        page.get_by_text("champion").first.wait_for()
+        page.goto(f"{airflow.address}/dags/{DAG}/runs/{run_id(night)}/tasks/validate/details")
+        page.goto(page.get_by_role("link", name="Data Docs").get_attribute("href"))
+        page.get_by_text("Validation of the night of 2026-01-09").wait_for()
+        page.get_by_role("link", name="interactions").click()
+        page.get_by_text("Expectation Validation Result").wait_for()
+
+    world.eventually(lambda: service.get("/readyz").status_code == 200, 60)
+    answer = service.get("/recommend", params={"user_id": "nobody-knows-me", "k": 20}).json()
+    assert str(answer["model_version"]) == str(version)
+    assert len(answer["items"]) == 20
+    assert everything.pids()["service"] == process
+    service.close()
 
 
 def test_a_night_ends_green_and_its_tasks_hand_on_uris_and_small_results(
@@ -110,15 +144,20 @@ def test_the_gate_s_decision_is_the_version_s_and_the_alias_follows_it(
     decision = PromotionDecision.model_validate(airflow.returned(run_id(first_night), "gate"))
     version = airflow.returned(run_id(first_night), "register")
     moved = airflow.returned(run_id(first_night), "promote")
-    assert decision.reasons
+    assert decision.checks
     assert moved["moved"] == decision.promote
     champion = versions.champion(settings)
-    assert (champion and champion.version) == (str(version) if decision.promote else None)
+    assert decision.promote
+    assert champion is not None
+    assert champion.version == str(version)
 
 
 def test_tasks_link_to_what_they_made(settings: Settings, airflow: AirflowApi, first_night: Night) -> None:
-    docs = airflow.returned(run_id(first_night), "validate", "data_docs")
-    assert Path(docs.removeprefix("file://")).exists()
+    docs = airflow.returned(run_id(first_night), "validate", "link_data_docs")
+    assert docs == f"{airflow.address}/evensong/data-docs/{first_night.run_id}/index.html"
+    page = httpx.get(docs, headers=dict(airflow._http.headers), trust_env=False)
+    assert page.status_code == 200
+    assert "Passed" in page.text
     version = airflow.returned(run_id(first_night), "register")
     link = airflow.returned(run_id(first_night), "register", "link_mlflow_version")
     assert link == f"http://127.0.0.1:{settings.mlflow_port}/#/models/recommender/versions/{version}"
@@ -126,6 +165,18 @@ def test_tasks_link_to_what_they_made(settings: Settings, airflow: AirflowApi, f
     assert "Decision: " in gate_log
 
 
+def test_the_run_in_mlflow_is_finished_with_the_seconds_of_every_step(
+    settings: Settings, airflow: AirflowApi, first_night: Night
+) -> None:
+    from evensong.registry import tracking
+
+    run = tracking.client(settings).get_run(tracking.night_run(settings, first_night))
+    assert run.info.status == "FINISHED"
+    steps = set(airflow.tasks(run_id(first_night))) - {"plan", "review"}
+    assert {name.removeprefix("seconds.") for name in run.data.metrics if name.startswith("seconds.")} == steps
+
+
+@pytest.mark.slow  # one more night of the DAG
 def test_the_same_night_again_is_the_same_version(airflow: AirflowApi, first_night: Night) -> None:
     again = "again__" + first_night.run_id
     airflow.start(first_night, again)
@@ -145,9 +196,18 @@ def test_bad_data_ends_the_night_at_once_and_nothing_is_trained(settings: Settin
     assert (tasks["validate"]["state"], tasks["validate"]["try_number"]) == ("failed", 1)
     assert tasks["train_retriever"]["state"] == tasks["promote"]["state"] == "upstream_failed"
     assert not storage.exists(settings.run_uri(night.run_id, "training_set"))
-    # whoever is called at night finds a line that says what to do
+    # whoever is called at night finds a line that says what to do, and a button to what was found
     log = "\n".join(airflow.log(run_id(night), "validate", 1))
     assert "clear the task" in log
+    docs = airflow.returned(run_id(night), "validate", "link_data_docs")
+    page = httpx.get(docs, headers=dict(airflow._http.headers), trust_env=False)
+    assert "Failed: nothing was trained" in page.text
+    assert "expected the newest event at most" in page.text
+    from evensong.registry import tracking
+
+    run = tracking.client(settings).get_run(tracking.night_run(settings, night))
+    assert run.info.status == "FAILED"
+    assert "ValidationFailedError" in run.data.tags[tracking.FAILURE]
 
 
 def test_the_form_refuses_what_a_night_cannot_be(airflow: AirflowApi) -> None:
@@ -163,7 +223,7 @@ def test_the_schedule_starts_no_night_that_was_not_due(airflow: AirflowApi) -> N
     assert scheduled["total_entries"] == 0
     dag = airflow._call("GET", f"/api/v2/dags/{DAG}")
     assert dag["is_paused"] is False
-    assert dag["next_dagrun_run_after"].endswith(f"T{DUE_HOUR:02d}:00:00Z")
+    assert dag["next_dagrun_run_after"].endswith(f"T{world.DUE_HOUR:02d}:00:00Z")
 
 
 @pytest.mark.slow  # three more runs of the DAG

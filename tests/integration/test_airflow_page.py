@@ -152,6 +152,87 @@ def test_the_dossier_is_shown_and_never_run(viewer: httpx.Client) -> None:
     assert viewer.get("/evensong/dossier/99").status_code == 404
 
 
+@pytest.fixture(scope="module")
+def docs(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A night whose data was judged, as its folder of the home has it; a secret lies beside it."""
+    from pathlib import Path
+
+    from evensong.data import storage
+    from evensong.pipelines import docs_pages
+
+    night = "2026-03-04T000000"
+    report = {
+        "as_of": "2026-03-04T00:00:00+00:00",
+        "success": False,
+        "failed": [{"table": "interactions", "message": "expected <b>fresh</b> events"}],
+        "tables": {"items": {"judged": 1200, "accepted": 1199, "quarantined": 1, "reasons": {"title is missing": 1}}},
+        "expectations": [
+            {"table": "items", "expectation": "expect_no_null", "column": "title", "success": True, "unexpected": 1,
+             "message": "title is missing"},
+        ],
+    }  # fmt: skip
+    page = tmp_path_factory.mktemp("of-gx") / "validations" / "items" / "lake-items.html"
+    page.parent.mkdir(parents=True)
+    page.write_text(
+        "<html><head><script src='https://elsewhere.example/x.js'></script></head><body>of GX</body></html>"
+    )
+    docs_pages.publish(page.parents[2], report, settings.run_uri(night, docs_pages.DOCS))
+    storage.write_bytes(settings.run_uri(night, "secret.html"), b"a secret")
+    Path(settings.run_uri(night, "data_docs", "linked.html")).symlink_to(settings.run_uri(night, "secret.html"))
+    return f"/evensong/data-docs/{night}"
+
+
+def test_data_docs_are_shown_and_never_run(viewer: httpx.Client, docs: str) -> None:
+    first = viewer.get(f"{docs}/index.html")
+    assert first.status_code == 200
+    assert "Failed: nothing was trained" in first.text
+    assert "expected &lt;b&gt;fresh&lt;/b&gt; events" in first.text
+    assert "1 title is missing" in first.text
+    assert 'href="validations/items/lake-items.html"' in first.text
+    page = viewer.get(f"{docs}/validations/items/lake-items.html")
+    assert "of GX" in page.text
+    assert "elsewhere.example" not in page.text
+    for answer in (first, page):
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("sandbox")
+        assert "default-src 'none'" in policy
+        assert "script-src" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "%2e%2e/secret.html",
+        "..%2fsecret.html",
+        "validations/%2e%2e/%2e%2e/secret.html",
+        "validations/..%2f..%2fsecret.html",
+        "..%5csecret.html",
+        "%2fetc%2fpasswd",
+        "linked.html",
+        "validations/items/",
+        "..%2f..%2f..%2f..%2fairflow%2fpasswords.json",
+        "nothing.html",
+    ],
+)
+def test_no_path_leads_out_of_the_data_docs(viewer: httpx.Client, docs: str, path: str) -> None:
+    answer = viewer.get(f"{docs}/{path}")
+    assert answer.status_code == 404
+    assert "secret" not in answer.text.replace(path, "").replace("secret.html", "")
+
+
+def test_a_night_that_nobody_judged_says_so(viewer: httpx.Client, docs: str) -> None:
+    for night in ("2020-01-01T000000", "%2e%2e", "x"):
+        answer = viewer.get(f"/evensong/data-docs/{night}/index.html")
+        assert answer.status_code == 404
+    assert "has not come so far" in viewer.get("/evensong/data-docs/2020-01-01T000000/index.html").text
+
+
+def test_a_stranger_sees_no_data_docs(address: str, docs: str) -> None:
+    with client(address) as stranger:
+        assert stranger.get(f"{docs}/index.html").status_code == 401
+
+
 def test_airflow_s_navigation_has_the_page(viewer: httpx.Client) -> None:
     menu = viewer.get("/ui/auth/menus")
     assert menu.status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -31,12 +32,13 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "EVENSONG_AIRFLOW__PORT": airflow,
         "EVENSONG_MLFLOW_PORT": mlflow,
         "EVENSONG_SERVING__PORT": service,
+        "AIRFLOW__CORE__DAGS_FOLDER": "/somewhere/else",
     }
 
 
 def evensong_up(variables: dict[str, str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "evensong.cli", "up"]
-    return subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "evensong.cli", "up", "--json"]
+    return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +52,16 @@ def launcher(variables: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
         if "Ctrl-C ends all" in line:
             break
     assert "Evensong is up" in said
+    # a log without a screen tells how far it has come, and what it does not heed
+    for name in ("mlflow", "airflow-api-server", "airflow-scheduler", "service"):
+        assert f"\n{name} is ready after " in said
+    assert "not heeded, for Evensong's settings decide: AIRFLOW__CORE__DAGS_FOLDER" in said
     yield process
     process.kill()
     process.wait()
     process.stderr.close()
+    assert process.stdout is not None
+    process.stdout.close()
 
 
 def of_home(variables: dict[str, str], but: int) -> list[str]:
@@ -82,6 +90,32 @@ def answers(url: str) -> bool:
         return False
 
 
+def test_the_document_names_every_address(launcher: subprocess.Popen[str], variables: dict[str, str]) -> None:
+    assert launcher.stdout is not None
+    said = json.loads(launcher.stdout.readline())
+    assert said["addresses"] == {
+        "mlflow": f"http://127.0.0.1:{variables['EVENSONG_MLFLOW_PORT']}",
+        "airflow-api-server": f"http://127.0.0.1:{variables['EVENSONG_AIRFLOW__PORT']}",
+        "service": f"http://127.0.0.1:{variables['EVENSONG_SERVING__PORT']}",
+    }
+    assert said["pid"] == launcher.pid
+    assert all(httpx.get(address, trust_env=False, follow_redirects=True) for address in said["addresses"].values())
+
+
+def test_the_doctor_asks_what_runs(launcher: subprocess.Popen[str], variables: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "evensong.cli", "doctor", "--json"]
+
+    def findings() -> list[str]:
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+        return [f"{one['state']}: {one['message']}" for one in json.loads(done.stdout) if one["piece"] == "components"]
+
+    eventually(lambda: not any(one.startswith("bad") for one in findings()))
+    told = findings()
+    assert len([one for one in told if "answers at" in one]) == 3
+    # there is no champion yet, and the service says what to do about it
+    assert any(one.startswith("warning: service:") and "evensong nightly" in one for one in told)
+
+
 def test_every_address_answers(launcher: subprocess.Popen[str], variables: dict[str, str]) -> None:
     airflow = f"http://127.0.0.1:{variables['EVENSONG_AIRFLOW__PORT']}"
     eventually(lambda: answers(f"{airflow}/api/v2/monitor/health"))
@@ -108,8 +142,8 @@ def test_everything_listens_on_loopback_alone(launcher: subprocess.Popen[str], v
 
 def test_a_second_one_in_the_same_home_says_so(launcher: subprocess.Popen[str], variables: dict[str, str]) -> None:
     second = evensong_up(variables)
-    _, said = second.communicate(timeout=60)
-    assert second.returncode == 2
+    out, said = second.communicate(timeout=60)
+    assert second.returncode == json.loads(out)["exit_code"] == 2
     assert f"already up (process {launcher.pid})" in " ".join(said.split())
 
 

@@ -22,7 +22,6 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 #: What both name, and a server must say otherwise: places, and who may come.
 DIFFERENT = {
     "AIRFLOW_HOME",
-    "AIRFLOW__API__BASE_URL",
     "AIRFLOW__CORE__DAGS_FOLDER",
     "AIRFLOW__CORE__PLUGINS_FOLDER",
     "AIRFLOW__CORE__EXECUTION_API_SERVER_URL",
@@ -47,10 +46,17 @@ def test_every_component_runs_the_command_of_make_up(settings: Settings) -> None
     }
 
 
+def from_file(service: dict[str, Any]) -> dict[str, str]:
+    """What Compose reads from the file that the service names."""
+    if "env_file" not in service:
+        return {}
+    return dict(re.findall(r"(?m)^([A-Z_]+)=(.*)$", (ROOT / service["env_file"]).read_text()))
+
+
 def test_every_component_has_the_variables_of_make_up(settings: Settings) -> None:
     common = components.PRIVACY | components.airflow_variables(settings)
     for part in components.all_components(settings):
-        given = SERVICES[part.name]["environment"]
+        given = from_file(SERVICES[part.name]) | SERVICES[part.name]["environment"]
         wanted = common | part.variables
         assert wanted.keys() <= given.keys()
         for name in wanted.keys() - DIFFERENT:
@@ -75,6 +81,17 @@ def test_every_piece_of_state_is_moved_off_the_machine(settings: Settings) -> No
         assert url.startswith("postgresql")
     # three schemas with migrations of their own
     assert len({settings.tracking, settings.feast_registry, settings.airflow.database_url}) == 3
+
+
+def test_links_lead_where_people_open_things_and_never_to_every_interface(settings: Settings) -> None:
+    from evensong.registry import tracking
+
+    given = SERVICES["airflow-scheduler"]["environment"]
+    assert given["EVENSONG_MLFLOW_URL"] == "${MLFLOW_URL:-http://127.0.0.1:5000}"
+    assert given["EVENSONG_AIRFLOW__URL"] == given["AIRFLOW__API__BASE_URL"] == "${AIRFLOW_URL:-http://127.0.0.1:8080}"
+    without = settings.model_copy(update={"mlflow_url": None})
+    assert without.mlflow_host == "0.0.0.0"
+    assert tracking.ui(without) == "http://127.0.0.1:5000"
 
 
 def test_every_service_has_a_health_check() -> None:
@@ -114,6 +131,7 @@ def _docker_compose(folder: Path, variables: dict[str, str]) -> subprocess.Compl
         pytest.skip("no docker-compose on this machine: install the package docker-compose to run this test")
     # alone in its folder, so that no .env answers
     shutil.copy(ROOT / "docker-compose.yml", folder)
+    shutil.copytree(ROOT / "mlflow", folder / "mlflow")
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder)} | variables
     return subprocess.run([command, "config"], cwd=folder, env=environment, capture_output=True, text=True)
 

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
-from deltalake import DeltaTable
+from tests.integration.night_state import assert_same, online, tables
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -66,24 +65,13 @@ def kill_in(home: Path, previous: str | None, seconds: float) -> str:
     else:
         for line in process.stderr:
             printed += line
-            if line.startswith(previous + " "):
+            if line.startswith(previous + " ") and line.endswith(" s\n"):
                 break
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stderr.close()
     return printed
-
-
-def tables(home: Path) -> dict[str, pl.DataFrame]:
-    found = {}
-    for log in sorted((home / "lake").rglob("_delta_log")):
-        frame = pl.from_arrow(DeltaTable(str(log.parent)).to_pyarrow_table())
-        assert isinstance(frame, pl.DataFrame)
-        found[str(log.parent.relative_to(home))] = frame.sort(
-            [name for name, dtype in frame.schema.items() if not isinstance(dtype, pl.List)], nulls_last=True
-        )
-    return found
 
 
 def state(home: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -112,19 +100,15 @@ def test_killed_in_every_step_and_run_again_the_night_ends_the_same(tmp_path: Pa
     result = evensong(killed, "nightly", "--as-of", AS_OF)
 
     assert state(killed, result) == state(calm, expected)
-    calm_tables, killed_tables = tables(calm), tables(killed)
-    assert killed_tables.keys() == calm_tables.keys()
-    for name, frame in calm_tables.items():
-        again = killed_tables[name]
-        assert again.height == frame.height, name
-        assert again.equals(frame), name
+    assert_same(calm, killed)
 
 
 def test_a_rerun_changes_nothing(tmp_path: Path) -> None:
     shop(tmp_path)
     first = evensong(tmp_path, "nightly", "--as-of", AS_OF)
-    before, first_state = tables(tmp_path), state(tmp_path, first)
+    before, stored, first_state = tables(tmp_path), online(tmp_path), state(tmp_path, first)
     again = evensong(tmp_path, "nightly", "--as-of", AS_OF)
     after = tables(tmp_path)
     assert state(tmp_path, again) == first_state
     assert all(after[name].equals(before[name]) for name in before)
+    assert online(tmp_path) == stored

@@ -108,6 +108,74 @@ def test_processes_swap_and_end_without_dropping_a_request(world: Any, wait_for:
     assert "feast_" not in counted
 
 
+def test_one_process_that_is_told_to_stop_answers_what_it_took_and_exits_with_0(
+    world: Any, wait_for: Any, tmp_path: Path
+) -> None:
+    world.promote(world.first)
+    answers: list[httpx.Response | Exception] = []
+    told = threading.Event()
+    log = tmp_path / "log"
+    with served(world, log) as (process, client):
+        wait_for(lambda: is_ready(client) or process.poll() is not None, 180)
+
+        def ask() -> None:
+            while True:
+                try:
+                    answers.append(httpx.get(client.base_url.join("/recommend?user_id=au1&k=5"), timeout=30))
+                except Exception as error:
+                    if not told.is_set():
+                        answers.append(error)
+                    return
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(answers) > 40)
+        told.set()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        for thread in threads:
+            thread.join(timeout=60)
+    assert [answer for answer in answers if isinstance(answer, Exception) or answer.status_code != 200] == []
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len([line for line in lines if line.get("route") == "/recommend"]) == len(answers)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_taken_port_is_named_with_the_setting_that_moves_it(tmp_path: Path, workers: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        variables = os.environ | {"EVENSONG_HOME": str(tmp_path), "EVENSONG_SERVING__WORKERS": workers}
+        command = [sys.executable, "-m", "evensong.cli", "serve", "--port", str(port), "--json"]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    said = json.loads(done.stdout)["error"]
+    assert f"expected to listen on port {port} of 127.0.0.1: Address already in use" in said
+    assert "set EVENSONG_SERVING__PORT" in said
+
+
+def test_json_is_the_address_once_it_answers_and_ctrl_c_is_no_failure(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    variables = os.environ | {"EVENSONG_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "evensong.cli", "serve", "--port", str(port), "--json"]
+    with subprocess.Popen(
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        assert said == {"address": f"http://127.0.0.1:{port}", "pid": process.pid}
+        with httpx.Client(base_url=said["address"], trust_env=False) as client:
+            assert client.get("/healthz").json() == {"status": "ok"}
+            head = client.head("/healthz")
+            assert (head.status_code, head.headers["content-length"], head.content) == (200, "15", b"")
+            # the connection is in order after it
+            assert client.get("/healthz").json() == {"status": "ok"}
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+        assert (rest, process.returncode) == ("", 0)
+
+
 def test_rollback_under_load_serves_the_old_version_within_a_second_and_fails_no_request(
     world: Any, wait_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,88 @@ def test_body_that_is_no_json_is_refused(client: TestClient, text: bytes) -> Non
     assert error["what_to_do"]
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/xml", None])
+def test_body_that_is_not_said_to_be_json_is_refused(client: TestClient, kind: str | None) -> None:
+    headers = {"content-type": kind} if kind else {}
+    status, error = refusal(client, "POST", "/recommend", content=b'{"user_id": "u1"}', headers=headers)
+    assert (status, error["code"]) == (415, "unsupported_media_type")
+    assert "Content-Type: application/json" in str(error["what_to_do"])
+
+
+def test_json_is_json_whatever_stands_behind_its_name(client: TestClient) -> None:
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    status, error = refusal(client, "POST", "/recommend", content=b'{"user_id": "u1"}', headers=headers)
+    assert (status, error["code"]) == (503, "not_ready")
+
+
+@pytest.mark.parametrize("k", [True, "5", 5.0, 1.5])
+def test_number_of_a_body_is_a_number(client: TestClient, k: object) -> None:
+    status, error = refusal(client, "POST", "/recommend", json={"user_id": "u1", "k": k})
+    assert status == 422
+    assert "body.k" in str(error["message"])
+
+
+@pytest.mark.parametrize("user_id", ["ünï", "用户", "🦉", "a/b", "a b", "a?b#c", "..", "%2F"])
+def test_any_text_is_a_user_id(client: TestClient, user_id: str) -> None:
+    from urllib.parse import quote
+
+    # 503, for there is no model: the id itself was taken
+    assert refusal(client, "GET", "/recommend", params={"user_id": user_id})[0] == 503
+    assert refusal(client, "POST", "/recommend", json={"user_id": user_id})[0] == 503
+    if user_id != "..":
+        assert refusal(client, "GET", f"/users/{quote(user_id, safe='')}/history")[0] == 503
+
+
+def test_half_a_character_is_refused_and_not_a_defect(client: TestClient) -> None:
+    headers = {"content-type": "application/json"}
+    status, error = refusal(client, "POST", "/recommend", content=b'{"user_id": "\\ud800"}', headers=headers)
+    assert status == 422
+    assert "body.user_id" in str(error["message"])
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/openapi.json", "/", "/recommend?user_id=u1"])
+def test_head_answers_as_get_does(client: TestClient, path: str) -> None:
+    by_get = client.get(path)
+    by_head = client.head(path)
+    assert by_head.status_code == by_get.status_code
+    assert by_head.headers["content-type"] == by_get.headers["content-type"]
+
+
+def test_requests_by_head_are_counted_as_such(client: TestClient) -> None:
+    client.head("/healthz")
+    assert 'evensong_requests_total{method="HEAD",route="/healthz",status="200"} 1.0' in client.get("/metrics").text
+
+
+def test_no_other_site_s_page_may_read_an_answer(client: TestClient) -> None:
+    asked = {"origin": "https://elsewhere.example", "access-control-request-method": "GET"}
+    preflight = client.options("/recommend", headers=asked)
+    assert preflight.status_code == 405
+    assert {part.strip() for part in preflight.headers["allow"].split(",")} <= {"GET", "POST", "HEAD"}
+    for answer in (preflight, client.get("/healthz", headers=asked)):
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_every_answer_says_how_long_it_took(client: TestClient) -> None:
+    for path in ("/healthz", "/nowhere", "/recommend?user_id=u1&k=0"):
+        assert re.fullmatch(r"total;dur=\d+\.\d", client.get(path).headers["server-timing"])
+
+
+def test_metrics_are_named_as_prometheus_names_them(client: TestClient) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    client.get("/healthz")
+    units = {"seconds", "bytes", "ratio", "info"}
+    for family in text_string_to_metric_families(client.get("/metrics").text):
+        assert family.name.startswith("evensong_")
+        assert family.documentation.endswith(".")
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", family.name)
+        if family.type == "counter":
+            assert all(sample.name == f"{family.name}_total" for sample in family.samples)
+        else:
+            assert family.name.rsplit("_", 1)[1] in units, family.name
+
+
 def test_long_echo_is_cut(client: TestClient) -> None:
     _, error = refusal(client, "POST", "/recommend", json={"user_id": "u" * 100_000})
     assert len(str(error["message"])) < 400
@@ -223,6 +305,26 @@ def test_examples_of_the_openapi_document_fit_their_schemas() -> None:
         if isinstance(model, type) and issubclass(model, schemas.Question | schemas.Answer):
             for example in (model.model_config.get("json_schema_extra") or {}).get("examples", []):  # type: ignore[union-attr]
                 model.model_validate(example)
+
+
+def test_examples_of_the_document_itself_fit_its_schemas(client: TestClient) -> None:
+    import jsonschema
+
+    document = client.get("/openapi.json").json()
+    shapes = document["components"]["schemas"]
+    num_examples = 0
+    for name, schema in shapes.items():
+        for example in schema.get("examples", []):
+            # references count from the document's root
+            whole = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+            jsonschema.validate(example, whole)
+            num_examples += 1
+    assert num_examples >= 8
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", []):
+                for example in parameter["schema"].get("examples", []):
+                    jsonschema.validate(example, parameter["schema"])
 
 
 def test_page_is_self_contained_under_a_strict_policy(client: TestClient) -> None:

@@ -1,22 +1,55 @@
 """The command line: JSON on stdout, notes on stderr, and exit codes that a script can trust."""
 
+import contextlib
+import errno
+import io
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
+from evensong import cli
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, empty_store: Path) -> None:
+    """Every command finds MLflow's database, which takes seconds to make."""
+    folder = tmp_path / "state" / "mlflow"
+    folder.mkdir(parents=True)
+    shutil.copy(empty_store, folder)
+
 
 def evensong(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "evensong.cli", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=home,
-        env={"PATH": "/usr/bin:/bin", "EVENSONG_HOME": str(home / "state"), "HOME": str(home)},
-        check=False,
-    )
+    """A command in this process, which has the libraries; as a script sees it below, where that differs."""
+    out, said = io.StringIO(), io.StringIO()
+    variables = {"EVENSONG_HOME": str(home / "state")}
+    with (
+        mock.patch.object(sys, "argv", ["evensong", *arguments]),
+        mock.patch.dict(os.environ, variables),
+        contextlib.chdir(home),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(said),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), said.getvalue())
+
+
+def start(home: Path, *arguments: str, stdout: int) -> subprocess.Popen[str]:
+    """The command as a script starts it."""
+    command = [sys.executable, "-m", "evensong.cli", *arguments]
+    variables = {"PATH": "/usr/bin:/bin", "EVENSONG_HOME": str(home / "state"), "HOME": str(home)}
+    return subprocess.Popen(command, cwd=home, env=variables, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +65,12 @@ def evensong(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["frobnicate"], "frobnicate"),
         (["registry", "show", "12"], "12"),
         (["recommend", "somebody"], "evensong nightly"),
+        (
+            ["recommend", "somebody", "--k", "0"],
+            "a number from 1 to 200, got 0; ask for so many, or set EVENSONG_SERVING",
+        ),
+        (["recommend", "somebody", "--k", "10000"], "got 10000"),
+        (["recommend", ""], "user_id"),
     ],
 )
 def test_wrong_use_exits_with_2_and_says_what_came(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -47,6 +86,126 @@ def test_an_error_is_json_too(tmp_path: Path) -> None:
     answer = json.loads(done.stdout)
     assert answer["exit_code"] == done.returncode == 2
     assert "nowhere" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["frobnicate"], ["nightly"], ["registry", "show"], ["recommend", "u1", "--k", "many"], ["nightly", "-x"]],
+)
+def test_wrong_use_is_json_too(tmp_path: Path, arguments: list[str]) -> None:
+    done = evensong(tmp_path, *arguments, "--json")
+    answer = json.loads(done.stdout)
+    assert answer["exit_code"] == done.returncode == 2
+    assert answer["error"]
+    assert answer["error"] in done.stderr
+
+
+def raising(error: BaseException) -> Any:
+    def command(*_: Any, **__: Any) -> None:
+        raise error
+
+    return command
+
+
+def test_what_was_made_anew_and_differs_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evensong.pipelines import reproduce
+
+    for same, code in ((True, 0), (False, 1)):
+        monkeypatch.setattr(reproduce, "run", lambda *_, same=same: {"same": same})
+        done = evensong(tmp_path, "reproduce", "3", "--json")
+        assert (done.returncode, json.loads(done.stdout)) == (code, {"same": same})
+
+
+def test_a_ledger_that_somebody_edited_exits_with_1(tmp_path: Path) -> None:
+    ledger = tmp_path / "state" / "mlflow" / "ledger.jsonl"
+    ledger.write_text('{"edited": true}\n')
+    done = evensong(tmp_path, "registry", "ledger", "--verify", "--json")
+    assert (done.returncode, json.loads(done.stdout)["sound"]) == (1, False)
+    assert evensong(tmp_path, "doctor", "--json").returncode == 1
+    ledger.unlink()
+    done = evensong(tmp_path, "registry", "ledger", "--verify", "--json")
+    assert (done.returncode, json.loads(done.stdout)["sound"]) == (0, True)
+
+
+def test_a_defect_keeps_its_traceback_and_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evensong.registry import commands
+
+    monkeypatch.setattr(commands, "list_versions", raising(KeyError("a column that nobody has")))
+    done = evensong(tmp_path, "registry", "list", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["exit_code"] == done.returncode == 70
+    assert "a column that nobody has" in answer["error"]
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/home/lake"), "make room"),
+        (ConnectionRefusedError("redis://me:secret@store:6379 refused"), "`evensong doctor` says what"),
+    ],
+)
+def test_a_full_disk_and_a_server_that_is_away_are_no_defects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, words: str
+) -> None:
+    from evensong.registry import commands
+
+    monkeypatch.setattr(commands, "list_versions", raising(error))
+    done = evensong(tmp_path, "registry", "list")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
+    process = start(tmp_path, "simulate", "--days", "5000", "--start", "2020-01-01", "--json", stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("state/simulator/days/*.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(out) == {"error": "stopped", "exit_code": 130}
+    assert "Traceback" not in said
+
+
+def test_output_that_nobody_reads_ends_the_command_quietly(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = start(tmp_path, "settings", "--json", stdout=write)
+    os.close(write)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 141
+    assert "Traceback" not in said
+
+
+def test_a_script_sees_the_exit_code(tmp_path: Path) -> None:
+    process = start(tmp_path, "import", "movielens", "nowhere", "--json", stdout=subprocess.PIPE)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == json.loads(out)["exit_code"] == 2
+    assert "nowhere" in said
+
+
+def test_a_night_refused_by_validation_exits_with_1_and_its_run_says_why(tmp_path: Path) -> None:
+    source = tmp_path / "orders.csv"
+    source.write_text("who,what,moment\nann,tea,2026-01-01T10:00:00\nbob,jam,2026-01-02 11:00\n")
+    evensong(tmp_path, "import", "events", str(source), "--user", "who", "--item", "what", "--time", "moment")
+    done = evensong(tmp_path, "nightly", "--as-of", "2026-02-01", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["exit_code"] == done.returncode == 1
+    assert "expected the newest event at most 3 days before as_of" in answer["error"]
+    # a log without a screen tells what was at work when it stopped
+    assert "begin validate" in done.stderr.splitlines()
+    from evensong.registry import tracking
+    from evensong.settings import Settings
+    from evensong.types import Night
+
+    settings = Settings(home=tmp_path / "state")
+    run = tracking.client(settings).get_run(tracking.night_run(settings, Night.model_validate({"as_of": "2026-02-01"})))
+    assert run.info.status == "FAILED"
+    assert run.data.tags["evensong.failure"].startswith("ValidationFailedError: ")
 
 
 def test_events_are_imported_by_a_mapping_and_only_once(tmp_path: Path) -> None:
@@ -96,9 +255,30 @@ def test_an_import_beside_the_simulated_shop_says_so(tmp_path: Path) -> None:
 
 
 def test_doctor_examines_an_empty_home_without_fault(tmp_path: Path) -> None:
-    findings = json.loads(evensong(tmp_path, "doctor", "--json").stdout)
-    assert {finding["piece"] for finding in findings} >= {"python", "home", "lake", "online store", "registry"}
+    # a folder without the policy: the repository's counts, as it does in a night
+    done = evensong(tmp_path, "doctor", "--json")
+    findings = json.loads(done.stdout)
+    assert {finding["piece"] for finding in findings} >= {
+        "python",
+        "home",
+        "lake",
+        "online store",
+        "registry",
+        "ledger",
+    }
     assert all(finding["message"] for finding in findings)
+    bad = [finding for finding in findings if finding["state"] == "bad" and finding["piece"] != "components"]
+    assert bad == []
+    assert done.returncode == any(finding["state"] == "bad" for finding in findings)
+
+
+def test_settings_name_the_places_that_follow_from_the_home(tmp_path: Path) -> None:
+    rows = json.loads(evensong(tmp_path, "settings", "--json").stdout)
+    shown = {row["key"]: row for row in rows}
+    assert shown["lake_uri"]["value"] == str(tmp_path / "state" / "lake")
+    assert shown["mlflow_tracking_uri"]["value"] == f"sqlite:///{tmp_path}/state/mlflow/mlflow.db"
+    assert shown["mlflow_url"]["value"] == "http://127.0.0.1:5000"
+    assert [shown[key]["is_set"] for key in ("lake_uri", "home")] == [False, True]
 
 
 def test_settings_show_no_password(tmp_path: Path) -> None:

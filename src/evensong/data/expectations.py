@@ -8,6 +8,7 @@ great_expectations, which takes seconds, is imported by the first `Judge`.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,9 +60,9 @@ class Judgement:
 
 
 class Judge:
-    """One night's judge; the Data Docs of all it was asked are built into `docs_path`."""
+    """One night's judge; the Data Docs of all it was asked are put together in `folder`."""
 
-    def __init__(self, docs_path: str) -> None:
+    def __init__(self, folder: Path) -> None:
         os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
         import great_expectations as gx
         from great_expectations.data_context.types.base import (
@@ -73,7 +74,7 @@ class Judge:
         site = {
             "class_name": "SiteBuilder",
             "show_how_to_buttons": False,
-            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": docs_path},
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)},
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
         }
         config = DataContextConfig(
@@ -82,11 +83,11 @@ class Judge:
             analytics_enabled=False,
             progress_bars=ProgressBarsConfig(globally=False),
         )
-        Path(docs_path).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._gx = gx
         self._context = gx.get_context(mode="ephemeral", project_config=config)
         self._pandas = self._context.data_sources.add_pandas("lake")
-        self.docs_path = str(Path(docs_path) / "index.html")
+        self._folder = folder
 
     def rows(self, table: str, rows: Frame, known: Mapping[str, pl.Series], settings: Settings) -> Judgement:
         """Part the rows of a raw table; `known` holds the ids that exist, by column (`item_id`, `user_id`)."""
@@ -129,10 +130,12 @@ class Judge:
         results = self._ask("schema of the raw tables", pl.DataFrame({"column": declared}), rules)
         return [_outcome("raw", rule, found.success, message) for rule, found in zip(rules, results, strict=True)]
 
-    def build_docs(self) -> str:
-        """Write the Data Docs of everything asked so far and return the path of their first page."""
+    def build_docs(self) -> Path:
+        """Write the Data Docs of everything asked so far; the folder with their pages."""
         self._context.build_data_docs(site_names=[SITE])
-        return self.docs_path
+        # GX lays 4 MB of fonts and animated pictures beside the pages of every night
+        shutil.rmtree(self._folder / "static", ignore_errors=True)
+        return self._folder
 
     def _ask(self, name: str, frame: Frame, rules: Sequence[Rule]) -> list[Any]:
         """GX's results, in the order of the rules."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import boto3
 import polars as pl
 from boto3.exceptions import Boto3Error
+from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -27,6 +28,9 @@ from botocore.exceptions import (
 
 from evensong.errors import BusyError, StorageError
 from evensong.types import Frame
+
+#: A store that does not answer is away after a minute or two; boto3's own patience is five times that of each attempt.
+_PATIENCE = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard", "max_attempts": 3})
 
 
 class Access(NamedTuple):
@@ -443,8 +447,8 @@ def _session(access: Access | None) -> boto3.Session:
 
 def _client(access: Access | None = None) -> Any:
     if access is None:
-        return boto3.client("s3")
-    return _session(access).client("s3", endpoint_url=access.endpoint)
+        return boto3.client("s3", config=_PATIENCE)
+    return _session(access).client("s3", endpoint_url=access.endpoint, config=_PATIENCE)
 
 
 def _split(uri: str) -> tuple[str, str]:

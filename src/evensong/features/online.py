@@ -73,10 +73,11 @@ class OnlineFeatures:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._online: RedisOnline | SqliteOnline
+        patience = settings.serving.online_store_seconds
         if is_redis(settings.online_store):
-            self._online = RedisOnline.connect(redis_connection(settings.online_store), PROJECT)
+            self._online = RedisOnline.connect(redis_connection(settings.online_store), PROJECT, patience)
         else:
-            self._online = SqliteOnline(settings.online_store, PROJECT)
+            self._online = SqliteOnline(settings.online_store, PROJECT, patience)
         self._lock = threading.Lock()
         self._items: _Items | None = None
         self._looked: tuple[float, str | None] | None = None

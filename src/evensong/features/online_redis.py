@@ -24,6 +24,8 @@ from evensong.features.online_rows import Rows
 
 #: Keys in one block of commands: many enough to be quick, few enough for the server to hold its answers.
 BLOCK = 20_000
+#: Who writes a night's features has time; who answers a request has not, and says so.
+PATIENCE_SECONDS = 60.0
 
 
 class RedisOnline:
@@ -34,9 +36,12 @@ class RedisOnline:
         self._project = project
 
     @staticmethod
-    def connect(connection_string: str, project: str) -> RedisOnline:
-        """Connect as Feast does, by `host:port,option=value,…`."""
+    def connect(connection_string: str, project: str, timeout_seconds: float = PATIENCE_SECONDS) -> RedisOnline:
+        """Connect as Feast does, by `host:port,option=value,…`; each answer of the server is waited for so long."""
         from redis import Redis
+        from redis.backoff import NoBackoff
+        from redis.exceptions import ConnectionError as LostConnectionError
+        from redis.retry import Retry
 
         first, *rest = connection_string.split(",")
         host, port = first.rsplit(":", 1)
@@ -49,6 +54,10 @@ class RedisOnline:
                 username=options.get("username"),
                 password=options.get("password"),
                 ssl=options.get("ssl", "false").lower() == "true",
+                socket_connect_timeout=timeout_seconds,
+                socket_timeout=timeout_seconds,
+                # a connection that the server has closed meanwhile is opened anew; one that hangs is not tried again
+                retry=Retry(NoBackoff(), 1, supported_errors=(LostConnectionError,)),
             ),
             project,
         )

@@ -25,13 +25,17 @@ from evensong.features.online_rows import Rows
 from evensong.features.sqlite_file import write_table
 
 _ASKED = 500
+#: Who writes a night's features has time; who answers a request has not, and says so.
+PATIENCE_SECONDS = 60.0
 
 
 class SqliteOnline:
     """The rows of Feast's online store in one SQLite file; one connection a thread."""
 
-    def __init__(self, path: str, project: str) -> None:
+    def __init__(self, path: str, project: str, timeout_seconds: float = PATIENCE_SECONDS) -> None:
+        """`timeout_seconds` is the patience with a file that somebody else has locked."""
         self._path = str(Path(path).resolve())
+        self._timeout = timeout_seconds
         self._project = project
         self._local = threading.local()
 
@@ -113,7 +117,7 @@ class SqliteOnline:
         connection.execute("PRAGMA busy_timeout = 0")
         with suppress(sqlite3.OperationalError):
             connection.execute("PRAGMA journal_mode = TRUNCATE")
-        connection.execute("PRAGMA busy_timeout = 60000")
+        connection.execute(f"PRAGMA busy_timeout = {round(self._timeout * 1000)}")
         try:
             yield True
         finally:
@@ -165,7 +169,7 @@ class SqliteOnline:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             Path(self._path).parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self._path, timeout=60, isolation_level=None)
+            connection = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None)
             _prepare(connection)
             self._local.connection = connection
         return connection

@@ -10,8 +10,7 @@ import httpx
 
 from evensong.errors import LaunchError
 from evensong.launch import secrets
-from evensong.launch.components import reachable
-from evensong.settings import Settings
+from evensong.settings import Settings, reachable
 from evensong.types import Night
 
 DAG = "nightly_retraining"

@@ -12,7 +12,7 @@ from typing import Any
 
 from evensong.errors import ConfigurationError, LaunchError
 from evensong.launch import secrets
-from evensong.settings import ENV_PREFIX, OTHER_VARIABLES, Settings
+from evensong.settings import ENV_PREFIX, OTHER_VARIABLES, Settings, reachable
 
 #: Quiet and offline: no component reports its use to anybody.
 PRIVACY = {
@@ -23,7 +23,7 @@ PRIVACY = {
     "DO_NOT_TRACK": "true",
 }
 
-#: What Airflow is told on a laptop and on a server alike.
+#: What Airflow is told on a laptop and on a server alike, unless the environment says otherwise.
 AIRFLOW = {
     "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -47,6 +47,9 @@ AIRFLOW = {
     "airflow.sdk.execution_time.task_runner,feast,great_expectations",
     "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
 }
+
+#: Variables of Airflow that never reach a component: they lead to another Airflow, or are meant for the launcher alone.
+_KEPT_BACK = ("AIRFLOW_HOME", "AIRFLOW_CONFIG", "AIRFLOW_ADMIN_PASSWORD", "AIRFLOW_CTX_")
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
@@ -91,7 +94,7 @@ def airflow_components(settings: Settings) -> list[Component]:
             "airflow-api-server",
             ("airflow", "api-server", "--host", airflow.host, "--port", str(airflow.port)),
             health_url=f"{url}/api/v2/version",
-            address=url,
+            address=settings.airflow_address,
             port=Port(airflow.host, airflow.port, "EVENSONG_AIRFLOW__PORT"),
         ),
         Component("airflow-scheduler", ("airflow", "scheduler", "--skip-serve-logs")),
@@ -111,7 +114,7 @@ def mlflow_components(settings: Settings) -> list[Component]:
             "mlflow",
             ("mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
             health_url=f"{url}/health",
-            address=url,
+            address=settings.mlflow_address,
             port=Port(host, port, "EVENSONG_MLFLOW_PORT"),
             variables=mlflow_variables(settings),
         )
@@ -137,18 +140,24 @@ def migrate_command() -> tuple[str, ...]:
 
 
 def mlflow_variables(settings: Settings) -> dict[str, str]:
-    """Where the tracking server reads; by variable and not by argument, since a URL may hold a password."""
+    """Where the tracking server reads, by variable and not by argument, since a URL may hold a password.
+
+    What else it is told stands in `mlflow/server.env`.
+    """
     return {
         "MLFLOW_BACKEND_STORE_URI": settings.tracking,
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": settings.model_artifacts,
-        "MLFLOW_SERVE_ARTIFACTS": "false",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        **_read_variables(project_root() / "mlflow" / "server.env"),
     }
 
 
 def common_variables(settings: Settings) -> dict[str, str]:
-    """The environment of every component, this process's own included; holds secrets."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith((ENV_PREFIX, "AIRFLOW_"))}
+    """The environment of every component, this process's own included; holds secrets.
+
+    Variables of Airflow's own, such as `AIRFLOW__SMTP__SMTP_HOST` or `AIRFLOW__CORE__PARALLELISM`, are handed on,
+    except those that the settings decide (`ignored_variables`).
+    """
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith((ENV_PREFIX, *_KEPT_BACK))}
     binaries = str(Path(sys.executable).parent)
     return (
         inherited
@@ -163,6 +172,13 @@ def common_variables(settings: Settings) -> dict[str, str]:
         | airflow_variables(settings)
         | secrets.airflow_secrets(settings)
     )
+
+
+def ignored_variables(settings: Settings) -> list[str]:
+    """Variables of Airflow in this environment that are not heeded, because a setting of Evensong decides."""
+    ours = airflow_variables(settings) | secrets.airflow_secrets(settings)
+    other = {name for name, value in os.environ.items() if name in ours and value != ours[name]}
+    return sorted(other | {"AIRFLOW_CONFIG"} & os.environ.keys())
 
 
 def evensong_variables(settings: Settings) -> dict[str, str]:
@@ -198,22 +214,18 @@ def airflow_variables(settings: Settings) -> dict[str, str]:
         )
     url = f"http://{reachable(airflow.host)}:{airflow.port}"
     root = project_root()
-    return AIRFLOW | {
+    asked = {name: os.environ[name] for name in AIRFLOW.keys() & os.environ.keys()}
+    return (AIRFLOW | asked) | {
         "AIRFLOW_HOME": settings.place("airflow"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(root / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(root / "plugins"),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": str(airflow.auth == "everyone"),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
-        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__API__BASE_URL": settings.airflow_address,
         "AIRFLOW__API__HOST": airflow.host,
         "AIRFLOW__API__PORT": str(airflow.port),
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": settings.place("airflow", "logs"),
     }
-
-
-def reachable(host: str) -> str:
-    """The name under which a server that listens on `host` is reached from this machine."""
-    return "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host
 
 
 def project_root() -> Path:
@@ -230,6 +242,13 @@ def project_root() -> Path:
         f"expected dags/nightly_retraining.py in {' or '.join(map(str, candidates))}, found none; "
         "run from a checkout of Evensong"
     )
+
+
+def _read_variables(path: Path) -> dict[str, str]:
+    """The `NAME=value` lines of a file that Docker Compose reads too."""
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
+    return {name: value for name, _, value in pairs}
 
 
 def executable(name: str) -> str:

@@ -58,24 +58,31 @@ def run(settings: Settings, *, show: bool = True) -> dict[str, Any]:
         and `addresses`.
 
     Raises:
-        BusyError: this home is up.
+        BusyError: there is something to live through, and this home is up.
         LaunchError: a port is taken, Airflow does not start, or a night fails.
     """
-    console = Console(stderr=True)
-    with hold_launch(settings), _progress(console) as progress:
-        start = _opening_day(settings)
-        nights = [_night(start, number) for number in range(NUM_NIGHTS)]
-        days = _days(settings) or _live_through(settings, start, nights, progress)
-        records = [storage.read_json(_record_uri(settings, night)) for night in nights]
-        user = _user(settings)
-    result = {"nights": records, "days": days, "user": user, "addresses": _addresses(settings)}
+    if not _days(settings):
+        with hold_launch(settings), _progress(Console(stderr=True)) as progress:
+            _live_through(settings, progress)
+    # what is done is shown beside an Airflow that is up as well
+    records = [storage.read_json(_record_uri(settings, night)) for night in _nights(_opening_day(settings))]
+    result = {
+        "nights": records,
+        "days": _days(settings),
+        "user": _user(settings),
+        "addresses": _addresses(settings),
+    }
     if show:
         Console().print(_story(result))
     return result
 
 
-def _live_through(settings: Settings, start: date, nights: list[Night], progress: Progress) -> list[dict[str, Any]]:
-    """Every day of the shop with every night that is not done; the days' figures, kept for the next time."""
+def _live_through(settings: Settings, progress: Progress) -> None:
+    """Every day of the shop with every night that is not done; the days' figures are kept, which says that it is."""
+    if _days(settings):
+        return
+    start = _opening_day(settings)
+    nights = _nights(start)
     days = _warm_up(settings, start, progress)
     if missing := [night for night in nights if not storage.exists(_record_uri(settings, night))]:
         with _airflow(settings, progress) as api:
@@ -84,7 +91,6 @@ def _live_through(settings: Settings, start: date, nights: list[Night], progress
                 _live(settings, api, night, progress)
     days += [day for night in nights for day in _day_before(settings, start, night)]
     storage.write_json(settings.place("demo", "days.json"), days)
-    return days
 
 
 def _days(settings: Settings) -> list[dict[str, Any]]:
@@ -103,8 +109,9 @@ def _opening_day(settings: Settings) -> date:
     return start
 
 
-def _night(start: date, number: int) -> Night:
-    return Night.model_validate({"as_of": (start + timedelta(days=WARM_UP_DAYS + number)).isoformat()})
+def _nights(start: date) -> list[Night]:
+    days = [start + timedelta(days=WARM_UP_DAYS + number) for number in range(NUM_NIGHTS)]
+    return [Night.model_validate({"as_of": day.isoformat()}) for day in days]
 
 
 def _warm_up(settings: Settings, start: date, progress: Progress) -> list[dict[str, Any]]:

@@ -22,8 +22,7 @@ def airflow_secrets(settings: Settings) -> dict[str, str]:
         _write(path, made)
     values = {name: os.environ.get(name, made[name]) for name in names}
     values["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"] = str(passwords_file(settings))
-    database = settings.airflow.database_url or f"sqlite:///{settings.place('airflow', 'airflow.db')}"
-    return values | {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database}
+    return values | {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": settings.airflow_database}
 
 
 def passwords_file(settings: Settings) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -15,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -28,7 +30,10 @@ from evensong.settings import Settings
 if TYPE_CHECKING:
     from rich.console import Console
 
+log = logging.getLogger(__name__)
+
 Report = Callable[[str], None]
+OnUp = Callable[[dict[str, Any]], None]
 
 #: A component that lived this long is no longer held responsible for its earlier ends.
 STEADY_SECONDS = 60.0
@@ -39,8 +44,10 @@ STOP_GRACE_SECONDS = 8.0
 LOG_BYTES = 20_000_000
 
 
-def up(settings: Settings) -> None:
+def up(settings: Settings, on_up: OnUp | None = None) -> None:
     """Run everything in the foreground until Ctrl-C or SIGTERM, as `make up` does.
+
+    `on_up` is called once, with `addresses`, `logs`, `home` and `pid`, when every component answers.
 
     Raises:
         BusyError: this home is already up.
@@ -55,17 +62,27 @@ def up(settings: Settings) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         stopping.set()
 
+    def warn(line: str) -> None:
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    begun = time.monotonic()
+
+    def ready(name: str) -> None:
+        console.print(f"{name} is ready after {time.monotonic() - begun:.0f} s", highlight=False)
+
     with hold_launch(settings), _handlers(stop):
         refuse_taken_ports(parts)
+        if ignored := components.ignored_variables(settings):
+            warn(f"not heeded, for Evensong's settings decide: {', '.join(ignored)} (docs/guides/operations.md)")
         with _doing(console, "preparing Airflow's metadata database"):
             prepare(settings)
-        with Supervisor(
-            settings, parts, report=lambda line: console.print(f"[yellow]{line}[/]", highlight=False)
-        ) as running:
+        with Supervisor(settings, parts, report=warn) as running:
             with _doing(console, f"starting {', '.join(part.name for part in parts)}"):
-                running.wait_ready(timeout=300, stopping=stopping)
+                running.wait_ready(timeout=300, stopping=stopping, on_ready=ready)
             if not stopping.is_set():
                 console.print(_addresses(settings, parts))
+                if on_up:
+                    on_up(_as_data(settings, parts))
             while not stopping.wait(0.5):
                 pass
             console.print("ending everything")
@@ -91,18 +108,18 @@ class Supervisor:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._guardian: subprocess.Popen[str] | None = None
+        self._in_vain: dict[str, str] = {}
         self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
     def __enter__(self) -> Supervisor:
         self._logs.mkdir(parents=True, exist_ok=True)
-        self._guardian = subprocess.Popen(
-            [sys.executable, "-m", "evensong.launch.guardian"],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-            text=True,
-        )
-        for child in self._children:
-            self._start(child)
+        try:
+            self._post_guardian()
+            for child in self._children:
+                self._start(child)
+        except BaseException:
+            self.stop()
+            raise
         self._watcher.start()
         return self
 
@@ -127,17 +144,17 @@ class Supervisor:
             guardian.end_sessions({process.pid for process in running}, grace_seconds=2)
             for process in running:
                 process.wait()
-        if self._guardian and self._guardian.stdin:
-            self._guardian.stdin.close()
-            self._guardian.wait()
+        self._dismiss_guardian()
 
     def pids(self) -> dict[str, int]:
         """The process of each component that runs now."""
         with self._lock:
             return {c.part.name: c.process.pid for c in self._children if c.process and c.process.poll() is None}
 
-    def wait_ready(self, timeout: float, stopping: threading.Event | None = None) -> None:
-        """Wait until every health address answers, or `stopping` is set.
+    def wait_ready(
+        self, timeout: float, stopping: threading.Event | None = None, on_ready: Report | None = None
+    ) -> None:
+        """Wait until every health address answers, or `stopping` is set; `on_ready` hears each component's name.
 
         Raises:
             LaunchError: a component keeps ending, or is not ready in time; with the last lines that it wrote.
@@ -154,6 +171,8 @@ class Supervisor:
                 if _healthy(child.part):
                     child.ready = True
                     waiting.remove(child)
+                    if on_ready:
+                        on_ready(child.part.name)
             if waiting and time.monotonic() > deadline:
                 child = waiting[0]
                 raise LaunchError(
@@ -165,13 +184,27 @@ class Supervisor:
     def _watch(self) -> None:
         while not self._stopping.wait(0.2):
             with self._lock:
+                self._try("the guardian", self._look_after_guardian)
                 for child in self._children:
-                    self._look_after(child)
+                    self._try(child.part.name, lambda child=child: self._look_after(child))  # type: ignore[misc]
+
+    def _try(self, what: str, look: Callable[[], None]) -> None:
+        """Whatever happens to one look, a full disk or no process left to fork, the next one is made."""
+        try:
+            look()
+            self._in_vain.pop(what, None)
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            if self._in_vain.get(what) != said:
+                self._in_vain[what] = said
+                self._tell(f"{what} cannot be looked after ({said}); trying again until it can")
 
     def _look_after(self, child: _Child) -> None:
         now = time.monotonic()
         if child.process is None:
             if now >= child.start_at:
+                # a start that fails is tried again after a pause
+                child.start_at = now + MAX_BACKOFF_SECONDS
                 self._start(child)
             return
         code = child.process.poll()
@@ -179,26 +212,49 @@ class Supervisor:
             return
         # what it left behind goes too, or the port stays taken
         guardian.end_sessions({child.process.pid}, grace_seconds=1)
-        self._tell_guardian("-", child.process.pid)
-        child.process = None
+        ended, child.process = child.process.pid, None
         child.ends = 1 if now - child.started_at > STEADY_SECONDS else child.ends + 1
         child.early_ends += not child.ready
         pause = min(2.0 ** (child.ends - 1), MAX_BACKOFF_SECONDS)
         child.start_at = now + pause
-        self._report(
-            f"{child.part.name} ended with {_describe(code)}; starting it again in {pause:.0f} s ({child.log})"
+        self._tell(f"{child.part.name} ended with {_describe(code)}; starting it again in {pause:.0f} s ({child.log})")
+        self._tell_guardian("-", ended)
+
+    def _look_after_guardian(self) -> None:
+        if self._guardian is not None and self._guardian.poll() is not None:
+            self._tell(f"the guardian ended with {_describe(self._guardian.returncode)}; another takes its post")
+            self._dismiss_guardian()
+            self._post_guardian()
+
+    def _post_guardian(self) -> None:
+        """Start a guardian, and tell it what runs by now."""
+        self._guardian = subprocess.Popen(
+            [sys.executable, "-m", "evensong.launch.guardian"],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
         )
+        for child in self._children:
+            if child.process is not None:
+                self._tell_guardian("+", child.process.pid)
+
+    def _dismiss_guardian(self) -> None:
+        """Let the guardian end, if it has not yet; what it was told of is ended by then, or told to another."""
+        if self._guardian is not None and self._guardian.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._guardian.stdin.close()
+            self._guardian.wait()
 
     def _start(self, child: _Child) -> None:
         if child.log.exists() and child.log.stat().st_size > LOG_BYTES:
             child.log.replace(child.log.with_suffix(".log.1"))
-        with child.log.open("ab") as log:
+        with child.log.open("ab") as output:
             child.process = subprocess.Popen(
                 child.part.command,
                 env=self._variables | child.part.variables,
                 executable=components.executable(child.part.command[0]),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -208,8 +264,17 @@ class Supervisor:
     def _tell_guardian(self, sign: str, session: int) -> None:
         assert self._guardian is not None
         assert self._guardian.stdin is not None
-        self._guardian.stdin.write(f"{sign}{session}\n")
-        self._guardian.stdin.flush()
+        # one that has just died is followed by another, who is told of everything
+        with contextlib.suppress(BrokenPipeError):
+            self._guardian.stdin.write(f"{sign}{session}\n")
+            self._guardian.stdin.flush()
+
+    def _tell(self, line: str) -> None:
+        """Report, where there still is somebody to report to."""
+        try:
+            self._report(line)
+        except Exception:
+            log.debug("nobody heard: %s", line)
 
 
 @contextmanager
@@ -244,13 +309,26 @@ def refuse_taken_ports(parts: Sequence[Component]) -> None:
     """
     taken = []
     for part in parts:
-        if part.port and not _is_free(part.port.host, part.port.number):
+        if part.port and not is_free(part.port.host, part.port.number):
             taken.append(
                 f"{part.name} needs port {part.port.number} on {part.port.host}, which is taken; "
                 f"end what listens there, or set {part.port.variable}"
             )
     if taken:
         raise LaunchError("\n".join(taken))
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could begin to listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # a connection that has just ended does not keep a server from listening
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
 
 
 @dataclass
@@ -285,18 +363,6 @@ def _healthy(part: Component) -> bool:
         return False
 
 
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # a connection that has just ended does not keep a server from listening
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
 def _describe(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
@@ -306,6 +372,15 @@ def _tail(log: Path, lines: int = 15) -> str:
         return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
     except FileNotFoundError:
         return "(nothing)"
+
+
+def _as_data(settings: Settings, parts: Sequence[Component]) -> dict[str, Any]:
+    return {
+        "addresses": {part.name: part.address for part in parts if part.address},
+        "logs": settings.place("logs"),
+        "home": settings.place(),
+        "pid": os.getpid(),
+    }
 
 
 def _addresses(settings: Settings, parts: Sequence[Component]) -> str:

@@ -5,30 +5,39 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from evensong.errors import EvensongError
+from evensong.errors import EvensongError, SourceError
 from evensong.settings import Settings, without_password
 from evensong.types import TABLES, Value
+
+State = Literal["good", "warning", "bad"]
+#: What one look at a piece yields: how it is, and a message that says what to do where it is not good.
+Look = Iterator[tuple[State, str]]
+
+NIGHT_GIGABYTES = 2.0
+#: A night that has held the home for so long hangs more probably than it works.
+LONG_NIGHT = timedelta(hours=12)
 
 
 class Finding(Value):
     """One piece, how it is, and what to do."""
 
     piece: str
-    state: Literal["good", "warning", "bad"]
+    state: State
     message: str
 
 
-def examine(settings: Settings) -> list[Finding]:
-    """Look at every piece; one that cannot be looked at is a finding, never an error."""
+def examine(settings: Settings, also: Mapping[str, Callable[[Settings], Look]] | None = None) -> list[Finding]:
+    """Look at every piece, and at those of `also`; one that cannot be looked at is a finding, never an error."""
     findings = []
-    for piece, look in _PIECES.items():
+    for piece, look in {**_PIECES, **(also or {})}.items():
         try:
-            findings += [Finding(piece=piece, state=state, message=message) for state, message in look(settings)]
+            for state, message in look(settings):
+                findings.append(Finding(piece=piece, state=state, message=message))
         except EvensongError as error:
             findings.append(Finding(piece=piece, state="bad", message=str(error)))
         except Exception as error:  # the doctor reports whatever a broken piece throws
@@ -37,11 +46,7 @@ def examine(settings: Settings) -> list[Finding]:
     return findings
 
 
-_State = Literal["good", "warning", "bad"]
-_Look = Iterator[tuple[_State, str]]
-
-
-def _python(settings: Settings) -> _Look:
+def _python(settings: Settings) -> Look:
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] == (3, 11):
         yield "good", f"Python {version}"
@@ -49,18 +54,52 @@ def _python(settings: Settings) -> _Look:
         yield "bad", f"expected Python 3.11, got {version}; run `make install`"
 
 
-def _home(settings: Settings) -> _Look:
+def _home(settings: Settings) -> Look:
+    from evensong.pipelines import tidy
+
     home = Path(settings.place())
     place = next(path for path in (home, *home.parents) if path.exists())
     if not os.access(place, os.W_OK):
-        yield "bad", f"{home} cannot be written; set EVENSONG_HOME to a folder that can"
+        yield "bad", f"{home} cannot be written; correct its rights, or set EVENSONG_HOME to a folder that can"
         return
     free = shutil.disk_usage(place).free / 1e9
-    state: _State = "good" if free > 2 else "warning"
-    yield state, f"{home}, {free:.1f} GB free" + ("" if free > 2 else "; make room, a night needs about 2 GB")
+    advice = f"a night needs about {NIGHT_GIGABYTES:g} GB: make room, `evensong registry collect` names old bundles"
+    if free < NIGHT_GIGABYTES:
+        yield "bad" if free < NIGHT_GIGABYTES / 4 else "warning", f"{home}: {free:.1f} GB free; {advice}"
+    else:
+        yield "good", f"{home}, {free:.1f} GB free"
+    if left := tidy.drafts(settings):
+        yield "good", f"{len(left)} drafts of killed steps, such as {left[0]}; the next night removes them"
 
 
-def _lake(settings: Settings) -> _Look:
+def _memory(settings: Settings) -> Look:
+    import psutil
+
+    free = psutil.virtual_memory().available / 1e9
+    if free < NIGHT_GIGABYTES / 2:
+        advice = "end what else runs, or lower EVENSONG_SPLIT__MAX_EXAMPLES"
+        yield "warning", f"{free:.1f} GB available; a night may be killed for want of it: {advice}"
+    else:
+        yield "good", f"{free:.1f} GB available"
+
+
+def _sources(settings: Settings) -> Look:
+    from evensong.data import sources
+
+    known = sources.registered(settings.lake)
+    if not known:
+        yield "warning", "none registered; run `evensong import …` or `evensong simulate`"
+    for source in known.values():
+        try:
+            files = sources.fingerprints(source)
+        except SourceError as error:
+            yield "bad", f"{source.name}: {error}; until it is back, every night that reads it stops at `ingest`"
+            continue
+        what = "read anew each night" if files is None else f"{len(files)} files"
+        yield "good", f"{source.name}: {source.location}, {what}"
+
+
+def _lake(settings: Settings) -> Look:
     from evensong.data.lake import Lake
 
     lake = Lake(settings.lake)
@@ -68,25 +107,45 @@ def _lake(settings: Settings) -> _Look:
     if versions["interactions"] is None:
         yield "warning", f"{settings.lake}: empty; run `evensong import …` or `evensong simulate`, then a night"
         return
-    newest = str(lake.read("interactions", datetime.now(UTC))["event_timestamp"].max())
-    yield "good", f"{settings.lake}: {versions}, newest event {newest[:16]}"
+    yield "good", f"{settings.lake}: {versions}, newest event {str(_newest_event(settings))[:16]}"
 
 
-def _online_store(settings: Settings) -> _Look:
-    from evensong.data import storage
+def _newest_event(settings: Settings) -> datetime | None:
+    """Of those that have come in, judged or not: a night that validation stops leaves its events unjudged."""
+    import polars as pl
 
-    marker = storage.join(settings.lake, "materialized.json")
-    if not storage.exists(marker):
-        yield "warning", "nothing materialized yet; run `evensong nightly`"
-        return
-    as_of = storage.read_json(marker)["as_of"]
+    from evensong.data.lake import RAW, Lake
+
+    times = Lake(settings.lake).scan(RAW + "interactions", datetime.now(UTC)).select(pl.col("event_timestamp").max())
+    newest: datetime | None = times.collect().item()
+    return newest
+
+
+def _online_store(settings: Settings) -> Look:
     from evensong.features.online import OnlineFeatures
+    from evensong.pipelines.features import materialized_at
 
-    OnlineFeatures(settings).users(["doctor"])
-    yield "good", f"{without_password(settings.online_store)}: answers, features as of {as_of}"
+    as_of = materialized_at(settings)
+    if as_of is None:
+        yield "warning", "nothing materialized yet; run `evensong nightly --as-of DATE`"
+        return
+    try:
+        OnlineFeatures(settings).users(["doctor"])
+    except Exception as error:
+        place = without_password(settings.online_store)
+        yield "bad", f"{place} does not answer ({type(error).__name__}: {error}); start it, popular items are served"
+        return
+    newest = _newest_event(settings)
+    told = f"{without_password(settings.online_store)}: answers, features as of {as_of:%Y-%m-%d %H:%M}"
+    if newest is not None and newest - as_of > timedelta(days=1):
+        behind = (newest - as_of).total_seconds() / 86_400
+        advice = f"did a night fail? Look in Airflow, or run `evensong nightly --as-of {newest:%Y-%m-%d}`"
+        yield "warning", f"{told}, {behind:.1f} days behind the newest event that has come in; {advice}"
+    else:
+        yield "good", told
 
 
-def _registry(settings: Settings) -> _Look:
+def _registry(settings: Settings) -> Look:
     from evensong.registry import aliases, bundle
 
     champion = aliases.champion(settings)
@@ -95,29 +154,63 @@ def _registry(settings: Settings) -> _Look:
             "warning",
             "no champion yet; run `evensong nightly`; `evensong registry list` says what the gate kept",
         )
-    else:
-        bundle.fetch(settings, champion.version)
-        age = (datetime.now(UTC) - champion.as_of).total_seconds() / 86400
-        yield "good", f"champion is version {champion.version}, as of {champion.as_of:%Y-%m-%d} ({age:.1f} days ago)"
+        return
+    bundle.fetch(settings, champion.version)
+    age = (datetime.now(UTC) - champion.as_of).total_seconds() / 86400
+    yield "good", f"champion is version {champion.version}, as of {champion.as_of:%Y-%m-%d} ({age:.1f} days ago)"
+
+
+def _ledger(settings: Settings) -> Look:
+    from evensong.registry import aliases
+
     state = aliases.ledger_verify(settings)
     if state.sound:
-        yield "good", f"ledger of {state.lines} lines is sound"
+        yield "good", f"{state.lines} lines, sound"
+    advice = "put the file back from a copy, and confirm the champion: `evensong registry promote VERSION --reason WHY`"
     for problem in state.problems:
-        yield "bad", f"ledger: {problem}"
+        yield "bad", f"{problem}; find out who did it, {advice}"
 
 
-def _policy(settings: Settings) -> _Look:
-    from evensong.evaluation.policy import load_policy
+def _nights(settings: Settings) -> Look:
+    from evensong.pipelines.night import holder
+    from evensong.registry import tracking
 
-    load_policy(Path(settings.registry.policy_path).read_text(), str(settings.registry.policy_path))
-    yield "good", f"{settings.registry.policy_path} is valid"
+    if held := holder(settings):
+        process, since = held
+        told = f"a night is at work: process {process} holds the home since {since:%Y-%m-%d %H:%M} UTC"
+        if datetime.now(UTC) - since > LONG_NIGHT:
+            yield (
+                "warning",
+                f"{told}; if it hangs, end that process: the night goes on where it stood when it runs again",
+            )
+        else:
+            yield "good", told
+        return
+    unfinished = tracking.unfinished(settings)
+    if not unfinished:
+        yield "good", "none is at work, none was left unfinished"
+    told = "is not finished, and nothing is at work at this moment: it is between two tasks, waits for a review"
+    advice = "(`evensong registry reviews`), or was killed: clear its task in Airflow, or run it again"
+    for night in unfinished:
+        yield "warning", f"{night} {told} {advice}"
 
 
-_PIECES: dict[str, Callable[[Settings], _Look]] = {
+def _policy(settings: Settings) -> Look:
+    from evensong.pipelines.policy import read_policy
+
+    policy = read_policy(settings)
+    yield "good", f"{settings.registry.policy_path} is valid, mode {policy.mode}"
+
+
+_PIECES: dict[str, Callable[[Settings], Look]] = {
     "python": _python,
     "home": _home,
+    "memory": _memory,
+    "sources": _sources,
     "lake": _lake,
     "online store": _online_store,
     "registry": _registry,
+    "ledger": _ledger,
+    "nights": _nights,
     "promotion policy": _policy,
 }

@@ -1,20 +1,29 @@
-"""One night in one process: the same steps in the same order as the DAG `nightly_retraining`."""
+"""One night in one process: the same steps in the same order as the DAG `nightly_retraining`.
+
+Light to import: a task of the DAG that waits for its turn needs this module and nothing else.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from evensong.errors import BusyError
-from evensong.settings import Settings
+from evensong.settings import Settings, without_password
 from evensong.types import Night, PromotionDecision, Value
 
+log = logging.getLogger(__name__)
+
 OnStep = Callable[[str, float | None], None]
+#: Below the run's folder: a file a step with the seconds that it took.
+SECONDS = "seconds"
 
 
 class NightResult(Value):
@@ -71,14 +80,15 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
             on_step(name, seconds[name])
         return result
 
-    with hold_home(settings):
+    with hold_home(settings), failures_told(settings, night):
+        begin(settings, night)
         step("ingest", ingest.run)
         step("validate", validate.run)
         step("build_features", features.build)
         step("materialize", features.materialize)
         step("leak_canary", canary.run)
         step("skew", skew.run)
-        examples = step("training_set", training_set.build)
+        examples = step("build_training_set", training_set.build)
         retriever = step("train_retriever", train.retriever, examples)
         ranker = step("train_ranker", train.ranker, examples, retriever)
         items = step("build_index", index.build, examples, retriever)
@@ -88,6 +98,7 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
         decision = PromotionDecision.model_validate(step("gate", gate.run, version, evaluation))
         moved = step("promote", promote.run, version)
         step("feature_report", feature_report.run)
+        finish(settings, night, seconds)
 
     report = EvaluationReport.model_validate(storage.read_json(evaluation))
     models = {"challenger": report.challenger, "champion": report.champion} | dict(report.baselines)
@@ -100,6 +111,82 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
         metrics={name: model.metrics for name, model in models.items() if model},
         seconds=seconds,
     )
+
+
+def begin(settings: Settings, night: Night) -> None:
+    """Remove what killed nights left, and note when this one began."""
+    from evensong.data import storage
+    from evensong.pipelines import tidy
+    from evensong.registry import tracking
+
+    tidy.sweep(settings)
+    storage.write_json(settings.run_uri(night.run_id, tracking.BEGUN), datetime.now(UTC).isoformat())
+
+
+def note_seconds(settings: Settings, night: Night, step: str, seconds: float) -> None:
+    """Leave what a step took where the night's last step finds it."""
+    from evensong.data import storage
+
+    storage.write_json(settings.run_uri(night.run_id, SECONDS, f"{step}.json"), round(seconds, 3))
+
+
+def noted_seconds(settings: Settings, night: Night) -> dict[str, float]:
+    """What each step took, the last time that it was run to its end."""
+    from evensong.data import storage
+
+    uris = storage.list_files(settings.run_uri(night.run_id, SECONDS))
+    return {uri.rpartition("/")[2].removesuffix(".json"): float(storage.read_json(uri)) for uri in uris}
+
+
+def finish(settings: Settings, night: Night, seconds: dict[str, float]) -> None:
+    """Close the night's MLflow run, with what each step took.
+
+    Raises:
+        RegistryError: the registry cannot be reached.
+    """
+    from evensong.registry import tracking
+
+    tracking.log_timings(settings, night, seconds)
+    tracking.finish(settings, night, note=_note(settings, night))
+
+
+def _note(settings: Settings, night: Night) -> str:
+    """What the gate said, for whoever opens the night's run."""
+    from evensong.data import storage
+
+    uri = settings.run_uri(night.run_id, "decision.json")
+    if not storage.exists(uri):
+        return ""
+    decision = PromotionDecision.model_validate(storage.read_json(uri))
+    if decision.needs_review:
+        verdict = "A person was asked"
+    else:
+        verdict = "Promoted" if decision.promote else "Not promoted"
+    reasons = "\n".join(f"- {reason}" for reason in decision.reasons or ["every check passed"])
+    return f"**{verdict}**\n\n{reasons}"
+
+
+def fail(settings: Settings, night: Night, reason: str) -> None:
+    """Close the night's MLflow run as failed, where the registry can be reached: nothing hides the reason itself."""
+    from evensong.registry import tracking
+
+    try:
+        tracking.finish(settings, night, failure=without_password(reason))
+    except Exception as error:
+        log.warning("the night's run in MLflow cannot be marked as failed: %s", error)
+
+
+@contextmanager
+def failures_told(settings: Settings, night: Night) -> Iterator[None]:
+    """What ends the night early is told to MLflow, and raised all the same."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail(settings, night, "stopped by Ctrl-C")
+        raise
+    except Exception as error:
+        fail(settings, night, f"{type(error).__name__}: {error}")
+        raise
 
 
 @contextmanager
@@ -129,3 +216,22 @@ def hold_home(settings: Settings, wait_seconds: float = 0.0) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def holder(settings: Settings) -> tuple[str, datetime] | None:
+    """The process that holds this home, and since when; none when nobody does."""
+    return lock_holder(Path(settings.place("night.lock")))
+
+
+def lock_holder(path: Path) -> tuple[str, datetime] | None:
+    """Who wrote its process id into a lock file and holds it still, and when that was."""
+    try:
+        with path.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                since = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                return lock.read().strip() or "unknown", since
+    except FileNotFoundError:
+        return None
+    return None

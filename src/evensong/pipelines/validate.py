@@ -11,8 +11,10 @@ are read at a version that was taken before those of items and users: none is ju
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import polars as pl
@@ -21,6 +23,7 @@ from evensong.data import expectations, quarantine, sources, storage
 from evensong.data.expectations import NO_USER, Judge, Judgement, Rule
 from evensong.data.lake import KEYS, RAW, REPEAT, Lake, in_order
 from evensong.errors import NothingToLearnError, ValidationFailedError
+from evensong.pipelines import docs_pages
 from evensong.settings import Settings
 from evensong.types import Frame, Night
 
@@ -55,18 +58,20 @@ def run(settings: Settings, night: Night) -> str:
     nothing_new = all(_without(table, rows, own).is_empty() for table, rows in pending.items())
     if nothing_new and verdict.get("rules") == rules:
         return storage.write_json(report_uri, verdict["report"])
-    judge = Judge(settings.place("gx", "data_docs", night.run_id))
-    judged = _judge(lake, judge, pending, night, settings)
-    if verdict.get("rules") != rules or verdict.get("versions") != versions:
-        accepted = _accepted(lake, verdict, own, others, night, settings)
-        report = _report(lake, judge, judged, accepted, night, settings)
-        bad = pl.concat([quarantine.rows_of(table, judged[table].bad, night.as_of) for table in TABLES])
-        quarantine.replace(lake, bad, night.as_of)
-        if report["failed"]:
-            storage.write_json(report_uri, report)
-            raise ValidationFailedError(_failure(report, judged, night, report_uri))
-        verdict = {"rules": rules, "versions": versions, "report": report}
-        storage.write_json(verdict_uri, verdict)
+    with tempfile.TemporaryDirectory() as folder:
+        judge = Judge(Path(folder, docs_pages.DOCS))
+        judged = _judge(lake, judge, pending, night, settings)
+        if verdict.get("rules") != rules or verdict.get("versions") != versions:
+            accepted = _accepted(lake, verdict, own, others, night, settings)
+            report = _report(lake, judge, judged, accepted, night, settings)
+            docs_pages.publish(judge.build_docs(), report, settings.run_uri(night.run_id, docs_pages.DOCS))
+            bad = pl.concat([quarantine.rows_of(table, judged[table].bad, night.as_of) for table in TABLES])
+            quarantine.replace(lake, bad, night.as_of)
+            if report["failed"]:
+                storage.write_json(report_uri, report)
+                raise ValidationFailedError(_failure(report, judged, night, report_uri))
+            verdict = {"rules": rules, "versions": versions, "report": report}
+            storage.write_json(verdict_uri, verdict)
     for table in TABLES:
         if judged[table].good.height:
             lake.append_new(table, judged[table].good.drop(REPEAT))
@@ -180,7 +185,7 @@ def _report(
         "tables": tables,
         "volume": volume,
         "expectations": [outcome.model_dump() for outcome in of_tables + of_rows],
-        "data_docs": judge.build_docs(),
+        "data_docs": docs_pages.docs_uri(settings, night.run_id),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -10,17 +11,30 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evensong.data import storage
 from evensong.errors import BusyError, RegistryError
-from evensong.settings import Settings
+from evensong.settings import Settings, without_password
 from evensong.types import EvaluationReport, Night
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "nightly_retraining"
+#: The tag of a failed night's run that says why.
+FAILURE = "evensong.failure"
+MAX_TAG = 2000
+#: In a run's folder: the moment at which the night began, which is before anything of it is known to MLflow.
+BEGUN = "begun.json"
+#: Without it MLflow shows an experiment as one of chats and traces.
+_EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "One run a night: its recipe, what it measured, the seconds of each step. The versions that "
+    "came of them are in the model registry.",
+}
 
 #: Set before MLflow is imported: no telemetry, no progress bars, no names of environment variables on a model,
 #: and a server that is away is reported after seconds, not minutes.
@@ -32,6 +46,8 @@ _QUIET = {
     "MLFLOW_CONFIGURE_LOGGING": "false",
     "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "PGCONNECT_TIMEOUT": "10",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _initialized: set[str] = set()
@@ -94,7 +110,7 @@ def experiment_id(settings: Settings) -> str:
             if "://" not in location:
                 Path(location).mkdir(parents=True, exist_ok=True)
             try:
-                return mlflow_client.create_experiment(EXPERIMENT, artifact_location=location)
+                return mlflow_client.create_experiment(EXPERIMENT, artifact_location=location, tags=_EXPERIMENT_TAGS)
             except MlflowException:
                 # Another process made it since we looked; any other cause shows in the second look.
                 found = mlflow_client.get_experiment_by_name(EXPERIMENT)
@@ -102,6 +118,8 @@ def experiment_id(settings: Settings) -> str:
                     raise
         if found.lifecycle_stage == "deleted":
             mlflow_client.restore_experiment(found.experiment_id)
+        for name in _EXPERIMENT_TAGS.keys() - found.tags.keys():
+            mlflow_client.set_experiment_tag(found.experiment_id, name, _EXPERIMENT_TAGS[name])
         return found.experiment_id
 
 
@@ -120,7 +138,7 @@ def night_run(settings: Settings, night: Night) -> str:
             ]
             if found:
                 return found[-1].info.run_id
-            return _new_run(mlflow_client, experiment, night, night.run_id)
+            return _new_run(settings, mlflow_client, experiment, night, night.run_id)
 
 
 def log_params(settings: Settings, night: Night, params: Mapping[str, Any]) -> None:
@@ -138,7 +156,9 @@ def log_params(settings: Settings, night: Night, params: Mapping[str, Any]) -> N
         known = mlflow_client.get_run(run_id).data.params
         if any(known.get(name, value) != value for name, value in values.items()):
             mlflow_client.set_tag(run_id, "evensong.superseded", "parameters changed in a rerun of this night")
-            run_id = _new_run(mlflow_client, experiment_id(settings), night, f"{night.run_id} again")
+            if mlflow_client.get_run(run_id).info.status == "RUNNING":
+                mlflow_client.set_terminated(run_id, "KILLED")
+            run_id = _new_run(settings, mlflow_client, experiment_id(settings), night, f"{night.run_id} again")
             known = {}
         new = [Param(name, value) for name, value in values.items() if name not in known]
         for start in range(0, len(new), 100):
@@ -206,11 +226,30 @@ def log_folder(settings: Settings, night: Night, folder: Path, place: str) -> No
         client(settings).log_artifacts(run_id, str(folder), place)
 
 
-def finish(settings: Settings, night: Night, *, succeeded: bool) -> None:
-    """Mark the night's run as finished or failed."""
+def finish(settings: Settings, night: Night, *, failure: str = "", note: str = "") -> None:
+    """Mark the night's run as finished, or as failed with the reason in the tag `evensong.failure`.
+
+    `note` is Markdown, for whoever opens the run.
+    """
     run_id = night_run(settings, night)
     with registry_errors(settings, f"run of {night.run_id}"):
-        client(settings).set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+        mlflow_client = client(settings)
+        if failure:
+            mlflow_client.set_tag(run_id, FAILURE, failure[:MAX_TAG])
+        elif FAILURE in mlflow_client.get_run(run_id).data.tags:
+            mlflow_client.delete_tag(run_id, FAILURE)
+        if said := note or (f"**Failed.** {failure}" if failure else ""):
+            mlflow_client.set_tag(run_id, "mlflow.note.content", said[:MAX_TAG])
+        mlflow_client.set_terminated(run_id, "FAILED" if failure else "FINISHED")
+
+
+def unfinished(settings: Settings) -> list[str]:
+    """The nights whose runs are neither finished nor failed, newest first."""
+    with registry_errors(settings, "runs of nights"):
+        found = client(settings).search_runs(
+            [experiment_id(settings)], "attributes.status = 'RUNNING'", order_by=["start_time DESC"]
+        )
+    return [str(run.info.run_name) for run in found]
 
 
 def params_of(settings: Settings, run_id: str) -> dict[str, str]:
@@ -225,10 +264,8 @@ def artifacts_page(settings: Settings, model_id: str) -> str:
 
 
 def ui(settings: Settings) -> str:
-    """The address of the MLflow UI, without a password."""
-    tracking = settings.tracking
-    here = f"http://{settings.mlflow_host}:{settings.mlflow_port}"
-    return _without_password(tracking.rstrip("/") if tracking.startswith("http") else here)
+    """The address of the MLflow UI as people open it, without a password."""
+    return without_password(settings.mlflow_address)
 
 
 def artifact_location(settings: Settings, model_id: str) -> str:
@@ -293,17 +330,33 @@ def registry_errors(settings: Settings, what: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            advice = "see `evensong registry list` for what there is"
-        else:
-            advice = "is the store up, and mlflow_tracking_uri right?"
-        message = _without_password(str(error)).splitlines()[0]
+        message = without_password(str(error)).splitlines()[0]
+        advice = _advice(settings, error)
         raise RegistryError(f"{what}: MLflow at {place_of(settings)} answered: {message}; {advice}") from error
+
+
+def how_to_start(settings: Settings) -> str:
+    """What to do about a registry that does not answer, by the kind of its store."""
+    if settings.tracking.startswith("http"):
+        return f"start the MLflow server at {place_of(settings)}, or correct EVENSONG_MLFLOW_TRACKING_URI"
+    if settings.tracking.startswith("sqlite"):
+        return "it is a file of this home: `evensong doctor` says what is wrong with it"
+    return f"start the database at {place_of(settings)}, or correct EVENSONG_MLFLOW_TRACKING_URI"
 
 
 def place_of(settings: Settings) -> str:
     """The tracking URI without a password."""
-    return _without_password(settings.tracking)
+    return without_password(settings.tracking)
+
+
+def _advice(settings: Settings, error: BaseException) -> str:
+    if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+        return "see `evensong registry list` for what there is"
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error):
+        return f"the disk is full: make room where {settings.home} and {place_of(settings)} lie, then run this again"
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "correct the rights of that place, or run this as the user who owns it"
+    return how_to_start(settings)
 
 
 def _knock(uri: str) -> None:
@@ -321,13 +374,21 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _new_run(mlflow_client: MlflowClient, experiment: str, night: Night, name: str) -> str:
-    tags = {"evensong.run_id": night.run_id, "as_of": night.as_of.isoformat()}
-    return mlflow_client.create_run(experiment, tags=tags, run_name=name).info.run_id
+def _new_run(settings: Settings, mlflow_client: MlflowClient, experiment: str, night: Night, name: str) -> str:
+    from evensong.registry import bundle
 
-
-def _without_password(text: str) -> str:
-    return re.sub(r"(\w+://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+    airflow = os.environ.get("AIRFLOW_CTX_DAG_RUN_ID")
+    tags = {
+        "evensong.run_id": night.run_id,
+        "as_of": night.as_of.isoformat(),
+        "mlflow.source.type": "JOB" if airflow else "LOCAL",
+        "mlflow.source.name": f"Airflow run {airflow}" if airflow else "evensong nightly",
+        "mlflow.source.git.commit": bundle.code_commit(settings),
+    }
+    begun = settings.run_uri(night.run_id, BEGUN)
+    start = datetime.fromisoformat(storage.read_json(begun)) if storage.exists(begun) else datetime.now(UTC)
+    made = mlflow_client.create_run(experiment, int(start.timestamp() * 1000), tags, run_name=name)
+    return str(made.info.run_id)
 
 
 def _metric_name(name: str) -> str:

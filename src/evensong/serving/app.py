@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 
 import evensong
-from evensong.serving import problems, routes
+from evensong.serving import problems, routes, schemas
 from evensong.serving.around import Around
 from evensong.serving.champion import Champion
 from evensong.serving.metrics import Metrics
@@ -70,12 +70,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(routes.router(service))
     problems.install(app)
     app.add_middleware(Around, metrics=metrics)
-    _state_bounds_of_k(app, settings)
+    _complete_openapi(app, settings)
     return app
 
 
-def _state_bounds_of_k(app: FastAPI, settings: Settings) -> None:
-    """Write the settings' bounds of k into the OpenAPI document."""
+def _complete_openapi(app: FastAPI, settings: Settings) -> None:
+    """Write the settings' bounds of k into the OpenAPI document, and the examples as they are: FastAPI drops nulls."""
     original = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -88,6 +88,9 @@ def _state_bounds_of_k(app: FastAPI, settings: Settings) -> None:
             _bound(
                 document["components"]["schemas"]["RecommendBody"]["properties"]["k"], serving.default_k, serving.max_k
             )
+            for name, shape in document["components"]["schemas"].items():
+                extra = getattr(getattr(schemas, name, None), "model_config", {}).get("json_schema_extra", {})
+                shape |= {"examples": extra["examples"]} if "examples" in extra else {}
         return app.openapi_schema or document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -45,7 +45,9 @@ class Around:
             return
         headers = Headers(scope=scope)
         notes: dict[str, Any] = {"request_id": _request_id(headers)}
-        scope["evensong"] = notes
+        asked = scope["method"]
+        # every address that answers GET answers HEAD; the server, which keeps the scope as it came, leaves the body out
+        scope = {**scope, "evensong": notes, "method": "GET" if asked == "HEAD" else asked}
         status = 0
         start = time.perf_counter()
 
@@ -57,6 +59,7 @@ class Around:
                 out["x-request-id"] = notes["request_id"]
                 for name, value in SECURITY_HEADERS.items():
                     out[name] = value
+                out["server-timing"] = f"total;dur={(time.perf_counter() - start) * 1000:.1f}"
                 out.setdefault("cache-control", "no-store")
             await send(message)
 
@@ -69,15 +72,15 @@ class Around:
                 raise
             await _answer(send_with_headers, problems.internal(), notes["request_id"])
         finally:
-            self._tell(scope, notes, status, time.perf_counter() - start)
+            self._tell(scope, asked, notes, status, time.perf_counter() - start)
 
-    def _tell(self, scope: Scope, notes: dict[str, Any], status: int, seconds: float) -> None:
+    def _tell(self, scope: Scope, method: str, notes: dict[str, Any], status: int, seconds: float) -> None:
         # the route's template, not the path: paths carry ids and would make a series each
-        route = getattr(scope.get("route"), "path", "unknown")
-        self.metrics.requests.labels(route, scope["method"] if route != "unknown" else "any", str(status)).inc()
+        route = getattr(scope.get("route"), "path_format", "unknown")
+        self.metrics.requests.labels(route, method if route != "unknown" else "any", str(status)).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
         if log.isEnabledFor(logging.INFO):
-            line = {"route": route, "method": scope["method"], "status": status, "ms": round(seconds * 1000, 2)} | notes
+            line = {"route": route, "method": method, "status": status, "ms": round(seconds * 1000, 2)} | notes
             log.info("%(method)s %(route)s %(status)s", line, extra={"fields": line})
 
 

@@ -15,7 +15,6 @@ import math
 import threading
 import time
 from collections.abc import Collection, Mapping
-from concurrent.futures import Future, wait
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from evensong.data import storage
-from evensong.errors import BundleError, EvensongError, RegistryError
+from evensong.errors import BundleError, EvensongError
 from evensong.models.popularity import Popularity
 from evensong.serving.freshness import Materialized, materialized
 from evensong.serving.metrics import Metrics
 from evensong.serving.people import People
+from evensong.serving.question import Question
 from evensong.settings import Settings
 from evensong.types import Frame
 
@@ -42,6 +42,8 @@ log = logging.getLogger("evensong.serving")
 RETRY_SECONDS, MAX_RETRY_SECONDS = 10.0, 300.0
 #: A registry that does not answer for so long counts as away; the first question waits for its client's import as well.
 FIRST_ASK_SECONDS, ASK_SECONDS = 30.0, 10.0
+#: The marker of the last materialization is a small file of the lake; one that hangs holds up no swap.
+MARKER_SECONDS = 3.0
 #: Where the ledger lies on this machine, a move of the alias is noticed so soon; else at the next poll.
 NOTICE_SECONDS = 0.05
 
@@ -98,8 +100,10 @@ class Champion:
         self._failed: tuple[str, float, float] | None = None
         """The version that could not be taken into use, when to try it again, and the wait before that."""
         self._newest: Materialized | None = None
-        self._question: Future[ModelVersion | None] | None = None
-        self._has_asked = False
+        self._registry = Question("registry", self._ask_registry, first_seconds=FIRST_ASK_SECONDS, seconds=ASK_SECONDS)
+        self._marker = Question(
+            "marker", lambda: materialized(settings), first_seconds=ASK_SECONDS, seconds=MARKER_SECONDS
+        )
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._ready_for: str | None = None
@@ -213,13 +217,16 @@ class Champion:
 
     def _follow_alias(self) -> None:
         try:
-            champion = self._ask_registry()
+            champion = self._registry.answer()
         except Exception as error:
+            from evensong.registry.tracking import how_to_start
+
             self._metrics.registry_errors.inc()
             going_on = f"version {self.in_use.version}" if self.in_use else "the last good version, if one is cached,"
             self._warn(
                 "registry",
-                f"the registry cannot be asked ({_first_line(error)}); {going_on} goes on answering; start it",
+                f"the registry cannot be asked ({_first_line(error)}); {going_on} goes on answering; "
+                f"{how_to_start(self._settings)}",
             )
             if self.in_use is None:
                 self._load_last_good()
@@ -252,26 +259,9 @@ class Champion:
             self._clear(key)
 
     def _ask_registry(self) -> ModelVersion | None:
-        """The champion, if the registry says so in time; a question that hangs is waited for again at the next look."""
-        if self._question is None:
-            self._question = Future()
-            # a daemon, so that a registry that hangs cannot hold up the end of the process
-            threading.Thread(target=self._ask, args=(self._question,), name="registry", daemon=True).start()
-        seconds = ASK_SECONDS if self._has_asked else FIRST_ASK_SECONDS
-        self._has_asked = True
-        wait([self._question], timeout=seconds)
-        if not self._question.done():
-            raise RegistryError(f"no answer within {seconds:g} s")
-        answered, self._question = self._question, None
-        return answered.result()
-
-    def _ask(self, question: Future[ModelVersion | None]) -> None:
         from evensong.registry import aliases
 
-        try:
-            question.set_result(aliases.champion(self._settings))
-        except Exception as error:
-            question.set_exception(error)
+        return aliases.champion(self._settings)
 
     def _is_time_to_try(self, version: str) -> bool:
         return self._failed is None or self._failed[0] != version or time.monotonic() >= self._failed[1]
@@ -422,7 +412,7 @@ class Champion:
     def _materialized(self) -> Materialized | None:
         """The last materialization; while its marker cannot be read, the one known before."""
         try:
-            self._newest = materialized(self._settings)
+            self._newest = self._marker.answer()
         except Exception as error:
             self._warn("marker", f"the last materialization cannot be read ({_first_line(error)}); is the lake there?")
         else:

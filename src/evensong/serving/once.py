@@ -7,10 +7,11 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from evensong.errors import RegistryError
+from evensong.errors import ConfigurationError, RegistryError
 from evensong.serving.champion import Champion
 from evensong.serving.metrics import Metrics
 from evensong.serving.recommend import Ask, UserReader, recommend
+from evensong.serving.schemas import RecommendQuery
 from evensong.settings import Settings
 
 PATIENCE_SECONDS = 60.0
@@ -20,12 +21,18 @@ def answer(settings: Settings, user_id: str, k: int | None = None) -> dict[str, 
     """What the service would answer now, in the fields of `schemas.Recommendations`.
 
     Raises:
+        ConfigurationError: k is not between 1 and `serving.max_k`.
+        ValidationError: the user id is none that the service would take.
         RegistryError: there is no champion, or its bundle cannot be loaded.
-        ValueError: k is not between 1 and `serving.max_k`.
     """
-    count = settings.serving.default_k if k is None else k
-    if not 1 <= count <= settings.serving.max_k:
-        raise ValueError(f"k: expected 1 to {settings.serving.max_k}, got {count}")
+    serving = settings.serving
+    count = min(serving.default_k, serving.max_k) if k is None else k
+    if not 1 <= count <= serving.max_k:
+        raise ConfigurationError(
+            f"k: expected a number from 1 to {serving.max_k}, got {count}; ask for so many, or set "
+            "EVENSONG_SERVING__MAX_K"
+        )
+    RecommendQuery(user_id=user_id)
     metrics = Metrics()
     champion = Champion(settings, metrics)
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -44,7 +51,7 @@ def answer(settings: Settings, user_id: str, k: int | None = None) -> dict[str, 
         champion.features,
         UserReader(settings, metrics),
         metrics,
-        filter_rule=settings.serving.filter,
+        filter_rule=serving.filter,
         now=datetime.now(UTC),
     )
     return reply.answer

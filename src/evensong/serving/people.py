@@ -30,16 +30,21 @@ class People:
         self._settings = settings
         self._users = _EMPTY
         self._read_at: Materialized | None = None
+        self._told = False
 
     def refresh(self, marker: Materialized | None) -> None:
         """Read the users anew when the materialization has moved on."""
         if not self._settings.serving.page or marker is None or marker == self._read_at:
             return
-        self._read_at = marker
         try:
             self._users = _read(self._settings)
         except Exception as error:
-            log.warning("users to choose from cannot be read (%s); the page still takes any id", error)
+            # the next look reads again, and says nothing more
+            if not self._told:
+                log.warning("users to choose from cannot be read (%s); the page still takes any id", error)
+            self._told = True
+            return
+        self._read_at, self._told = marker, False
 
     def find(self, starts_with: str, limit: int) -> list[dict[str, Any]]:
         """Users whose id begins so (the fields of `schemas.Person`)."""

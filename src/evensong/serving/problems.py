@@ -24,6 +24,7 @@ _KNOWN_STATUS: dict[int, tuple[str, str | None, str]] = {
     404: ("not_found", "no such address", "GET /openapi.json lists every address"),
     405: ("method_not_allowed", "this address does not answer this method", "GET /openapi.json lists what it answers"),
     413: ("body_too_large", None, "send fewer or shorter ids"),
+    415: ("unsupported_media_type", None, "send one JSON object with the header Content-Type: application/json"),
     400: ("unreadable_body", "the body cannot be read", "send one JSON object, encoded as UTF-8"),
 }
 

@@ -65,7 +65,7 @@ class UserReader:
 
     def read(self, features: OnlineFeatures | None, user_id: str) -> tuple[Frame | None, Sequence[str]]:
         """The user's features and the items that the filter rule hides; None and nothing when they cannot be read."""
-        if features is None or time.monotonic() < self._paused_until:
+        if features is None or not self._may_ask():
             return None, ()
         try:
             users = features.users([user_id])
@@ -73,8 +73,18 @@ class UserReader:
         except Exception as error:
             self._failed(error)
             return None, ()
-        self._failures = 0
+        self._failures, self._paused_until = 0, 0.0
         return users, hidden
+
+    def _may_ask(self) -> bool:
+        """Whether this request reads the store. After a pause one of them finds out for all whether it is back."""
+        with self._lock:
+            now = time.monotonic()
+            if now < self._paused_until:
+                return False
+            if self._failures >= FAILURES_TO_PAUSE:
+                self._paused_until = now + self._pause
+            return True
 
     def _hidden(self, features: OnlineFeatures, user_id: str) -> Sequence[str]:
         if self._filter == "none":

@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Annotated, Any, TypeVar
 
 import orjson
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
 from fastapi.responses import Response
 
 from evensong.serving import metrics as metrics_module
@@ -114,7 +114,17 @@ def router(service: Service) -> APIRouter:
         ask = recommending.Ask(_request_id(request), query.user_id, _checked_k(query.k, "query.k", settings))
         return await answer(request, ask)
 
-    @api.post("/recommend", response_model=schemas.Recommendations, responses=not_ready, tags=["recommend"])
+    @api.post(
+        "/recommend",
+        response_model=schemas.Recommendations,
+        responses=not_ready
+        | {
+            413: _problem("The body is too large."),
+            415: _problem("The body is not said to be JSON."),
+        },
+        dependencies=[Depends(_said_to_be_json)],
+        tags=["recommend"],
+    )
     async def post_recommend(request: Request, body: schemas.RecommendBody) -> Response:
         """Items for one user, with what the caller knows about this moment and items to leave out."""
         ask = recommending.Ask(
@@ -177,7 +187,7 @@ def _for_people(service: Service, not_ready: dict[int | str, dict[str, Any]]) ->
         return _json(orjson.dumps({"users": found}))
 
     @api.get(
-        "/users/{user_id}/history",
+        "/users/{user_id:path}/history",
         response_model=schemas.History,
         responses=not_ready | {404: _problem("No such address.")},
     )
@@ -237,6 +247,12 @@ def _not_ready(champion: Champion) -> ProblemError:
         + (f": {'; '.join(warnings)}" if warnings else ": it is being loaded"),
         "do what the message names; /readyz tells when it is done" if warnings else "try again in a few seconds",
     )
+
+
+def _said_to_be_json(request: Request) -> None:
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, f"expected Content-Type: application/json, came {problems.echo(kind)}")
 
 
 def _checked_k(k: int | None, field: str, settings: Settings) -> int:

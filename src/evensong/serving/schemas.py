@@ -72,7 +72,7 @@ class RecommendBody(Question):
     )
 
     user_id: Id
-    k: K = None
+    k: Annotated[K, Field(strict=True)] = None
     context: Context = Context()
     exclude_item_ids: list[Id] = Field(default=[], max_length=1000, description="Never answer with one of these.")
 

@@ -58,6 +58,51 @@ def test_secrets_of_the_environment_win(settings: Settings, monkeypatch: pytest.
     assert secrets.admin_password(settings) == "chosen"
 
 
+def test_variables_of_airflow_reach_it_where_no_setting_decides(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "AIRFLOW__SMTP__SMTP_HOST": "mail.example",
+        "AIRFLOW_CONN_SHOP": "postgresql://shop",
+        "AIRFLOW__CORE__PARALLELISM": "8",
+        "AIRFLOW__CORE__DAGS_FOLDER": "/somewhere/else",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite:////elsewhere.db",
+        "AIRFLOW__API__PORT": "8080",
+        "AIRFLOW_HOME": "/another",
+        "AIRFLOW_CONFIG": "/another/airflow.cfg",
+        "AIRFLOW_ADMIN_PASSWORD": "secret",
+        "AIRFLOW_CTX_DAG_RUN_ID": "of another run",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    variables = components.common_variables(settings)
+    for name in ("AIRFLOW__SMTP__SMTP_HOST", "AIRFLOW_CONN_SHOP", "AIRFLOW__CORE__PARALLELISM"):
+        assert variables[name] == given[name]
+    assert variables["AIRFLOW_HOME"] == settings.place("airflow")
+    assert variables["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == f"sqlite:///{settings.place('airflow', 'airflow.db')}"
+    assert not {"AIRFLOW_CONFIG", "AIRFLOW_ADMIN_PASSWORD", "AIRFLOW_CTX_DAG_RUN_ID"} & variables.keys()
+    # and whoever set one in vain is told
+    assert components.ignored_variables(settings) == [
+        "AIRFLOW_CONFIG",
+        "AIRFLOW_HOME",
+        "AIRFLOW__CORE__DAGS_FOLDER",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+    ]
+
+
+def test_people_open_airflow_where_the_setting_says_and_we_where_it_listens(tmp_path: Path) -> None:
+    settings = load_settings(
+        home=tmp_path, airflow={"url": "https://airflow.example/"}, mlflow_url="https://ml.example"
+    )
+    variables = components.airflow_variables(settings)
+    assert variables["AIRFLOW__API__BASE_URL"] == "https://airflow.example"
+    assert variables["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://127.0.0.1:8080/execution/"
+    parts = {part.name: part for part in components.all_components(settings)}
+    assert parts["airflow-api-server"].address == "https://airflow.example"
+    assert parts["airflow-api-server"].health_url == "http://127.0.0.1:8080/api/v2/version"
+    assert parts["mlflow"].address == "https://ml.example"
+
+
 def test_no_command_line_carries_a_secret(tmp_path: Path) -> None:
     url = "postgresql://user:hidden@db/mlflow"
     settings = load_settings(home=tmp_path, mlflow_tracking_uri=url, airflow={"database_url": url})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -85,6 +86,48 @@ def test_a_component_that_crashes_is_started_again_and_reported(settings: Settin
         assert len(of_home(settings.home)) == 2
 
 
+def test_another_guardian_takes_the_post_of_one_that_was_killed(settings: Settings, port: int) -> None:
+    told: list[str] = []
+    with Supervisor(settings, [server(port)], report=told.append) as running:
+        running.wait_ready(15)
+        assert running._guardian is not None
+        first = running._guardian.pid
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: running._guardian is not None and running._guardian.pid != first)
+        assert told == ["the guardian ended with signal SIGKILL; another takes its post"]
+        # components are still looked after
+        before = running.pids()["server"]
+        os.kill(before, signal.SIGKILL)
+        eventually(lambda: running.pids().get("server", before) != before)
+    assert of_home(settings.home) == []
+
+
+def test_a_full_disk_does_not_end_the_watch(settings: Settings, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    told: list[str] = []
+
+    def report(line: str) -> None:
+        told.append(line)
+        # what is told goes to the same disk
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("evensong.launch.supervisor.MAX_BACKOFF_SECONDS", 0.2)
+    with Supervisor(settings, [server(port)], report=report) as running:
+        running.wait_ready(15)
+        first = running.pids()["server"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", full)
+            os.kill(first, signal.SIGKILL)
+            eventually(lambda: any("cannot be looked after" in line for line in told))
+            time.sleep(0.6)
+            # said once, however often it is tried
+            assert len([line for line in told if "cannot be looked after" in line]) == 1
+            assert running.pids() == {}
+        eventually(lambda: bool(running.pids()))
+
+
 def test_stopping_ends_every_process_of_every_component(settings: Settings, port: int) -> None:
     with Supervisor(settings, [server(port)]) as running:
         running.wait_ready(15)
@@ -144,6 +187,25 @@ def launcher(settings: Settings, port: int) -> Iterator[subprocess.Popen[str]]:
     process.kill()
     process.wait()
     process.stdout.close()
+
+
+def test_nothing_outlives_a_launcher_whose_first_guardian_was_killed(
+    launcher: subprocess.Popen[str], settings: Settings
+) -> None:
+    def guardian_pid() -> int:
+        for child in psutil.Process(launcher.pid).children():
+            with contextlib.suppress(psutil.Error):
+                if "evensong.launch.guardian" in child.cmdline():
+                    return child.pid
+        return 0
+
+    first = guardian_pid()
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: guardian_pid() not in (0, first))
+    time.sleep(0.5)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait(15)
+    eventually(lambda: of_home(settings.home) == [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

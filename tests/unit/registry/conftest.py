@@ -12,20 +12,12 @@ import pytest
 import yaml
 
 from evensong.features.dictionary import build_dictionary, for_manifest
-from evensong.registry import bundle, tracking, versions
+from evensong.registry import bundle, versions
 from evensong.registry.versions import ModelVersion
 from evensong.settings import Settings
 from evensong.types import Night
 
 Register = Callable[..., ModelVersion]
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated MLflow database, made once: migrating takes seconds."""
-    home = tmp_path_factory.mktemp("empty")
-    tracking.client(Settings(home=home))
-    return home / "mlflow" / "mlflow.db"
 
 
 @pytest.fixture
