@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,27 +33,37 @@ class Interval(Value):
     typical_difference: float
     """Size of a difference that is not zero: their mean square over their mean size."""
 
-    def smallest_detectable(self, margin: float = 0.0, power: float = 0.8) -> float:
-        """The true gain at which the lower bound exceeds `margin` with this power, for users such as these.
+    def error_at(self, gain: float) -> float:
+        """The standard error that a night such as this one would have at another true gain.
 
-        Student's noncentral t passes the critical value with this power at some number of standard errors (Cohen 1988,
-        chapter 2). A gain beyond tonight's is taken to come in equal parts from users who lose tonight and no longer
-        do, and from users who newly differ, each by as much as those who differ tonight; the latter widen the spread.
+        A gain beyond tonight's is taken to come in equal parts from users who lose tonight and no longer do, and from
+        users who newly differ, each by as much as those who differ tonight; the latter widen the spread.
         """
-        if self.standard_error == 0:
-            return margin
-        freedom, critical = self.num_users - 1, self.critical_lower
+        beyond = max(0.0, gain - max(0.0, self.mean))
+        return math.sqrt(self.standard_error**2 + beyond * self.typical_difference / 2 / self.num_users)
 
-        def missing(noncentrality: float) -> float:
-            return float(stats.nct.sf(critical, freedom, noncentrality)) - power
+    def chance_above(self, bound: float, gain: float) -> float:
+        """How often the lower bound would exceed `bound` at this true gain: Student's noncentral t past the critical
+        value (Cohen 1988, chapter 2)."""
+        distance = (gain - bound) / self.error_at(gain)
+        return float(stats.nct.sf(self.critical_lower, self.num_users - 1, distance))
 
-        errors = float(optimize.brentq(missing, 0.0, critical + 10.0))
-        variance = self.standard_error**2
-        gain = margin + errors * self.standard_error
-        for _ in range(30):
-            beyond = max(0.0, gain - max(0.0, self.mean))
-            gain = margin + errors * math.sqrt(variance + beyond * self.typical_difference / 2 / self.num_users)
-        return gain
+    def chance_mean_below(self, bound: float, gain: float) -> float:
+        """How often the mean itself would fall below `bound` at this true gain."""
+        return float(stats.t.cdf((bound - gain) / self.error_at(gain), self.num_users - 1))
+
+
+def smallest_gain(chance: Callable[[float], float], power: float, most: float = 64.0) -> float | None:
+    """The smallest gain at which `chance` reaches `power`; none where no gain up to `most` does.
+
+    `chance` grows with the gain.
+    """
+    low, high = 0.0, 1e-4
+    while chance(high) < power:
+        low, high = high, 2 * high
+        if high > most:
+            return None
+    return float(optimize.brentq(lambda gain: chance(gain) - power, low, high, xtol=1e-7))
 
 
 def paired_interval(
@@ -111,9 +122,12 @@ def adjust(differences: Floats, covariates: Floats, population_means: Floats) ->
     if not usable.any() or len(differences) <= 2 + int(usable.sum()):
         return differences
     centred = centred[:, usable]
-    slope, *_ = np.linalg.lstsq(centred, differences - differences.mean(), rcond=None)
+    mean = differences.mean()
+    slope, *_ = np.linalg.lstsq(centred, differences - mean, rcond=None)
     shift = float((population_means - covariates.mean(axis=0))[usable] @ slope)
-    return differences - centred @ slope + shift
+    # A fitted slope takes some noise along; what is left is stretched by the freedom that it cost.
+    stretch = math.sqrt((len(differences) - 1) / (len(differences) - 1 - centred.shape[1]))
+    return np.asarray(mean + shift + stretch * (differences - mean - centred @ slope))
 
 
 def _studentized(centred: Floats, resamples: int, generator: np.random.Generator) -> Floats:

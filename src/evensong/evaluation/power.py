@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
 
-from evensong.evaluation.against_champion import pair, primary_interval
-from evensong.evaluation.bootstrap import Floats, Interval
+from evensong.evaluation.against_champion import ask, pair, primary_interval, smallest_gain
+from evensong.evaluation.bootstrap import Floats
 from evensong.evaluation.gate import GateInputs, decide
 from evensong.evaluation.policy import PromotionPolicy
 from evensong.types import EvaluationReport, Frame, ModelReport, PromotionDecision
@@ -113,22 +114,16 @@ def judge(policy: PromotionPolicy, per_user: Frame, report: EvaluationReport, *,
     return decide(report, policy.model_copy(update=simulated), per_user, inputs)
 
 
-def interval_of(policy: PromotionPolicy, per_user: Frame) -> Interval:
-    """The gate's own interval on the primary metric of one night."""
-    return primary_interval(pair(per_user, CHALLENGER, CHAMPION, [policy.primary.metric]), policy)
-
-
 def smallest_detectable(
     policy: PromotionPolicy, population: Population, *, num_users: int, seed: int, nights: int = 20
 ) -> float:
     """The gain that so many users show with the policy's power: the median over nights of what each would state."""
-    rule = policy.primary
-    stated = [
-        interval_of(
-            policy, population.night(num_users, 0.0, np.random.default_rng([seed, number]))
-        ).smallest_detectable(rule.margin, rule.power)
-        for number in range(nights)
-    ]
+    stated = []
+    for number in range(nights):
+        per_user = population.night(num_users, 0.0, np.random.default_rng([seed, number]))
+        paired = pair(per_user, CHALLENGER, CHAMPION, [policy.primary.metric])
+        gain = primary_interval(paired, policy)
+        stated.append(smallest_gain(gain, ask(paired, policy), policy) or math.inf)
     return float(np.median(stated))
 
 
