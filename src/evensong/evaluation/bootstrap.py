@@ -13,8 +13,8 @@ from evensong.types import Value
 
 Floats = npt.NDArray[np.float64]
 
-#: Resamples held in memory at once, times users.
-_CELLS = 4_000_000
+#: Resamples drawn at once, times users: so many stay in the processor's cache, which takes a third of the time.
+_CELLS = 100_000
 
 
 class Interval(Value):
@@ -32,15 +32,19 @@ class Interval(Value):
     critical_upper: float
     typical_difference: float
     """Size of a difference that is not zero: their mean square over their mean size."""
+    mean_loss: float
+    """What the users who lose lose, over all users."""
 
     def error_at(self, gain: float) -> float:
         """The standard error that a night such as this one would have at another true gain.
 
-        A gain beyond tonight's is taken to come in equal parts from users who lose tonight and no longer do, and from
-        users who newly differ, each by as much as those who differ tonight; the latter widen the spread.
+        A gain beyond tonight's is taken to come in equal parts from users who lose tonight and no longer do, as far as
+        what they lose goes, and from users who newly differ, each by as much as those who differ tonight; the latter
+        widen the spread.
         """
         beyond = max(0.0, gain - max(0.0, self.mean))
-        return math.sqrt(self.standard_error**2 + beyond * self.typical_difference / 2 / self.num_users)
+        new = max(beyond / 2, beyond - self.mean_loss)
+        return math.sqrt(self.standard_error**2 + new * self.typical_difference / self.num_users)
 
     def chance_above(self, bound: float, gain: float) -> float:
         """How often the lower bound would exceed `bound` at this true gain: Student's noncentral t past the critical
@@ -106,6 +110,7 @@ def paired_interval(
         confidence=confidence,
         critical_lower=lower_critical,
         critical_upper=upper_critical,
+        mean_loss=float(np.maximum(-differences, 0.0).mean()),
         typical_difference=float((differences**2).sum() / size) if (size := np.abs(differences).sum()) > 0 else 0.0,
     )
 

@@ -66,7 +66,7 @@ class SliceRule(Rule):
     """And no more than this share of the champion's own figure: where it finds little, a small margin is a lot."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """One-sided, of all slices together."""
-    min_users: int = Field(20, ge=2)
+    min_users: int = Field(10, ge=2)
     """A slice of fewer users fails only by a loss that is shown; else it is in doubt."""
     when_inconclusive: Inconclusive = "estimate"
 

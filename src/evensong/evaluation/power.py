@@ -35,6 +35,10 @@ class Population:
     """Spread over users of what another seed changes, in units of chance."""
     heavy_tailed: bool = False
     """Few users hold most targets, and seeds change much for few users."""
+    share_new: float = 0.15
+    """Of the users who are new."""
+    left_for_new: float | None = None
+    """Share of the champion's chances that the challenger has with new users; none: it has the gain there too."""
 
     def night(self, num_users: int, gain: float, generator: np.random.Generator) -> Frame:
         """The per-user figures of one night whose challenger finds `gain` more of each user's targets on average."""
@@ -50,9 +54,12 @@ class Population:
         challenger_U = np.clip(chance_U + luck_U[1], 0, 1)
         # Whoever finds less can gain more; scaled so that the mean over the population's chances moves by `gain`.
         challenger_U = challenger_U + (1 - challenger_U) * gain / (1 - self.mean_recall)
+        new_U = generator.random(num_users) < self.share_new
+        if self.left_for_new is not None:
+            challenger_U = np.where(new_U, self.left_for_new * champion_U, challenger_U)
         found = _found(num_targets_U, champion_U, challenger_U, self.agreement, generator)
         slices = {
-            "slice_new_users": generator.random(num_users) < 0.15,
+            "slice_new_users": new_U,
             "slice_new_items": generator.random(num_users) < 0.2,
             "slice_long_tail": generator.random(num_users) < 0.4,
         }

@@ -159,12 +159,14 @@ def test_slice_that_gains_a_little_by_what_was_measured_passes_in_doubt() -> Non
     assert any("cannot tell, change +0.0100 over 30 users" in reason for reason in decision.reasons)
 
 
-@pytest.mark.parametrize(("changes", "stopped"), [((-0.5, 0.25, -0.5), False), ((-0.5, -0.4, -0.45), True)])
+@pytest.mark.parametrize(
+    ("changes", "stopped"), [((-0.5, 0.25, -0.5, 0.25), False), ((-0.5, -0.4, -0.45, -0.45), True)]
+)
 def test_slice_of_few_users_fails_by_a_loss_that_is_shown_alone(changes: tuple[float, ...], stopped: bool) -> None:
-    per_user = slice_of(12, *changes)
+    per_user = slice_of(8, *changes)
     decision = decide(report_of(per_user), POLICY, per_user, SOUND)
     assert failed(decision) == (["slice.new_users"] if stopped else [])
-    assert ("too few to tell, change -0.25" in str(decision.reasons)) is not stopped
+    assert ("too few to tell, change -0.1250" in str(decision.reasons)) is not stopped
 
 
 def test_allowed_loss_is_a_share_of_what_the_champion_finds_where_that_is_little() -> None:
