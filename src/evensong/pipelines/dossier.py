@@ -51,12 +51,12 @@ def run(
     def part(name: str, make: Callable[[], Any], otherwise: Any) -> Any:
         try:
             return make()
-        except EvensongError as error:
-            missing[name] = without_password(str(error))
         except Exception as error:
-            log.exception("the dossier's %s cannot be made", name)
-            missing[name] = without_password(f"{type(error).__name__}: {error}")
-        return otherwise
+            is_known = isinstance(error, (EvensongError, ValueError))
+            log.warning("the dossier's %s cannot be made", name, exc_info=None if is_known else error)
+            said = str(error) if isinstance(error, EvensongError) else f"{type(error).__name__}: {error}"
+            missing[name] = without_password(said)
+            return otherwise
 
     champion = versions.get(settings, inputs.champion_version) if inputs.champion_version else None
     parts = {
