@@ -215,7 +215,7 @@ def spoiled_features(entry: str, version: str | None) -> dict[str, Any]:
     [
         (31, ("item_popularity.item_events_7d", "other"), "defined differently: item_popularity.item_events_7d"),
         (31, ("item_popularity.item_events_7d", None), "not served: item_popularity.item_events_7d"),
-        (1, None, "the online store holds features of 2026-03-01 00:00 only; materialize this night"),
+        (1, None, "the online store holds the features of 2026-03-01 00:00; materialize this night first"),
         (None, None, "nothing was materialized"),
     ],
 )
