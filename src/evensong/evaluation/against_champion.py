@@ -231,7 +231,7 @@ def _better(
     verdict = "better than" if passed else "not shown to be better than"
     could = "no user's figure differs, so nothing can be said of what they could show"
     if detectable is not None:
-        could = f"these {gain.num_users} users could show a gain of {detectable:.4f} with {rule.power:.0%} power"
+        could = f"these {gain.num_users} users could show a gain of {detectable:.4f} with {percent(rule.power)} power"
     return Check(
         name=name,
         passed=passed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,8 @@ class Comparison(Value):
     gain: Interval | None = None
     bound: float | None = None
     """What the interval's lower end was held against; none: the gate did not ask."""
+    verdict: Literal["passed", "doubt", "failed"] | None = None
+    """What its check came to."""
     num_users: int | None = None
 
 
@@ -133,7 +135,7 @@ def build(
             "decision": decision,
             "mode": policy.mode,
             "policy_digest": policy.digest,
-            "policy": policy.model_dump(mode="json"),
+            "policy": policy.model_dump(mode="json", exclude_none=True),
             "attempt": inputs.attempt,
             "earlier_attempts": list(inputs.earlier_attempts),
             "num_users": report.num_users,
@@ -144,8 +146,8 @@ def build(
             "power": primary.power,
             "primary_metric": primary.metric,
             "slice_confidence": policy.slices.confidence,
-            "metrics": [_comparison(name, report, paired, policy, gain, answers) for name in metrics],
-            "slices": _slices(report, policy, answers),
+            "metrics": [_judged(one, decision) for one in _metrics(report, paired, policy, gain, answers)],
+            "slices": [_judged(one, decision, "slice.") for one in _slices(report, policy, answers)],
             "fitness": _fitness(report, inputs),
             "off_policy": list(inputs.off_policy),
             "missing": missing,
@@ -176,6 +178,28 @@ def _paired(
     except ValueError as error:
         return None, f"needs {error}"
     return (paired, "") if len(paired) > 1 else (None, "needs two users at least")
+
+
+def _judged(row: Comparison, decision: PromotionDecision, *prefixes: str) -> Comparison:
+    """The row with what its check came to; a gain that is not shown is a doubt as long as no loss is."""
+    names = [f"{prefix}{row.name}" for prefix in prefixes or ("better_than_champion.", "not_worse.")]
+    check = next((check for check in decision.checks if check.name in names), None)
+    if check is None or row.gain is None:
+        return row
+    undecided = check.doubtful or (check.name.startswith("better") and not check.passed and row.gain.upper >= 0)
+    verdict = "doubt" if undecided else "passed" if check.passed else "failed"
+    return row.model_copy(update={"verdict": verdict})
+
+
+def _metrics(
+    report: EvaluationReport,
+    paired: Frame | None,
+    policy: PromotionPolicy,
+    primary: Interval | None,
+    answers: list[Answer],
+) -> list[Comparison]:
+    names = sorted(report.challenger.metrics)
+    return [_comparison(name, report, paired, policy, primary, answers) for name in names]
 
 
 def _comparison(

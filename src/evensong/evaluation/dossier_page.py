@@ -30,8 +30,9 @@ def render(dossier: Dossier) -> str:
         "signed": signed,
         "slice": slice_name,
         "words": words,
-        "yaml": lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True),
+        "yaml": lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=None),
     }
+    environment.tests["in_lake"] = lambda name: name.startswith("lake_versions.")
     template = environment.from_string(resources.files(__package__).joinpath("dossier.html.j2").read_text())
     checks, slices = dossier.decision.checks, [row.gain for row in dossier.slices if row.gain]
     primary = next((row for row in dossier.metrics if row.name == dossier.primary_metric), None)
@@ -48,8 +49,9 @@ def render(dossier: Dossier) -> str:
         # what kept it out first, then what is in doubt
         checks=sorted(checks, key=lambda check: (check.passed, not check.doubtful)),
         slice_confidence=(1 + slices[0].confidence) / 2 if slices else None,
-        slice_reach=max((max(abs(gain.lower), abs(gain.upper)) for gain in slices), default=0.0),
-        gain_picture=lambda row, reach=None: Markup(gain_picture(row, reach)),
+        # the one that decides, what else the gate asked about, the rest
+        metrics=sorted(dossier.metrics, key=lambda row: (row is not primary, row.bound is None)),
+        gain_picture=lambda row: Markup(gain_picture(row)),
         curve_picture=lambda values: Markup(curve_picture(values)),
         bar=lambda value, most: Markup(bar_picture(value, most)),
     )
@@ -104,13 +106,12 @@ def address(place: str) -> str:
     return place if "://" in place else f"file://{place}"
 
 
-def gain_picture(row: Comparison, reach: float | None = None) -> str:
-    """A change with its interval, a line at zero and a dashed one at the bound; `reach` is half of the scale."""
+def gain_picture(row: Comparison) -> str:
+    """A change with its interval, a line at zero and a dashed one at the bound."""
     gain = row.gain
     if gain is None:
         return ""
-    ends = [abs(gain.lower), abs(gain.upper), abs(row.bound or 0.0)]
-    reach = max(reach or 0.0, *ends) or 1.0
+    reach = max(abs(gain.lower), abs(gain.upper), abs(row.bound or 0.0)) or 1.0
 
     def x(value: float) -> float:
         return round(100 + value / reach * 94, 1)
@@ -151,10 +152,7 @@ def bar_picture(value: float, most: float) -> str:
 
 def _side(row: Comparison) -> str:
     """As the gate sees it; a figure that it did not ask about takes no side, for some are better when they fall."""
-    assert row.gain is not None
-    if row.bound is None:
-        return ""
-    return "good" if row.gain.lower >= row.bound else "bad" if row.gain.upper < min(row.bound, 0) else "even"
+    return {"passed": "good", "failed": "bad", "doubt": "even", None: ""}[row.verdict]
 
 
 def _is_adjusted(primary: Comparison) -> bool:

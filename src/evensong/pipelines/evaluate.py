@@ -72,9 +72,9 @@ def run(
     sizes = {"recall_k": settings.evaluation.recall_k, "ndcg_k": settings.evaluation.ndcg_k}
     assigned = slices.assign(users, targets, items, start)
     slice_attributes: dict[str, int] = {}
-    for name in dict.fromkeys(settings.evaluation.slice_attributes):
-        values, slice_attributes[name] = _values_of(settings, name, targets, start, night.as_of)
-        column = slices.by_attribute(users, name, values)
+    for attribute in dict.fromkeys(settings.evaluation.slice_attributes):
+        values, slice_attributes[attribute] = _values_of(settings, attribute, targets, start, night.as_of)
+        column = slices.by_attribute(users, attribute, values)
         assigned = assigned.join(column, on="user_id", how="left", maintain_order="left")
     known = users.select("user_id", *covariates())
     assigned = assigned.join(known, on="user_id", how="left", maintain_order="left")

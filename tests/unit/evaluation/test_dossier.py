@@ -20,9 +20,14 @@ from evensong.evaluation.policy import PromotionPolicy, load_policy
 POLICY = load_policy(Path("mlflow/promotion_policy.yaml").read_text())
 
 
-def made(gain: float = 0.1, *, with_champion: bool = True, **parts: object) -> Dossier:
+def made(gain: float = 0.1, *, with_champion: bool = True, slices: tuple[str, ...] = (), **parts: object) -> Dossier:
     per_user = figures(gain=gain)
+    third = pl.col("slice_new_users")
+    per_user = per_user.with_columns(third.alias(f"slice_{name}") for name in slices)
     report = report_of(per_user, with_champion=with_champion)
+    figures_of = {name: {"num_users": 134.0, "recall_at_20": 0.333333} for name in (*POLICY.slices.names, *slices)}
+    sliced = report.challenger.model_copy(update={"slices": figures_of})
+    report = report.model_copy(update={"challenger": sliced})
     inputs: GateInputs = SOUND if with_champion else FIRST
     decision = decide(report, POLICY, per_user, inputs)
     return build(report, decision, POLICY, per_user, inputs, title="recommender v2", version="2", **parts)
@@ -268,7 +273,9 @@ def test_paper_holds_the_lists_of_all_ten_users_and_whole_tables(tmp_path: Path,
         Example(user_id=f"user {n}", history=["Red shoe"], challenger=[f"Ours {n}"], champion=[f"Theirs {n}"])
         for n in range(10)
     ]
-    (tmp_path / "dossier.html").write_text(render(made(**{**FULL, "examples": users})))
+    (tmp_path / "dossier.html").write_text(
+        render(made(**{**FULL, "examples": users}, slices=("item.colour=chartreuse",)))
+    )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chromium(), args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
