@@ -12,6 +12,7 @@ from evensong.data import storage
 from evensong.data.lake import Lake
 from evensong.data.simulator import Shop, ShopConfig, warmup_policy
 from evensong.evaluation.evidence import OffPolicyEstimate
+from evensong.evaluation.off_policy import estimates
 from evensong.pipelines import evaluate, evidence, features, index, train, training_set
 from evensong.settings import Settings, load_settings
 from evensong.types import EvaluationReport, Frame, Night
@@ -47,12 +48,13 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
         ShopConfig(
             seed=5,
             start=START,
-            num_users=900,
+            num_users=3000,
             num_items=120,
             slate_size=SLOTS,
             late_share=0.0,
             mean_stock=10_000.0,
             new_items_per_day=0,
+            base_logit=-3.9,
         )
     )
     settings = load_settings(home=tmp_path_factory.mktemp("home"), **RECIPE)
@@ -100,12 +102,23 @@ def test_both_estimates_find_what_the_challenger_would_truly_earn(judged: Judged
     truth = true_value(judged, judged.log)
     assert [estimate.method for estimate in judged.found] == ["snips", "doubly_robust"]
     for estimate in judged.found:
-        print(estimate, truth)
         assert estimate.lower <= truth <= estimate.upper
         assert estimate.effective_sample_size > 100
         assert estimate.mean_weight == pytest.approx(1.0, abs=0.25)
         # it is not just what the shop's own slates earned
         assert truth > 1.3 * estimate.logged_value
+
+
+def test_slot_that_is_not_drawn_counts_for_nobody(judged: Judged) -> None:
+    first = pl.col("position") == 0
+    log = judged.log.with_columns(propensity=pl.when(first).then(None).otherwise(pl.col("propensity")))
+    drawn = judged.log.filter(~first)
+    truth = true_value(judged, drawn)
+    assert truth < 0.9 * true_value(judged, judged.log)
+    for estimate in estimates(log, judged.slates):
+        assert estimate.lower <= truth <= estimate.upper
+        assert estimate.logged_value == pytest.approx(drawn["reward"].sum() / drawn["request_id"].n_unique())
+        assert estimate.num_rows == len(drawn)
 
 
 def test_logged_slates_are_the_days_impressions_with_a_reward_for_each_click(judged: Judged) -> None:
