@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.unit.registry.conftest import make_bundle, night
+from tests.unit.registry.conftest import make_bundle, night, write_materialized
 from tests.unit.registry.test_promotion_steps import evaluate
 
 from evensong.errors import RegistryError
@@ -30,6 +30,7 @@ def set_mode(settings: Settings, mode: str, **rule: object) -> None:
 
 
 def live(settings: Settings, day: int, gain: float) -> str:
+    write_materialized(settings.home, day)
     folder = make_bundle(settings.home / "made" / str(day), day, f"night {day}")
     evaluation = evaluate(settings, day, gain)
     version = register.run(settings, night(day), str(folder), evaluation)

@@ -385,5 +385,8 @@ def test_dossier_lies_on_the_version_with_its_hash_and_is_linked(settings: Setti
     assert hashlib.sha256(data).hexdigest() == version.tags["dossier_json_hash"]
     assert version.description.count("[Dossier](http://127.0.0.1:5000/#/experiments/") == 1
     assert f"/models/{version.model_id}/artifacts)" in version.description
+    address = dossier.address(settings, "2")
+    assert address.startswith("http://127.0.0.1:5000/#/")
+    assert f"[Dossier]({address})" in version.description
     assert storage.read_bytes(settings.run_uri(night(2).run_id, "dossier.html")) == page
     assert b"night.as_of" in page
