@@ -90,27 +90,45 @@ class Outcome:
 
 
 def simulate(
-    policy: PromotionPolicy, population: Population, *, nights: int, num_users: int, gain: float, seed: int
+    policy: PromotionPolicy,
+    population: Population,
+    *,
+    nights: int,
+    num_users: int,
+    gain: float,
+    seed: int,
+    tries: int = 1,
 ) -> Outcome:
-    """Let the whole gate decide many nights of one true gain; 0 is the A/A case, the same model with another seed."""
+    """Let the whole gate decide many nights of one true gain; 0 is the A/A case, the same model with another seed.
+
+    With `tries`, a night makes so many versions one after the other, until one is promoted.
+    """
     promoted, gains = 0, []
     reasons: dict[str, int] = {}
     for number in range(nights):
-        per_user = population.night(num_users, gain, np.random.default_rng([seed, number]))
-        report = report_of(per_user)
-        decision = judge(policy, per_user, report, seed=seed + number)
-        promoted += decision.promote
-        for check in decision.checks:
-            if not check.passed:
-                reasons[check.name] = reasons.get(check.name, 0) + 1
-        gains.append(report.challenger.metrics["recall_at_20"] - _champion(report).metrics["recall_at_20"])
+        for attempt in range(1, tries + 1):
+            per_user = population.night(num_users, gain, np.random.default_rng([seed, number, *range(1, attempt)]))
+            report = report_of(per_user)
+            decision = judge(policy, per_user, report, seed=seed + number, attempt=attempt)
+            for check in decision.checks:
+                if not check.passed:
+                    reasons[check.name] = reasons.get(check.name, 0) + 1
+            gains.append(report.challenger.metrics["recall_at_20"] - _champion(report).metrics["recall_at_20"])
+            if decision.promote:
+                promoted += 1
+                break
     return Outcome(nights, promoted, float(np.mean(gains)), dict(sorted(reasons.items())))
 
 
-def judge(policy: PromotionPolicy, per_user: Frame, report: EvaluationReport, *, seed: int) -> PromotionDecision:
+def judge(
+    policy: PromotionPolicy, per_user: Frame, report: EvaluationReport, *, seed: int, attempt: int = 1
+) -> PromotionDecision:
     """The gate's decision on one simulated night, everything but the figures being in order."""
     inputs = GateInputs(
-        passed=dict.fromkeys(policy.inputs.required, True), figures={"max_skew": 0.0}, champion_version="1"
+        passed=dict.fromkeys(policy.inputs.required, True),
+        figures={"max_skew": 0.0},
+        champion_version="1",
+        earlier_attempts=tuple(str(number) for number in range(2, attempt + 1)),
     )
     # What a bundle must be fit for is no figure of users, and the same on every simulated night.
     simulated = {
