@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     again = simulate(
         policy,
         population,
-        nights=max(1, given.nights // 2),
+        nights=max(1, given.nights // 4),
         num_users=given.users,
         gain=0.0,
         seed=given.seed + 5,

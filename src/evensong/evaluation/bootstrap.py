@@ -138,14 +138,14 @@ def adjust(differences: Floats, covariates: Floats, population_means: Floats) ->
 def _studentized(centred: Floats, resamples: int, generator: np.random.Generator) -> Floats:
     """(mean* - mean) / se* of each resample; where all drawn are equal, an infinity of its sign."""
     num_users = len(centred)
-    # Only users who differ from the most common value need to be drawn one by one: the rest is a count.
+    # Where values repeat, drawing how often each comes costs less than drawing every user: ten times as much a draw.
     values, counts = np.unique(centred, return_counts=True)
     statistic = np.empty(resamples)
     step = max(1, _CELLS // min(num_users, len(values)))
     squares = values**2
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
-        if len(values) * 2 < num_users:
+        if len(values) * 10 < num_users:
             drawn = generator.multinomial(num_users, counts / num_users, size=size)
             mean, square = drawn @ values / num_users, drawn @ squares / num_users
         else:
