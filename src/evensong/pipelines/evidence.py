@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +17,16 @@ import numpy as np
 import polars as pl
 
 from evensong.data import storage
-from evensong.data.lake import Lake
 from evensong.errors import BundleError, BusyError, RegistryError, StorageError
 from evensong.evaluation import metrics
 from evensong.evaluation.evidence import GateInputs, OffPolicyEstimate
 from evensong.evaluation.policy import PromotionPolicy
+from evensong.pipelines import off_policy
 from evensong.recommender.funnel import ItemTable, Recommender
 from evensong.registry import aliases, bundle, versions
 from evensong.registry.versions import ModelVersion
 from evensong.settings import Settings, without_password
-from evensong.types import TIMESTAMP, EvaluationReport, Frame, Night
+from evensong.types import EvaluationReport, Frame, Night
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ def collect(
     estimates: tuple[OffPolicyEstimate, ...] = ()
     if policy.off_policy.enabled:
         with found.checking("off_policy"):
-            estimates = off_policy(settings, night, report)
+            estimates = off_policy.run(settings, night, report)
     return GateInputs(
         passed=found.passed,
         messages=found.messages,
@@ -129,23 +128,23 @@ def _serves(
     found: Found,
 ) -> None:
     """Sizes, latencies and answers of the bundle that would serve, beside the champion's."""
+    has_users = storage.exists(settings.run_uri(night.run_id, "training_set", "users_holdout.parquet"))
     champion = None
-    with found.checking("champion_bundle"):
-        champion = bundle.fetch(settings, before.version) if before is not None else None
+    if before is not None:
+        with found.checking("champion_bundle"):
+            theirs = bundle.fetch(settings, before.version)
+            found.champion_figures["bundle_megabytes"] = bundle.size_bytes(theirs) / 1e6
+            champion = Recommender.load(theirs) if has_users else None
     with found.checking("bundle"):
         found.figures["bundle_megabytes"] = bundle.size_bytes(directory) / 1e6
-        if champion is not None:
-            found.champion_figures["bundle_megabytes"] = bundle.size_bytes(champion) / 1e6
         if (recall := index_recall(directory)) is not None:
             found.figures["bundle_index_recall"] = recall
-        if not storage.exists(settings.run_uri(night.run_id, "training_set", "users_holdout.parquet")):
-            return
-        model = Recommender.load(directory)
-        found.figures["bundle_recall_ratio"] = recall_ratio(settings, night, report, model)
-        other = Recommender.load(champion) if champion is not None else None
-        ours, theirs = latencies(settings, night, model, other)
-        found.figures |= ours
-        found.champion_figures |= theirs
+        if has_users:
+            model = Recommender.load(directory)
+            found.figures["bundle_recall_ratio"] = recall_ratio(settings, night, report, model)
+            ours, other = latencies(settings, night, model, champion)
+            found.figures |= ours
+            found.champion_figures |= other
 
 
 def recall_ratio(settings: Settings, night: Night, report: EvaluationReport, model: Recommender) -> float:
@@ -206,80 +205,6 @@ def latencies(
         rows = np.unique(np.argsort(-fastest, axis=1)[:, : max(10, len(users) // 5)])
     figures = [_quantiles(row) for row in fastest]
     return figures[0], figures[1] if champion is not None else {}
-
-
-def off_policy(settings: Settings, night: Night, report: EvaluationReport) -> tuple[OffPolicyEstimate, ...]:
-    """The judged challenger's online value on the window's logged slates; none without logged propensities."""
-    from evensong.evaluation.off_policy import estimates
-
-    log = logged_slates(settings, night, report.window_start)
-    if log.is_empty():
-        return ()
-    slates = challenger_slates(settings, night, log, report.window_start)
-    return estimates(log, slates, seed=night.seed)
-
-
-def logged_slates(settings: Settings, night: Night, window_start: datetime) -> Frame:
-    """What was shown in the window: `request_id, user_id, item_id, position, propensity`, and `reward`, 1 if wanted.
-
-    A shown item is an event that is not positive itself and carries position, propensity and request.
-    """
-    from evensong.features.transformations import positive_events
-
-    rows = (
-        Lake(settings.lake)
-        .scan("interactions", night.as_of)
-        .filter((pl.col("event_timestamp") > window_start) & pl.col("request_id").is_not_null())
-        .select("request_id", "user_id", "item_id", "event_type", "value", "position", "propensity")
-        .collect()
-    )
-    wanted = positive_events(rows, settings.split).select("request_id", "item_id").unique()
-    positive = pl.col("event_type").is_in(list(settings.split.positive_event_types))
-    shown = rows.filter(~positive & pl.col("propensity").is_not_null() & pl.col("position").is_not_null())
-    return (
-        shown.select("request_id", "user_id", "item_id", "position", "propensity")
-        .sort("user_id", "request_id", "position", "item_id", "propensity")
-        .unique(["request_id", "item_id", "position"], keep="first", maintain_order=True)
-        .join(wanted.with_columns(reward=pl.lit(1.0)), on=["request_id", "item_id"], how="left", maintain_order="left")
-        .with_columns(pl.col("reward").fill_null(0.0))
-    )
-
-
-def challenger_slates(settings: Settings, night: Night, log: Frame, moment: datetime) -> Frame:
-    """What the judged challenger would show each logged user, as long as the logged slates, at the window's start."""
-    from evensong.features.offline import FeatureReader
-    from evensong.features.refresh import seen_at
-    from evensong.features.store import RECOMMENDER
-    from evensong.pipelines import evaluate, train
-
-    users = log.select("user_id").unique().sort("user_id")
-    if len(users) > settings.evaluation.max_users:
-        drawn = np.random.default_rng([night.seed, 8]).choice(len(users), settings.evaluation.max_users, replace=False)
-        users = users[np.sort(drawn)]
-    reader = FeatureReader(settings)
-    rows = users.with_columns(
-        pl.lit(None, pl.String).alias("item_id"), pl.lit(moment, TIMESTAMP).alias("event_timestamp")
-    )
-    features = reader.join(rows, RECOMMENDER).select("user_id", *reader.features_of(RECOMMENDER, "user_id"))
-    features = features.join(seen_at(settings, moment), on="user_id", how="left", maintain_order="left")
-    training_set = settings.run_uri(night.run_id, "training_set")
-    items = train.read_items(training_set, final=False)
-    with tempfile.TemporaryDirectory() as folder:
-        retriever, ranker, index = (
-            storage.fetch_folder(settings.run_uri(night.run_id, name), Path(folder, name))
-            for name in ("retriever", "ranker", "index")
-        )
-        popularity = evaluate.popular(settings, training_set, items, moment, final=False)
-        challenger = Recommender.of_parts(retriever, ranker, index, popularity)
-    depth = log.select(pl.col("position").max()).item() + 1
-    lists = challenger.recommend(
-        features,
-        challenger.prepare_items(items),
-        now=moment,
-        k=depth,
-        exclude=evaluate.excluded(features, settings.serving.filter),
-    )
-    return lists.select("user_id", "item_id", position=pl.col("rank") - 1)
 
 
 def _covariate_means(settings: Settings, night: Night, report: EvaluationReport) -> dict[str, float]:

@@ -13,7 +13,7 @@ from evensong.data.lake import Lake
 from evensong.data.simulator import Shop, ShopConfig, warmup_policy
 from evensong.evaluation.evidence import OffPolicyEstimate
 from evensong.evaluation.off_policy import estimates
-from evensong.pipelines import evaluate, evidence, features, index, train, training_set
+from evensong.pipelines import evaluate, features, index, off_policy, train, training_set
 from evensong.settings import Settings, load_settings
 from evensong.types import EvaluationReport, Frame, Night
 
@@ -70,9 +70,9 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     parts = (examples, retriever, train.ranker(settings, night, examples, retriever))
     uri = evaluate.run(settings, night, *parts, index.build(settings, night, examples, retriever))
     report = EvaluationReport.model_validate(storage.read_json(uri))
-    log = evidence.logged_slates(settings, night, report.window_start)
-    slates = evidence.challenger_slates(settings, night, log, report.window_start)
-    return Judged(shop, settings, night, report, log, slates, evidence.off_policy(settings, night, report))
+    log = off_policy.logged_slates(settings, night, report.window_start)
+    slates = off_policy.challenger_slates(settings, night, log, report.window_start)
+    return Judged(shop, settings, night, report, log, slates, off_policy.run(settings, night, report))
 
 
 def true_value(judged: Judged, log: Frame) -> float:
