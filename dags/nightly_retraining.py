@@ -204,10 +204,11 @@ def nightly_retraining() -> None:
     @task
     def gate(night: Night, version: str, evaluation_uri: str) -> dict[str, Any]:
         """Decide by the policy whether the version is better."""
-        from evensong.pipelines import gate
+        from evensong.pipelines import dossier, gate
 
         with step(night) as (settings, value):
             decision = gate.run(settings, value, version, evaluation_uri)
+            show("Dossier", dossier.address(settings, version))
             show("Decision", f"{'promote' if decision['promote'] else 'keep'}: {'; '.join(decision['reasons'])}")
         return hand_on(decision, skip=None if decision["needs_review"] else "review")
 
@@ -250,7 +251,9 @@ def nightly_retraining() -> None:
     version = register(night, artifact, evaluation)
     version.operator.operator_extra_links = (StepLink("MLflow version"),)
     decision = gate(night, version, evaluation)
-    compared >> decision
+    decision.operator.operator_extra_links = (StepLink("Dossier"),)
+    # what it asks of the served features must have happened
+    [compared, online] >> decision
     answer = ReviewOperator(
         task_id="review",
         version=version,
@@ -258,7 +261,7 @@ def nightly_retraining() -> None:
         execution_timeout=None,
         doc_md="Wait for a person, where the policy asks one; else skipped.",
     )
-    [decision, online] >> answer >> promote(night, version) >> feature_report(night)
+    decision >> answer >> promote(night, version) >> feature_report(night)
 
 
 nightly_retraining()

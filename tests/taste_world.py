@@ -145,15 +145,29 @@ USERS: dict[str, pl.DataType] = {
 }
 
 
-def make(num_users: int = 40, shelf_size: int = 20, num_days: int = 14, seed: int = 1) -> TasteWorld:
-    """Half of the users want shelf `a`, half shelf `b`; item `a00` is wanted first most often."""
+def make(
+    num_users: int = 40,
+    shelf_size: int = 20,
+    num_days: int = 14,
+    seed: int = 1,
+    newcomers: int = 0,
+    num_popular: float = 10,
+) -> TasteWorld:
+    """Half of the users want shelf `a`, half shelf `b`; item `a00` is wanted first most often.
+
+    About `num_popular` items of a shelf are wanted much more than the others, and the last `newcomers` users came three
+    days before the cutoff.
+    """
     rng = np.random.default_rng(seed)
-    appeal = np.exp(-np.arange(shelf_size) / 10)
+    appeal = np.exp(-np.arange(shelf_size) / num_popular)
     rows = []
     for user in range(num_users):
         shelf = "ab"[user % 2]
         order = rng.choice(shelf_size, num_days, replace=False, p=appeal / appeal.sum())
+        first = num_days - 5 if user >= num_users - newcomers else 0
         for day, item in enumerate(order):
+            if day < first:
+                continue
             moment = START + timedelta(days=day, seconds=int(rng.integers(0, 86_400)))
             rows.append((f"u{user:02d}", f"{shelf}{item:02d}", moment))
     events = pl.DataFrame(

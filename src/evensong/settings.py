@@ -186,7 +186,9 @@ class EvaluationSettings(Section):
     max_users: int = Field(5000, ge=1, description="Users judged, drawn by seed when there are more.")
     popularity_days: float = Field(30.0, gt=0, description="Window of the popularity baseline and of the fallback.")
     slice_attributes: tuple[str, ...] = Field(
-        (), description="User attributes of the import, such as country; no common value of them may be sacrificed."
+        (),
+        description="Attributes of users, such as country, or of the wanted items, such as item.brand; no common value "
+        "of one may be sacrificed.",
     )
 
 

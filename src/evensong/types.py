@@ -130,6 +130,8 @@ class EvaluationReport(Value):
     baselines: dict[str, ModelReport] = {}
     guardrails: dict[str, float] = {}
     """Figures of the challenger that no other model has: `index_recall`, …"""
+    slice_attributes: dict[str, int] = {}
+    """Configured attribute to how many have a value of it, judged or not; its common values are slices `name=value`."""
     per_user_uri: str | None = None
     """Parquet: `model, user_id`, one column a metric, one boolean column `slice_<name>` a slice."""
 

@@ -33,6 +33,7 @@ print(json.dumps({
     "params": {name: dict(dag.params.get_param(name).schema, description=dag.params.get_param(name).description,
                           default=dag.params.get_param(name).value) for name in dag.params},
     "documented": [task.task_id for task in dag.tasks if (task.doc_md or task.python_callable.__doc__)],
+    "links": {task.task_id: [link.name for link in task.operator_extra_links] for task in dag.tasks},
     "retries": {task.task_id: task.retries for task in dag.tasks},
     "trigger_rules": {task.task_id: str(task.trigger_rule.value) for task in dag.tasks},
     "hours": {task.task_id: task.execution_timeout and task.execution_timeout.total_seconds() / 3600
@@ -98,12 +99,17 @@ def test_steps_stand_in_the_order_of_the_contract(dag: dict[str, Any]) -> None:
         "evaluate": {"build_training_set", "train_retriever", "train_ranker", "build_index"},
         "bundle": {"build_training_set", "train_retriever", "train_ranker", "build_index", "evaluate"},
         "register": {"bundle", "evaluate"},
-        "gate": {"register", "evaluate", "skew"},
-        # a person is asked when nothing is left to do; nothing serves a new champion before its features are online
-        "review": {"gate", "register", "materialize"},
+        # nothing is promoted before its features are online
+        "gate": {"register", "evaluate", "skew", "materialize"},
+        "review": {"gate", "register"},
         "promote": {"review", "register"},
         "feature_report": {"promote"},
     }
+
+
+def test_version_and_dossier_are_a_button_on_the_task_that_made_them(dag: dict[str, Any]) -> None:
+    links = {task: names for task, names in dag["links"].items() if names}
+    assert links == {"register": ["MLflow version"], "gate": ["Dossier"]}
 
 
 def test_form_is_typed_and_described(dag: dict[str, Any]) -> None:

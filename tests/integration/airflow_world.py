@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.unit.registry.conftest import make_bundle, night
+from tests.unit.registry.conftest import make_bundle, night, write_materialized
 from tests.unit.registry.test_promotion_steps import evaluate
 
 from evensong.launch import components, secrets
@@ -107,6 +107,7 @@ def register_night(settings: Settings, day: int, gain: float) -> tuple[str, str]
     folder = Path(settings.place("made", str(day)))
     if not folder.exists():
         make_bundle(folder, day, f"night {day}")
+    write_materialized(settings.home, day)
     evaluation = evaluate(settings, day, gain)
     return register.run(settings, night(day), str(folder), evaluation), evaluation
 

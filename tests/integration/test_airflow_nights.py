@@ -161,6 +161,9 @@ def test_tasks_link_to_what_they_made(settings: Settings, airflow: AirflowApi, f
     version = airflow.returned(run_id(first_night), "register")
     link = airflow.returned(run_id(first_night), "register", "link_mlflow_version")
     assert link == f"http://127.0.0.1:{settings.mlflow_port}/#/models/recommender/versions/{version}"
+    dossier = airflow.returned(run_id(first_night), "gate", "link_dossier")
+    assert dossier.startswith(f"http://127.0.0.1:{settings.mlflow_port}/#/experiments/")
+    assert dossier.endswith("/artifacts")
     gate_log = "\n".join(airflow.log(run_id(first_night), "gate", 1))
     assert "Decision: " in gate_log
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,21 +12,48 @@ import polars as pl
 from evensong.evaluation import bootstrap
 from evensong.evaluation.bootstrap import Floats, Interval
 from evensong.evaluation.evidence import GateInputs, figure_of, missing, named
-from evensong.evaluation.policy import Inconclusive, PromotionPolicy
+from evensong.evaluation.policy import Inconclusive, NonInferiorityRule, PromotionPolicy, SliceRule
 from evensong.types import Check, EvaluationReport, Frame, ModelReport
 
 
 @dataclass(frozen=True)
 class Question:
-    """A non-inferiority question: what may fall by how much, and how sure the answer must be."""
+    """A non-inferiority question: whose figure may fall by how much, and how sure the answer must be."""
 
     name: str
+    """The check's."""
     what: str
+    metric: str
+    column: str | None
+    """Of the slice's users; none: everybody."""
     margin: float
     confidence: float
     """One-sided."""
     min_users: int
     when_inconclusive: Inconclusive
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the users say to a question."""
+
+    question: Question
+    num_users: int
+    mean: float
+    """Challenger minus champion; 0 without users."""
+    bounds: Interval | None
+    """Its two bounds, each with the question's confidence; none of fewer than two users."""
+
+    def chance_to_fail(self, gain: float) -> float:
+        """How often a challenger that gains so much for these users would be kept out by this question."""
+        question, bounds = self.question, self.bounds
+        if bounds is None or bounds.standard_error == 0:
+            return 0.0
+        if question.when_inconclusive == "fail":
+            return 1 - bounds.chance_above(-question.margin, gain)
+        if question.when_inconclusive == "estimate" and self.num_users >= question.min_users:
+            return bounds.chance_mean_below(-question.margin, gain)
+        return 0.0
 
 
 def checks(
@@ -48,13 +75,12 @@ def checks(
     except ValueError as error:
         yield missing(better, str(error))
         return
-    gain = primary_interval(paired, policy, inputs)
-    yield _better(better, gain, policy, report.champion_version)
+    gain, answers = primary_interval(paired, policy, inputs), ask(paired, policy)
+    yield _better(better, gain, smallest_gain(gain, answers, policy), policy, report.champion_version)
     yield _plausible(gain, figure_of(champion, metric) or 0.0, policy)
-    for name, rule in sorted(policy.non_inferior.items()):
-        question = Question(f"not_worse.{name}", name, rule.margin, rule.confidence, 2, rule.when_inconclusive)
-        yield not_worse(question, differences(paired, name), policy)
-    yield from _slices(paired, policy)
+    for answer in answers:
+        yield _not_worse(answer)
+    yield from _unasked_slices(report, paired, policy)
 
 
 def pair(per_user: Frame | None, challenger: str, champion: str, metrics: list[str]) -> Frame:
@@ -81,14 +107,24 @@ def differences(paired: Frame, metric: str) -> Floats:
 
 def primary_interval(paired: Frame, policy: PromotionPolicy, inputs: GateInputs | None = None) -> Interval:
     """The interval of the gain on the primary metric, freed of what covariates from before the window explain."""
-    means = inputs.covariate_means if inputs else {}
+    inputs = inputs or GateInputs()
+    means = inputs.covariate_means
     gained = differences(paired, policy.primary.metric)
     names = [name for name in sorted(means) if f"covariate_{name}" in paired.columns]
     names = [name for name in names if paired[f"covariate_{name}"].null_count() == 0]
     if names:
         covariates = np.column_stack([_values(paired, f"covariate_{name}") for name in names])
         gained = bootstrap.adjust(gained, covariates, np.array([means[name] for name in names]))
-    return _interval(gained, policy.primary.confidence, policy)
+    return _interval(gained, primary_confidence(policy, inputs), policy)
+
+
+def primary_confidence(policy: PromotionPolicy, inputs: GateInputs) -> float:
+    """The policy's; for the n-th version of a night, an n²-th of its error.
+
+    The sum of 1/n² is below 1.65: however often a night is tried again, its versions together err little more often
+    than its first one may.
+    """
+    return 1 - (1 - policy.primary.confidence) / inputs.attempt**2
 
 
 def interval(gained: Floats, policy: PromotionPolicy) -> Interval:
@@ -96,42 +132,106 @@ def interval(gained: Floats, policy: PromotionPolicy) -> Interval:
     return _interval(gained, policy.primary.confidence, policy)
 
 
-def not_worse(question: Question, gained: Floats, policy: PromotionPolicy) -> Check:
-    """Passed when the lower bound stays above the margin, failed when the upper bound is below it, else in doubt."""
-    num_users = len(gained)
-    if num_users == 0:
-        return Check(name=question.name, passed=True, message=f"{question.what}: no such users tonight, nobody to lose")
-    mean = float(gained.mean())
-    if num_users < max(2, question.min_users):
-        return Check(
-            name=question.name,
-            passed=question.when_inconclusive == "pass",
-            doubtful=True,
-            figure=mean,
-            bound=-question.margin,
-            message=f"{question.what}: {num_users} users are too few to tell, change {mean:+.4f}",
+def ask(paired: Frame, policy: PromotionPolicy) -> list[Answer]:
+    """Every non-inferiority question that can be asked: of the other metrics over everybody, then of the slices."""
+    answers = []
+    for question in [*_of_metrics(paired, policy), *_of_slices(paired, policy)]:
+        asked = paired.filter(pl.col(question.column)) if question.column else paired
+        gained = differences(asked, question.metric)
+        bounds = _interval(gained, 2 * question.confidence - 1, policy) if len(gained) > 1 else None
+        answers.append(Answer(question, len(gained), float(gained.mean()) if len(gained) else 0.0, bounds))
+    return answers
+
+
+def smallest_gain(gain: Interval, answers: Sequence[Answer], policy: PromotionPolicy) -> float | None:
+    """The gain, the same for everybody, that users such as tonight's show with the policy's power.
+
+    That is: the lower bound exceeds the margin, and no slice is held against the challenger by chance. None where the
+    models differ for nobody, so that nothing is known of how much they vary.
+    """
+    if gain.standard_error == 0:
+        return None
+    slices = [answer for answer in answers if answer.question.column is not None]
+
+    def chance(true_gain: float) -> float:
+        missed = sum(answer.chance_to_fail(true_gain) for answer in slices)
+        return gain.chance_above(policy.primary.margin, true_gain) - missed
+
+    return bootstrap.smallest_gain(chance, policy.primary.power)
+
+
+def _of_metrics(paired: Frame, policy: PromotionPolicy) -> Iterator[Question]:
+    for metric, rule in sorted(policy.non_inferior.items()):
+        if f"{metric}_champion" in paired.columns:
+            yield Question(
+                name=f"not_worse.{metric}",
+                what=metric,
+                metric=metric,
+                column=None,
+                margin=_allowed(rule, paired, metric),
+                confidence=rule.confidence,
+                min_users=2,
+                when_inconclusive=rule.when_inconclusive,
+            )
+
+
+def _of_slices(paired: Frame, policy: PromotionPolicy) -> Iterator[Question]:
+    """On the primary metric; one error rate for all slices together, of which each gets its share (Bonferroni)."""
+    rule, metric = policy.slices, policy.primary.metric
+    names = [name for name in _slice_names(paired, policy) if _has_slice(paired, name)]
+    for name in names:
+        yield Question(
+            name=f"slice.{name}",
+            what=f"{metric} of {name}",
+            metric=metric,
+            column=f"slice_{name}",
+            margin=_allowed(rule, paired.filter(pl.col(f"slice_{name}")), metric),
+            confidence=1 - (1 - rule.confidence) / len(names),
+            min_users=rule.min_users,
+            when_inconclusive=rule.when_inconclusive,
         )
-    bounds = _interval(gained, 2 * question.confidence - 1, policy)
-    shown, worse = bounds.lower >= -question.margin, bounds.upper < -question.margin
-    verdict = "no worse" if shown else "worse" if worse else "cannot tell"
+
+
+def _not_worse(answer: Answer) -> Check:
+    """Passed when the lower bound stays above the margin, failed when the upper bound is below it.
+
+    Between the two, `when_inconclusive` decides; few users fail by what is shown alone.
+    """
+    question, bounds, mean = answer.question, answer.bounds, answer.mean
+    if answer.num_users == 0:
+        return Check(name=question.name, passed=True, message=f"{question.what}: no such users tonight, nobody to lose")
+    few = answer.num_users < max(2, question.min_users)
+    shown = bounds is not None and bounds.lower >= -question.margin
+    worse = bounds is not None and bounds.upper < -question.margin
+    likely_worse = question.when_inconclusive == "estimate" and not few and mean < -question.margin
+    passed = shown or not (worse or likely_worse or question.when_inconclusive == "fail")
+    verdict = "worse" if worse else "likely worse" if likely_worse else "no worse" if shown else "cannot tell"
+    if few and not worse:
+        verdict = "too few to tell"
+    said = f"change {mean:+.4f} over {answer.num_users} users, allowed {-question.margin:+.4f}"
+    figure = mean
+    if bounds is not None:
+        figure = bounds.upper if worse else mean if likely_worse else bounds.lower
+        said += f", {percent(question.confidence)} bounds {bounds.lower:+.4f} and {bounds.upper:+.4f}"
     return Check(
         name=question.name,
-        passed=shown or (not worse and question.when_inconclusive == "pass"),
-        doubtful=not shown and not worse,
-        figure=bounds.upper if worse else bounds.lower,
+        passed=passed,
+        doubtful=passed and (few or not shown),
+        figure=figure,
         bound=-question.margin,
-        message=(
-            f"{question.what}: {verdict}, change {mean:+.4f}, bounds {bounds.lower:+.4f} to {bounds.upper:+.4f} "
-            f"over {num_users} users, allowed {-question.margin:+.4f}"
-        ),
+        message=f"{question.what}: {verdict}, {said}",
     )
 
 
-def _better(name: str, gain: Interval, policy: PromotionPolicy, champion_version: str | None) -> Check:
+def _better(
+    name: str, gain: Interval, detectable: float | None, policy: PromotionPolicy, champion_version: str | None
+) -> Check:
     rule = policy.primary
-    detectable = gain.smallest_detectable(rule.margin, rule.power)
     passed = gain.lower > rule.margin
     verdict = "better than" if passed else "not shown to be better than"
+    could = "no user's figure differs, so nothing can be said of what they could show"
+    if detectable is not None:
+        could = f"these {gain.num_users} users could show a gain of {detectable:.4f} with {percent(rule.power)} power"
     return Check(
         name=name,
         passed=passed,
@@ -139,11 +239,15 @@ def _better(name: str, gain: Interval, policy: PromotionPolicy, champion_version
         bound=rule.margin,
         message=(
             f"{verdict} {named(champion_version)} on {rule.metric}: gain {gain.mean:+.4f}, "
-            f"{rule.confidence:.0%} interval {gain.lower:+.4f} to {gain.upper:+.4f}, "
-            f"needed above {rule.margin:+.4f}; these {gain.num_users} users could show a gain of {detectable:.4f} "
-            f"with {rule.power:.0%} power"
+            f"{percent(gain.confidence)} interval {gain.lower:+.4f} to {gain.upper:+.4f}, "
+            f"needed above {rule.margin:+.4f}; {could}"
         ),
     )
+
+
+def percent(share: float) -> str:
+    """A confidence in as many digits as it needs: 99 %, 99.75 %."""
+    return f"{100 * share:.4g} %"
 
 
 def _plausible(gain: Interval, champion: float, policy: PromotionPolicy) -> Check:
@@ -167,21 +271,34 @@ def _plausible(gain: Interval, champion: float, policy: PromotionPolicy) -> Chec
     )
 
 
-def _slices(paired: Frame, policy: PromotionPolicy) -> Iterator[Check]:
-    rule, metric = policy.slices, policy.primary.metric
-    # One error rate for all slices together: each bound gets its share (Bonferroni).
-    attributes = [name.removeprefix("slice_") for name in paired.columns if name.startswith("slice_") and "=" in name]
-    names = [*rule.names, *sorted(set(attributes) - set(rule.names))]
-    confidence = 1 - (1 - rule.confidence) / max(1, len(names))
+def _unasked_slices(report: EvaluationReport, paired: Frame, policy: PromotionPolicy) -> Iterator[Check]:
+    """What the policy or the settings name and nobody can be asked about: fails closed, unless nobody is concerned."""
+    names = _slice_names(paired, policy)
     for name in names:
-        check, column = f"slice.{name}", f"slice_{name}"
-        if column not in paired.columns or paired[column].null_count():
-            yield missing(check, f"the column {column} of every user in the per-user figures")
-            continue
-        question = Question(
-            check, f"{metric} of {name}", rule.margin, confidence, rule.min_users, rule.when_inconclusive
-        )
-        yield not_worse(question, differences(paired.filter(pl.col(column)), metric), policy)
+        if not _has_slice(paired, name):
+            yield missing(f"slice.{name}", f"the column slice_{name} of every user in the per-user figures")
+    for attribute, num_known in sorted(report.slice_attributes.items()):
+        if num_known == 0:
+            yield missing(f"slice.{attribute}", f"a known value of the attribute {attribute}, and nobody has one")
+        elif not any(name.startswith(f"{attribute}=") for name in names):
+            message = f"{attribute}: nobody with a value of it tonight, nobody to lose"
+            yield Check(name=f"slice.{attribute}", passed=True, message=message)
+
+
+def _slice_names(paired: Frame, policy: PromotionPolicy) -> list[str]:
+    """The policy's slices, and those of the configured attributes, `country=DE`."""
+    attributes = {name.removeprefix("slice_") for name in paired.columns if name.startswith("slice_") and "=" in name}
+    return [*policy.slices.names, *sorted(attributes - set(policy.slices.names))]
+
+
+def _has_slice(paired: Frame, name: str) -> bool:
+    return f"slice_{name}" in paired.columns and not paired[f"slice_{name}"].null_count()
+
+
+def _allowed(rule: SliceRule | NonInferiorityRule, paired: Frame, metric: str) -> float:
+    """The loss that is still none: the margin, and never more than its share of what the champion gives."""
+    champion = _values(paired, f"{metric}_champion")
+    return min(rule.margin, rule.max_relative_loss * float(champion.mean())) if len(champion) else rule.margin
 
 
 def _rows_of(per_user: Frame, model: str, metrics: list[str]) -> Frame:

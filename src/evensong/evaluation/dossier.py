@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any, Literal
 
-import polars as pl
 from pydantic import Field
 
 from evensong.evaluation import against_champion
+from evensong.evaluation.against_champion import Answer
 from evensong.evaluation.bootstrap import Interval
 from evensong.evaluation.evidence import GateInputs, OffPolicyEstimate
 from evensong.evaluation.policy import PromotionPolicy
@@ -16,13 +17,20 @@ from evensong.types import EvaluationReport, Frame, ModelReport, PromotionDecisi
 
 
 class Comparison(Value):
-    """One figure of every model, and the challenger's gain on the champion where users can be paired."""
+    """One figure of every model, and the challenger's gain on the champion where users can be paired.
+
+    Where the gate asked about it, `gain` is the very interval that its check was held against.
+    """
 
     name: str
     challenger: float | None
     champion: float | None = None
     baselines: dict[str, float] = Field(default={})
     gain: Interval | None = None
+    bound: float | None = None
+    """What the interval's lower end was held against; none: the gate did not ask."""
+    verdict: Literal["passed", "doubt", "failed"] | None = None
+    """What its check came to."""
     num_users: int | None = None
 
 
@@ -62,18 +70,29 @@ class Dossier(Value):
     decision: PromotionDecision
     mode: str
     policy_digest: str
+    policy: dict[str, Any] = Field(default={})
+    """The whole of it, as it was."""
+    attempt: int = 1
+    """1 for the first version of its night."""
+    earlier_attempts: list[str] = Field(default=[])
     num_users: int
     num_events: int
     window_start: datetime
     window_end: datetime
     smallest_detectable_gain: float | None = None
+    power: float = 0.8
+    """With which that gain would have been shown."""
     primary_metric: str
+    slice_confidence: float = 0.95
+    """One-sided, of all slices together."""
     metrics: list[Comparison]
     slices: list[Comparison] = Field(default=[])
     curves: dict[str, list[float]] = Field(default={})
     """Loss by epoch."""
     rows: dict[str, dict[str, str]] = Field(default={})
     """Table to its counts."""
+    training: dict[str, str] = Field(default={})
+    """What was learned from: the window, its labels by part, the catalogue."""
     validation: str = ""
     data_docs: str | None = None
     drift: list[Shift] = Field(default=[])
@@ -99,13 +118,14 @@ def build(
 ) -> Dossier:
     """The dossier from what the gate judged; `parts` are the fields that other steps know."""
     metrics = sorted(report.challenger.metrics)
-    paired, why = _paired(report, per_user, metrics)
+    paired, why = _paired(report, per_user, metrics, policy.primary.metric)
     missing = dict(parts.pop("missing", {}))  # type: ignore[call-overload]
     if why:
         missing["intervals"] = why
     primary = policy.primary
-    interval = against_champion.primary_interval(paired, policy, inputs) if paired is not None else None
-    detectable = interval.smallest_detectable(primary.margin, primary.power) if interval else None
+    gain = against_champion.primary_interval(paired, policy, inputs) if paired is not None else None
+    answers = against_champion.ask(paired, policy) if paired is not None else []
+    detectable = against_champion.smallest_gain(gain, answers, policy) if gain is not None else None
     return Dossier.model_validate(
         {
             "title": title,
@@ -115,14 +135,19 @@ def build(
             "decision": decision,
             "mode": policy.mode,
             "policy_digest": policy.digest,
+            "policy": policy.model_dump(mode="json", exclude_none=True),
+            "attempt": inputs.attempt,
+            "earlier_attempts": list(inputs.earlier_attempts),
             "num_users": report.num_users,
             "num_events": report.num_events,
             "window_start": report.window_start,
             "window_end": report.window_end,
             "smallest_detectable_gain": detectable,
+            "power": primary.power,
             "primary_metric": primary.metric,
-            "metrics": [_comparison(name, report, paired, policy) for name in metrics],
-            "slices": _slices(report, paired, policy),
+            "slice_confidence": policy.slices.confidence,
+            "metrics": [_judged(one, decision) for one in _metrics(report, paired, policy, gain, answers)],
+            "slices": [_judged(one, decision, "slice.") for one in _slices(report, policy, answers)],
             "fitness": _fitness(report, inputs),
             "off_policy": list(inputs.off_policy),
             "missing": missing,
@@ -140,19 +165,58 @@ def changes(champion: Mapping[str, str], challenger: Mapping[str, str]) -> list[
     ]
 
 
-def _paired(report: EvaluationReport, per_user: Frame | None, metrics: list[str]) -> tuple[Frame | None, str]:
+def _paired(
+    report: EvaluationReport, per_user: Frame | None, metrics: list[str], primary: str
+) -> tuple[Frame | None, str]:
     if report.champion is None:
         return None, "there was no champion to compare with"
     columns = [name for name in metrics if per_user is not None and name in per_user.columns]
     try:
-        return against_champion.pair(per_user, report.challenger.model, report.champion.model, columns), ""
+        paired = against_champion.pair(
+            per_user, report.challenger.model, report.champion.model, list(dict.fromkeys([primary, *columns]))
+        )
     except ValueError as error:
         return None, f"needs {error}"
+    return (paired, "") if len(paired) > 1 else (None, "needs two users at least")
 
 
-def _comparison(name: str, report: EvaluationReport, paired: Frame | None, policy: PromotionPolicy) -> Comparison:
-    gain = None
-    if paired is not None and f"{name}_champion" in paired.columns and len(paired) > 1:
+def _judged(row: Comparison, decision: PromotionDecision, *prefixes: str) -> Comparison:
+    """The row with what its check came to; a gain that is not shown is a doubt as long as no loss is."""
+    names = [f"{prefix}{row.name}" for prefix in prefixes or ("better_than_champion.", "not_worse.")]
+    check = next((check for check in decision.checks if check.name in names), None)
+    if check is None or row.gain is None:
+        return row
+    undecided = check.doubtful or (check.name.startswith("better") and not check.passed and row.gain.upper >= 0)
+    verdict = "doubt" if undecided else "passed" if check.passed else "failed"
+    return row.model_copy(update={"verdict": verdict})
+
+
+def _metrics(
+    report: EvaluationReport,
+    paired: Frame | None,
+    policy: PromotionPolicy,
+    primary: Interval | None,
+    answers: list[Answer],
+) -> list[Comparison]:
+    names = sorted(report.challenger.metrics)
+    return [_comparison(name, report, paired, policy, primary, answers) for name in names]
+
+
+def _comparison(
+    name: str,
+    report: EvaluationReport,
+    paired: Frame | None,
+    policy: PromotionPolicy,
+    primary: Interval | None,
+    answers: list[Answer],
+) -> Comparison:
+    asked = {answer.question.metric: answer for answer in answers if answer.question.column is None}
+    gain, bound = None, None
+    if name == policy.primary.metric:
+        gain, bound = primary, policy.primary.margin if primary else None
+    elif name in asked:
+        gain, bound = asked[name].bounds, -asked[name].question.margin
+    elif paired is not None and f"{name}_champion" in paired.columns:
         gain = against_champion.interval(against_champion.differences(paired, name), policy)
     return Comparison(
         name=name,
@@ -164,18 +228,18 @@ def _comparison(name: str, report: EvaluationReport, paired: Frame | None, polic
             if name in model.metrics
         },
         gain=gain,
+        bound=bound,
     )
 
 
-def _slices(report: EvaluationReport, paired: Frame | None, policy: PromotionPolicy) -> list[Comparison]:
+def _slices(report: EvaluationReport, policy: PromotionPolicy, answers: list[Answer]) -> list[Comparison]:
     metric = policy.primary.metric
+    asked = {answer.question.name: answer for answer in answers}
     found = []
     for name in sorted({*policy.slices.names, *report.challenger.slices}):
-        gain, column = None, f"slice_{name}"
-        if paired is not None and column in paired.columns:
-            inside = paired.filter(pl.col(column).fill_null(False))
-            if len(inside) > 1:
-                gain = against_champion.interval(against_champion.differences(inside, metric), policy)
+        answer = asked.get(f"slice.{name}")
+        gain = answer.bounds if answer else None
+        bound = -answer.question.margin if answer and gain else None
         users = _of_slice(report.challenger, name, "num_users")
         found.append(
             Comparison(
@@ -188,6 +252,7 @@ def _slices(report: EvaluationReport, paired: Frame | None, policy: PromotionPol
                     if (value := _of_slice(model, name, metric)) is not None
                 },
                 gain=gain,
+                bound=bound,
                 num_users=None if users is None else int(users),
             )
         )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
+import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from evensong.evaluation.bootstrap import Interval
+from evensong.evaluation.against_champion import percent
 from evensong.evaluation.dossier import Comparison, Dossier
 
 WIDTH = 320
@@ -18,12 +21,37 @@ WIDTH = 320
 def render(dossier: Dossier) -> str:
     """The page's HTML; every text of the dossier is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": figure, "signed": signed, "words": words}
+    environment.filters |= {
+        "address": address,
+        "figure": figure,
+        "moment": moment,
+        "percent": percent,
+        "readable": readable,
+        "signed": signed,
+        "slice": slice_name,
+        "words": words,
+        "yaml": lambda value: yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=None),
+    }
+    environment.tests["in_lake"] = lambda name: name.startswith("lake_versions.")
     template = environment.from_string(resources.files(__package__).joinpath("dossier.html.j2").read_text())
+    checks, slices = dossier.decision.checks, [row.gain for row in dossier.slices if row.gain]
+    primary = next((row for row in dossier.metrics if row.name == dossier.primary_metric), None)
     return template.render(
         d=dossier,
         verdict=_verdict(dossier),
-        interval_picture=lambda rows: Markup(interval_picture(rows)),
+        primary=primary,
+        adjusted=primary is not None and _is_adjusted(primary),
+        counts={
+            "passed": sum(check.passed for check in checks),
+            "failed": sum(not check.passed for check in checks),
+            "doubtful": sum(check.doubtful for check in checks),
+        },
+        # what kept it out first, then what is in doubt
+        checks=sorted(checks, key=lambda check: (check.passed, not check.doubtful)),
+        slice_confidence=(1 + slices[0].confidence) / 2 if slices else None,
+        # the one that decides, what else the gate asked about, the rest
+        metrics=sorted(dossier.metrics, key=lambda row: (row is not primary, row.bound is None)),
+        gain_picture=lambda row: Markup(gain_picture(row)),
         curve_picture=lambda values: Markup(curve_picture(values)),
         bar=lambda value, most: Markup(bar_picture(value, most)),
     )
@@ -41,39 +69,61 @@ def signed(value: float) -> str:
     return f"{value:+.4f}"
 
 
+def moment(value: datetime) -> str:
+    """A moment to the minute."""
+    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def words(name: str) -> str:
     """A name with spaces, so that it breaks on a narrow screen."""
+    kind, _, rest = name.partition("slice.")
+    if not kind and rest:
+        return f"slice · {slice_name(rest)}"
     return name.replace("_", " ").replace(".", " · ")
 
 
-def interval_picture(rows: Sequence[Comparison]) -> str:
-    """The gains as points with their intervals around a line at zero, one row each, on one scale."""
-    gains = [(row.name, row.gain) for row in rows if row.gain is not None]
-    if not gains:
+def slice_name(name: str) -> str:
+    """A slice's name with spaces; the value of an attribute stays as it is."""
+    attribute, _, value = name.partition("=")
+    return f"{attribute} = {value}" if value else words(name)
+
+
+def readable(text: str) -> str:
+    """A value of the lineage; of one that holds an object, its entries, and of those within it only how many."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(value, dict):
+        return text
+    return ", ".join(
+        f"{name} {len(inner)}" if isinstance(inner, dict) else f"{name} {inner}" for name, inner in value.items()
+    )
+
+
+def address(place: str) -> str:
+    """What a link to a place leads to: a file where it is no address."""
+    return place if "://" in place else f"file://{place}"
+
+
+def gain_picture(row: Comparison) -> str:
+    """A change with its interval, a line at zero and a dashed one at the bound."""
+    gain = row.gain
+    if gain is None:
         return ""
-    reach = max(max(abs(gain.lower), abs(gain.upper)) for _, gain in gains) or 1.0
-    height, middle = 26 * len(gains) + 22, WIDTH / 2
+    reach = max(abs(gain.lower), abs(gain.upper), abs(row.bound or 0.0)) or 1.0
 
     def x(value: float) -> float:
-        return round(middle + value / reach * (middle - 12), 1)
+        return round(100 + value / reach * 94, 1)
 
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="gains with their intervals">',
-        f'<line class="zero" x1="{middle}" y1="0" x2="{middle}" y2="{height - 16}"/>',
-    ]
-    for number, (_, gain) in enumerate(gains):
-        y = 26 * number + 17
-        parts.append(
-            f'<g class="{_side(gain)}"><line x1="{x(gain.lower)}" y1="{y}" x2="{x(gain.upper)}" y2="{y}"/>'
-            f'<circle cx="{x(gain.mean)}" cy="{y}" r="4"/></g>'
-            f'<text x="2" y="{y - 6}">{number + 1}</text>'
-        )
-    parts.append(
-        f'<text x="2" y="{height - 3}">{-reach:.3g}</text>'
-        f'<text x="{middle}" y="{height - 3}" text-anchor="middle">0</text>'
-        f'<text x="{WIDTH - 2}" y="{height - 3}" text-anchor="end">+{reach:.3g}</text></svg>'
+    bound = "" if row.bound is None else f'<line class="bound" x1="{x(row.bound)}" y1="2" x2="{x(row.bound)}" y2="22"/>'
+    said = f"{signed(gain.mean)}, from {signed(gain.lower)} to {signed(gain.upper)}"
+    return (
+        f'<svg class="gain" viewBox="0 0 200 24" role="img" aria-label="{said}">'
+        f'<line x1="100" y1="0" x2="100" y2="24"/>{bound}'
+        f'<g class="{_side(row)}"><line x1="{x(gain.lower)}" y1="12" x2="{x(gain.upper)}" y2="12"/>'
+        f'<circle cx="{x(gain.mean)}" cy="12" r="5"/></g></svg>'
     )
-    return "".join(parts)
 
 
 def curve_picture(values: Sequence[float]) -> str:
@@ -87,9 +137,9 @@ def curve_picture(values: Sequence[float]) -> str:
         for number, value in enumerate(values)
     )
     return (
-        f'<svg viewBox="0 0 {WIDTH} 92" role="img" aria-label="loss by epoch"><polyline points="{points}"/>'
-        f'<text x="2" y="90">{values[0]:.4g} at first</text>'
-        f'<text x="{WIDTH - 2}" y="90" text-anchor="end">{values[-1]:.4g} at last</text></svg>'
+        f'<svg class="curve" viewBox="0 0 {WIDTH} 92" role="img" aria-label="loss by epoch">'
+        f'<polyline points="{points}"/><text x="2" y="90">{values[0]:.4g} after the first epoch</text>'
+        f'<text x="{WIDTH - 2}" y="90" text-anchor="end">{values[-1]:.4g} after {len(values)}</text></svg>'
     )
 
 
@@ -100,8 +150,15 @@ def bar_picture(value: float, most: float) -> str:
     return f'<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none">{bar}</svg>'
 
 
-def _side(gain: Interval) -> str:
-    return "good" if gain.lower > 0 else "bad" if gain.upper < 0 else "even"
+def _side(row: Comparison) -> str:
+    """As the gate sees it; a figure that it did not ask about takes no side, for some are better when they fall."""
+    return {"passed": "good", "failed": "bad", "doubt": "even", None: ""}[row.verdict]
+
+
+def _is_adjusted(primary: Comparison) -> bool:
+    if primary.gain is None or primary.challenger is None or primary.champion is None:
+        return False
+    return abs(primary.gain.mean - (primary.challenger - primary.champion)) > 1e-9
 
 
 def _verdict(dossier: Dossier) -> dict[str, Any]:

@@ -21,6 +21,8 @@ class OffPolicyEstimate(Value):
     logged_value: float
     """What the logged policy itself earned on the same requests."""
     effective_sample_size: float
+    mean_weight: float = 1.0
+    """Near 1 where the logged policy could have shown all that the challenger shows; less where it could not."""
     num_rows: int
 
 
@@ -37,11 +39,20 @@ class GateInputs(Value):
     """The champion's, measured in the same process."""
     champion_version: str | None = None
     """The champion that this night must be compared with."""
+    newest_champion: str | None = None
+    """The present champion."""
     newest_champion_as_of: datetime | None = None
-    """The cutoff of the present champion; a night before it is a backfill."""
+    """Its cutoff; a night before it is a backfill."""
+    earlier_attempts: tuple[str, ...] = ()
+    """Versions that the same night made before this one."""
     covariate_means: dict[str, float] = Field(default={})
     """Means over all users, not only the judged ones, of the per-user columns `covariate_<name>`."""
     off_policy: tuple[OffPolicyEstimate, ...] = ()
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first version of the night."""
+        return len(self.earlier_attempts) + 1
 
 
 def figure_of(model: ModelReport | None, metric: str) -> float | None:

@@ -51,6 +51,7 @@ def _checks(
 ) -> Iterator[Check]:
     yield _enough_users(report, policy)
     yield from _order(report, inputs)
+    yield from _attempts(inputs)
     yield from _baselines(report, policy)
     if report.champion is not None:
         yield from against_champion.checks(report, report.champion, policy, per_user, inputs)
@@ -88,6 +89,24 @@ def _order(report: EvaluationReport, inputs: GateInputs) -> Iterator[Check]:
             message=f"the report compares with {named(report.champion_version)}, the champion before this night is "
             f"{named(inputs.champion_version)}: evaluate the night again",
         )
+
+
+def _attempts(inputs: GateInputs) -> Iterator[Check]:
+    """Whoever tries a night again until it passes is seen; what another try may err is in `primary_confidence`."""
+    earlier = inputs.earlier_attempts
+    if not earlier:
+        return
+    replaced = inputs.newest_champion if inputs.newest_champion in earlier else None
+    yield Check(
+        name="first_attempt",
+        passed=True,
+        doubtful=True,
+        figure=inputs.attempt,
+        bound=1,
+        message=f"version {inputs.attempt} of this night, after v{', v'.join(earlier)}: its interval errs "
+        f"{inputs.attempt**2} times less often than a first one's, so that trying again does not help"
+        + (f"; v{replaced}, the champion now, is of this night too and was not compared with" if replaced else ""),
+    )
 
 
 def _baselines(report: EvaluationReport, policy: PromotionPolicy) -> Iterator[Check]:
@@ -219,18 +238,31 @@ def _off_policy(policy: PromotionPolicy, inputs: GateInputs) -> Iterator[Check]:
         return
     for estimate in inputs.off_policy:
         name, size = f"off_policy.{estimate.method}", estimate.effective_sample_size
+        weight = estimate.mean_weight
+        figures = (estimate.value, estimate.lower, estimate.upper, estimate.logged_value, size, weight)
+        if not all(math.isfinite(figure) for figure in figures):
+            yield missing(name, f"figures that are numbers: {estimate.method} came to {figures}")
+            continue
         said = (
             f"{estimate.method}: {estimate.value:.4f} ({estimate.lower:.4f} to {estimate.upper:.4f}) a request, "
             f"the logged policy earned {estimate.logged_value:.4f}; "
             f"effective sample size {size:.0f} of {estimate.num_rows}"
         )
-        if not math.isfinite(size) or size < rule.min_effective_sample_size:
+        small, unlike = size < rule.min_effective_sample_size, weight < rule.min_mean_weight
+        if small or unlike:
+            why = (
+                f"too small to conclude, needed {rule.min_effective_sample_size:.0f}"
+                if small
+                else f"mean weight {weight:.2f}, needed {rule.min_mean_weight:g}: the log could not have shown much of "
+                "what the challenger shows, and does not conclude"
+            )
             yield Check(
                 name=name,
                 passed=not rule.required,
-                figure=size,
-                bound=rule.min_effective_sample_size,
-                message=f"{said}: too small to conclude, needed {rule.min_effective_sample_size:.0f}",
+                doubtful=not rule.required,
+                figure=size if small else weight,
+                bound=rule.min_effective_sample_size if small else rule.min_mean_weight,
+                message=f"{said}: {why}",
             )
             continue
         bound = (1 - rule.max_relative_loss) * estimate.logged_value

@@ -28,10 +28,14 @@ def estimates(
     slate (Dudík et al., ICML 2011). The model, item rates drawn to position rates, is fitted on the other half of the
     users, so that no user's reward is predicted from itself. Intervals come from a bootstrap over users.
 
+    A request counts with the positions that it logged with a propensity, for the challenger and for the logged policy
+    alike: slates of different length, and slots that were not drawn, favour neither.
+
     Args:
         log: `request_id, user_id, item_id, position` (from 0), `propensity` and `reward`, one row a shown item; rows
-            without a propensity are left out.
-        slates: `user_id, item_id, position`: what the challenger shows each user.
+            whose propensity is no number above 0 and at most 1 are left out.
+        slates: `user_id, item_id, position`: what the challenger shows each user; a position that it leaves empty
+            earns nothing.
         confidence: of the intervals, two-sided.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -47,24 +51,25 @@ def estimates(
     user_R = users.search_sorted(rows["user_id"]).to_numpy().astype(np.int64)
     weight_R, reward_R = _floats(rows, "weight"), _floats(rows, "reward")
     requests_U = _requests(rows, users)
-    expected_R, planned_U = _model(rows, slates, users, requests_U)
-    depth = len(rows) / float(requests_U.sum())
+    shown_R, planned_R = _model(rows, users)
 
+    filled_U = _sum(user_R, _floats(rows, "fills"), len(users))
     weights_U = _sum(user_R, weight_R, len(users))
     earned_U = _sum(user_R, weight_R * reward_R, len(users))
-    corrections_U = _sum(user_R, weight_R * (reward_R - expected_R), len(users))
+    robust_U = _sum(user_R, planned_R + weight_R * (reward_R - shown_R), len(users))
     logged_U = _sum(user_R, reward_R, len(users))
     counts_BU = generator.multinomial(len(users), np.full(len(users), 1 / len(users)), size=resamples).astype(float)
     everyone = np.ones((1, len(users)))
 
     def snips(counts: Floats) -> Floats:
-        total = counts @ weights_U
+        total, depth = counts @ weights_U, counts @ filled_U / (counts @ requests_U)
         return np.divide(counts @ earned_U * depth, total, out=np.zeros(len(counts)), where=total > 0)
 
     def doubly_robust(counts: Floats) -> Floats:
-        return np.asarray((counts @ planned_U + counts @ corrections_U) / (counts @ requests_U))
+        return np.asarray((counts @ robust_U) / (counts @ requests_U))
 
     size = float(weight_R.sum() ** 2 / (weight_R**2).sum()) if weight_R.any() else 0.0
+    num_filled = filled_U.sum()
     tail = (1 - confidence) / 2
     logged = float(logged_U.sum() / requests_U.sum())
     found = []
@@ -78,6 +83,7 @@ def estimates(
                 upper=float(high),
                 logged_value=logged,
                 effective_sample_size=size,
+                mean_weight=float(weight_R.sum() / num_filled) if num_filled else 0.0,
                 num_rows=len(rows),
             )
         )
@@ -85,14 +91,18 @@ def estimates(
 
 
 def _rows(log: Frame, slates: Frame) -> Frame:
-    """Logged rows of users with a slate, in a fixed order, each with its importance weight."""
-    places = slates.select("user_id", "item_id", pl.col("position").cast(pl.Int64), pl.lit(1.0).alias("shows"))
+    """Logged rows of users with a slate, in a fixed order, each with what the challenger shows in its place and its
+    importance weight."""
+    planned = slates.select("user_id", pl.col("position").cast(pl.Int64), pl.col("item_id").alias("planned"))
+    propensity = pl.col("propensity")
+    drawn = propensity.is_finite() & (propensity > 0) & (propensity <= 1)
+    agrees = (pl.col("planned") == pl.col("item_id")).fill_null(False)
     return (
-        log.filter(pl.col("propensity").is_not_null() & (pl.col("propensity") > 0) & pl.col("position").is_not_null())
+        log.filter(drawn & pl.col("position").is_not_null())
         .with_columns(pl.col("position").cast(pl.Int64), pl.col("reward").cast(pl.Float64))
         .join(slates.select("user_id").unique(), on="user_id", how="semi")
-        .join(places, on=["user_id", "item_id", "position"], how="left")
-        .with_columns(weight=pl.col("shows").fill_null(0.0) / pl.col("propensity"))
+        .join(planned, on=["user_id", "position"], how="left")
+        .with_columns(weight=agrees / propensity, fills=pl.col("planned").is_not_null())
         .sort("user_id", "request_id", "position", "item_id")
     )
 
@@ -103,24 +113,18 @@ def _requests(rows: Frame, users: pl.Series) -> Floats:
     return _floats(counted, "request_id")
 
 
-def _model(rows: Frame, slates: Frame, users: pl.Series, requests_U: Floats) -> tuple[Floats, Floats]:
-    """What the reward model expects of each logged row, and of each user's requests with the challenger's slate."""
-    half_U = np.arange(len(users)) % 2
-    halves = pl.DataFrame({"user_id": users, "half": half_U, "requests": requests_U})
+def _model(rows: Frame, users: pl.Series) -> tuple[Floats, Floats]:
+    """What the reward model expects of each row's item, and of the one that the challenger puts in its place, 0 where
+    it puts none."""
+    halves = pl.DataFrame({"user_id": users, "half": np.arange(len(users)) % 2})
     rows = rows.join(halves, on="user_id", how="left", maintain_order="left")
-    planned = (
-        slates.select("user_id", "item_id", pl.col("position").cast(pl.Int64))
-        .join(halves, on="user_id", how="inner", maintain_order="left")
-        .sort("user_id", "position", "item_id")
-    )
-    expected_R, expected_S = np.zeros(len(rows)), np.zeros(len(planned))
+    planned = rows.with_columns(item_id="planned")
+    shown_R, planned_R = np.zeros(len(rows)), np.zeros(len(rows))
     for half in (0, 1):
-        other = rows.filter(pl.col("half") != half)
-        for frame, target in ((rows, expected_R), (planned, expected_S)):
-            inside = frame["half"].to_numpy() == half
+        inside, other = rows["half"].to_numpy() == half, rows.filter(pl.col("half") != half)
+        for frame, target in ((rows, shown_R), (planned, planned_R)):
             target[inside] = _rates(other, frame.filter(pl.col("half") == half))
-    user_S = users.search_sorted(planned["user_id"]).to_numpy().astype(np.int64)
-    return expected_R, _sum(user_S, expected_S * _floats(planned, "requests"), len(users))
+    return shown_R, planned_R * _floats(rows, "fills")
 
 
 def _rates(seen: Frame, asked: Frame) -> Floats:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from evensong.errors import ConfigurationError
 from evensong.types import Value
 
 Mode = Literal["auto", "review", "review_when_doubtful"]
-Inconclusive = Literal["pass", "fail"]
-"""`pass` marks the check doubtful, so that `review_when_doubtful` asks a person; `fail` keeps the champion."""
+Inconclusive = Literal["estimate", "pass", "fail"]
+"""What a bound that neither shows nor excludes a loss comes to.
+
+`estimate`: the best guess decides; a measured change that is itself beyond the margin keeps the champion, anything else
+passes in doubt. `pass`: passes in doubt, whatever was measured. `fail`: keeps the champion. Doubt is what makes
+`review_when_doubtful` ask a person.
+"""
 
 
-class PrimaryRule(Value):
+class Rule(Value):
+    """A part of the policy; a bound that is no number would be none."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class PrimaryRule(Rule):
     """Better than the champion on one metric, shown by a paired bootstrap over users."""
 
     metric: str = "recall_at_20"
@@ -33,7 +44,7 @@ class PrimaryRule(Value):
     """Of the resampling, so that the same evidence gives the same bounds."""
 
 
-class BaselineRule(Value):
+class BaselineRule(Rule):
     """Above the baselines, by the mean over the same users."""
 
     names: tuple[str, ...] = ("popularity",)
@@ -41,32 +52,38 @@ class BaselineRule(Value):
     margin: float = Field(0.0, ge=0)
 
 
-class SliceRule(Value):
+class SliceRule(Rule):
     """No slice sacrificed: each is held against a non-inferiority bound, corrected for their number (Bonferroni).
 
-    A slice passes when its lower bound is above `-margin`, and fails when its upper bound is below it. Between the two
-    the night's users cannot say, and `when_inconclusive` decides.
+    A slice passes when its lower bound is above the allowed loss, and fails when its upper bound is below it. Between
+    the two the night's users cannot say, and `when_inconclusive` decides.
     """
 
     names: tuple[str, ...] = ("new_users", "new_items", "long_tail")
     margin: float = Field(0.02, ge=0)
     """Loss, in the primary metric's unit, that is still no loss."""
+    max_relative_loss: float = Field(0.1, gt=0, le=1)
+    """And no more than this share of the champion's own figure: where it finds little, a small margin is a lot."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """One-sided, of all slices together."""
     min_users: int = Field(10, ge=2)
-    """A slice of fewer users is inconclusive without being looked at."""
-    when_inconclusive: Inconclusive = "pass"
+    """A slice of fewer users fails only by a loss that is shown; else it is in doubt."""
+    when_inconclusive: Inconclusive = "estimate"
 
 
-class NonInferiorityRule(Value):
+class NonInferiorityRule(Rule):
     """Another metric that must not fall, held against a bound as a slice is."""
 
     margin: float = Field(0.01, ge=0)
+    """Loss, in the metric's unit, that is still no loss."""
+    max_relative_loss: float = Field(0.1, gt=0, le=1)
+    """And no more than this share of the champion's own figure."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    when_inconclusive: Inconclusive = "pass"
+    """One-sided."""
+    when_inconclusive: Inconclusive = "estimate"
 
 
-class GuardrailRule(Value):
+class GuardrailRule(Rule):
     """Bounds of one figure; those that are given must hold, and a missing figure fails."""
 
     min: float | None = None
@@ -78,8 +95,17 @@ class GuardrailRule(Value):
     with_champion_only: bool = False
     """The figure exists only where there is a champion to compare with."""
 
+    @model_validator(mode="after")
+    def _has_bound(self) -> Self:
+        high = (self.max, self.max_ratio_to_champion)
+        if all(bound is None for bound in (self.min, self.min_ratio_to_champion, *high)):
+            raise ValueError("expected min, max, min_ratio_to_champion or max_ratio_to_champion: it would always pass")
+        if self.ignore_below is not None and all(bound is None for bound in high):
+            raise ValueError("ignore_below loosens max and max_ratio_to_champion, and there is neither")
+        return self
 
-class PlausibilityRule(Value):
+
+class PlausibilityRule(Rule):
     """Too good to be true asks for a person: leaks look like that."""
 
     max_ratio_to_champion: float = Field(2.0, gt=1)
@@ -90,7 +116,7 @@ class PlausibilityRule(Value):
     """Below it a ratio says nothing: twice next to nothing is still next to nothing."""
 
 
-class InputsRule(Value):
+class InputsRule(Rule):
     """The night's inputs; what is required and not reported fails closed."""
 
     required: tuple[str, ...] = ("validation",)
@@ -99,7 +125,7 @@ class InputsRule(Value):
     """The largest training-serving difference of any feature; none: not asked."""
 
 
-class OffPolicyRule(Value):
+class OffPolicyRule(Rule):
     """The challenger's online value, estimated from logged propensities."""
 
     enabled: bool = True
@@ -108,11 +134,13 @@ class OffPolicyRule(Value):
     """Fail where there is no estimate; otherwise an estimate that exists is judged, and none is said to be missing."""
     min_effective_sample_size: float = Field(100.0, ge=1)
     """Below it the estimate does not conclude, whatever it says."""
+    min_mean_weight: float = Field(0.7, ge=0, le=1)
+    """Nor below this mean of the importance weights: the log could not have shown much of what the challenger shows."""
     max_relative_loss: float = Field(0.2, ge=0, le=1)
     """Fail when even the interval's upper bound lies this share below the logged policy's own value."""
 
 
-class ReviewRule(Value):
+class ReviewRule(Rule):
     """What a waiting review comes to when nobody answers."""
 
     deadline_hours: float = Field(12.0, gt=0)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
 
-from evensong.evaluation.against_champion import pair, primary_interval
-from evensong.evaluation.bootstrap import Floats, Interval
+from evensong.evaluation.against_champion import ask, pair, primary_interval, smallest_gain
+from evensong.evaluation.bootstrap import Floats
 from evensong.evaluation.gate import GateInputs, decide
 from evensong.evaluation.policy import PromotionPolicy
 from evensong.types import EvaluationReport, Frame, ModelReport, PromotionDecision
@@ -34,6 +35,10 @@ class Population:
     """Spread over users of what another seed changes, in units of chance."""
     heavy_tailed: bool = False
     """Few users hold most targets, and seeds change much for few users."""
+    share_new: float = 0.15
+    """Of the users who are new."""
+    left_for_new: float | None = None
+    """Share of the champion's chances that the challenger has with new users; none: it has the gain there too."""
 
     def night(self, num_users: int, gain: float, generator: np.random.Generator) -> Frame:
         """The per-user figures of one night whose challenger finds `gain` more of each user's targets on average."""
@@ -49,9 +54,12 @@ class Population:
         challenger_U = np.clip(chance_U + luck_U[1], 0, 1)
         # Whoever finds less can gain more; scaled so that the mean over the population's chances moves by `gain`.
         challenger_U = challenger_U + (1 - challenger_U) * gain / (1 - self.mean_recall)
+        new_U = generator.random(num_users) < self.share_new
+        if self.left_for_new is not None:
+            challenger_U = np.where(new_U, self.left_for_new * champion_U, challenger_U)
         found = _found(num_targets_U, champion_U, challenger_U, self.agreement, generator)
         slices = {
-            "slice_new_users": generator.random(num_users) < 0.15,
+            "slice_new_users": new_U,
             "slice_new_items": generator.random(num_users) < 0.2,
             "slice_long_tail": generator.random(num_users) < 0.4,
         }
@@ -82,27 +90,45 @@ class Outcome:
 
 
 def simulate(
-    policy: PromotionPolicy, population: Population, *, nights: int, num_users: int, gain: float, seed: int
+    policy: PromotionPolicy,
+    population: Population,
+    *,
+    nights: int,
+    num_users: int,
+    gain: float,
+    seed: int,
+    tries: int = 1,
 ) -> Outcome:
-    """Let the whole gate decide many nights of one true gain; 0 is the A/A case, the same model with another seed."""
+    """Let the whole gate decide many nights of one true gain; 0 is the A/A case, the same model with another seed.
+
+    With `tries`, a night makes so many versions one after the other, until one is promoted.
+    """
     promoted, gains = 0, []
     reasons: dict[str, int] = {}
     for number in range(nights):
-        per_user = population.night(num_users, gain, np.random.default_rng([seed, number]))
-        report = report_of(per_user)
-        decision = judge(policy, per_user, report, seed=seed + number)
-        promoted += decision.promote
-        for check in decision.checks:
-            if not check.passed:
-                reasons[check.name] = reasons.get(check.name, 0) + 1
-        gains.append(report.challenger.metrics["recall_at_20"] - _champion(report).metrics["recall_at_20"])
+        for attempt in range(1, tries + 1):
+            per_user = population.night(num_users, gain, np.random.default_rng([seed, number, *range(1, attempt)]))
+            report = report_of(per_user)
+            decision = judge(policy, per_user, report, seed=seed + number, attempt=attempt)
+            for check in decision.checks:
+                if not check.passed:
+                    reasons[check.name] = reasons.get(check.name, 0) + 1
+            gains.append(report.challenger.metrics["recall_at_20"] - _champion(report).metrics["recall_at_20"])
+            if decision.promote:
+                promoted += 1
+                break
     return Outcome(nights, promoted, float(np.mean(gains)), dict(sorted(reasons.items())))
 
 
-def judge(policy: PromotionPolicy, per_user: Frame, report: EvaluationReport, *, seed: int) -> PromotionDecision:
+def judge(
+    policy: PromotionPolicy, per_user: Frame, report: EvaluationReport, *, seed: int, attempt: int = 1
+) -> PromotionDecision:
     """The gate's decision on one simulated night, everything but the figures being in order."""
     inputs = GateInputs(
-        passed=dict.fromkeys(policy.inputs.required, True), figures={"max_skew": 0.0}, champion_version="1"
+        passed=dict.fromkeys(policy.inputs.required, True),
+        figures={"max_skew": 0.0},
+        champion_version="1",
+        earlier_attempts=tuple(str(number) for number in range(2, attempt + 1)),
     )
     # What a bundle must be fit for is no figure of users, and the same on every simulated night.
     simulated = {
@@ -113,22 +139,16 @@ def judge(policy: PromotionPolicy, per_user: Frame, report: EvaluationReport, *,
     return decide(report, policy.model_copy(update=simulated), per_user, inputs)
 
 
-def interval_of(policy: PromotionPolicy, per_user: Frame) -> Interval:
-    """The gate's own interval on the primary metric of one night."""
-    return primary_interval(pair(per_user, CHALLENGER, CHAMPION, [policy.primary.metric]), policy)
-
-
 def smallest_detectable(
     policy: PromotionPolicy, population: Population, *, num_users: int, seed: int, nights: int = 20
 ) -> float:
     """The gain that so many users show with the policy's power: the median over nights of what each would state."""
-    rule = policy.primary
-    stated = [
-        interval_of(
-            policy, population.night(num_users, 0.0, np.random.default_rng([seed, number]))
-        ).smallest_detectable(rule.margin, rule.power)
-        for number in range(nights)
-    ]
+    stated = []
+    for number in range(nights):
+        per_user = population.night(num_users, 0.0, np.random.default_rng([seed, number]))
+        paired = pair(per_user, CHALLENGER, CHAMPION, [policy.primary.metric])
+        gain = primary_interval(paired, policy)
+        stated.append(smallest_gain(gain, ask(paired, policy), policy) or math.inf)
     return float(np.median(stated))
 
 

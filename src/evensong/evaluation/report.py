@@ -76,6 +76,7 @@ def build(
     num_events: int,
     guardrails: Mapping[str, float],
     per_user_uri: str | None,
+    slice_attributes: Mapping[str, int] | None = None,
 ) -> EvaluationReport:
     """Put the models' reports together; those that are neither challenger nor champion are baselines."""
     return EvaluationReport(
@@ -90,6 +91,7 @@ def build(
         champion_train_cutoff=champion_train_cutoff,
         baselines={name: report for name, report in reports.items() if name not in (challenger, champion)},
         guardrails=dict(guardrails),
+        slice_attributes=dict(slice_attributes or {}),
         per_user_uri=per_user_uri,
     )
 

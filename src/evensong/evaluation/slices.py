@@ -56,22 +56,23 @@ def assign(users: Frame, targets: Frame, items: Frame, cutoff: datetime) -> Fram
 
 
 def by_attribute(users: Frame, name: str, values: Frame) -> Frame:
-    """One boolean column `slice_<name>=<value>` for each of the commonest values of a user attribute.
+    """One boolean column `slice_<name>=<value>` for each of the commonest values of an attribute.
 
     Args:
         users: `user_id`, the judged users.
         name: the attribute.
-        values: `user_id, value`, text, null where it is unknown; users that are missing are in no slice.
+        values: `user_id, value`, text, null where it is unknown; a user may have several (those of the items that they
+            wanted) or none, and is in the slice of each.
 
     Returns:
         `user_id` and the columns, in the order of `users`.
     """
-    known = users.select("user_id").join(values, on="user_id", how="left", maintain_order="left")
-    counts = known.drop_nulls("value").group_by("value").len().sort(["len", "value"], descending=[True, False])
-    return known.select(
+    pairs = values.drop_nulls("value").unique(["user_id", "value"]).join(users, on="user_id", how="semi")
+    counts = pairs.group_by("value").len().sort(["len", "value"], descending=[True, False])
+    return users.select(
         "user_id",
         *(
-            (pl.col("value") == value).fill_null(False).alias(f"slice_{name}={value}")
+            pl.col("user_id").is_in(pairs.filter(value=value)["user_id"].to_list()).alias(f"slice_{name}={value}")
             for value in counts["value"].head(MAX_VALUES)
         ),
     )

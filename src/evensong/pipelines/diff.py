@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from evensong.errors import EvensongError
@@ -56,25 +55,10 @@ def _recommendations(settings: Settings, one: ModelVersion, two: ModelVersion) -
 
 def _changes(one: ModelVersion, two: ModelVersion, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """Changed tags; those that hold an object are taken apart, so that one table's version is one line."""
-    before, after = _flat(one, names), _flat(two, names)
+    before, after = (
+        dossier.flat({name: version.tags[name] for name in names if name in version.tags}) for version in (one, two)
+    )
     return [
         {"name": change.name, "first": change.champion, "second": change.challenger}
         for change in changes(before, after)
     ]
-
-
-def _flat(version: ModelVersion, names: tuple[str, ...]) -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name in names:
-        text = version.tags.get(name)
-        if text is None:
-            continue
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": str(inner) for key, inner in sorted(value.items())}
-        else:
-            flat[name] = str(value)
-    return flat

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from evensong.evaluation.evidence import GateInputs
 from evensong.evaluation.policy import PromotionPolicy
 from evensong.registry import bundle, tracking, versions
 from evensong.registry.versions import ModelVersion
-from evensong.settings import Settings
+from evensong.settings import Settings, without_password
 from evensong.types import EvaluationReport, Frame, Night, PromotionDecision
+
+log = logging.getLogger(__name__)
 
 PAGE, DATA = "dossier.html", "dossier.json"
 NUM_EXAMPLES, LENGTH, HISTORY = 10, 10, 5
@@ -39,15 +43,19 @@ def run(
 ) -> str:
     """Write the dossier into the run's folder and onto the version, link it in the description; return the page's URI.
 
-    A part that cannot be made is left out with the reason: a dossier with a gap is better than a night without one.
+    A part that cannot be made is left out with the reason, whatever went wrong: a dossier with a gap is better than a
+    night without one.
     """
     missing: dict[str, str] = {}
 
     def part(name: str, make: Callable[[], Any], otherwise: Any) -> Any:
         try:
             return make()
-        except (EvensongError, ValueError, KeyError, OSError) as error:
-            missing[name] = f"{type(error).__name__}: {error}"
+        except Exception as error:
+            is_known = isinstance(error, (EvensongError, ValueError))
+            log.warning("the dossier's %s cannot be made", name, exc_info=None if is_known else error)
+            said = str(error) if isinstance(error, EvensongError) else f"{type(error).__name__}: {error}"
+            missing[name] = without_password(said)
             return otherwise
 
     champion = versions.get(settings, inputs.champion_version) if inputs.champion_version else None
@@ -57,6 +65,7 @@ def run(
         "curves": part("curves", lambda: curves(settings, night), {}),
         "changes": part("changes", lambda: configuration_changes(settings, champion, version), []),
         "lineage": lineage(version),
+        "training": part("training", lambda: training(settings, night), {}),
         **part("validation", lambda: _validation(settings, night), {}),
     }
     made = dossier.build(
@@ -73,8 +82,13 @@ def run(
     return _store(settings, night, version, made.model_dump(mode="json"), dossier_page.render(made))
 
 
-def link(settings: Settings, version: str) -> str:
-    """Put the dossier's address at the head of the version's description, if it is not there; return the address."""
+def address(settings: Settings, version: str) -> str:
+    """Where the MLflow UI shows the version's dossier."""
+    return tracking.artifacts_page(settings, versions.get(settings, version).model_id or "")
+
+
+def link(settings: Settings, version: str) -> None:
+    """Put the dossier's address at the head of the version's description, if it is not there."""
     found = versions.get(settings, version)
     address = tracking.artifacts_page(settings, found.model_id or "")
     head = f"[Dossier]({address}): the artifact `{PAGE}`"
@@ -83,7 +97,6 @@ def link(settings: Settings, version: str) -> str:
             found.description.partition("\n\n")[2] if found.description.startswith("[Dossier](") else found.description
         )
         versions.describe(settings, version, f"{head}\n\n{rest}")
-    return address
 
 
 def examples(settings: Settings, night: Night, version: ModelVersion, champion: ModelVersion | None) -> list[Example]:
@@ -136,6 +149,28 @@ def drift(settings: Settings, night: Night) -> list[Shift]:
     return sorted(found, key=lambda shift: (-shift.psi, shift.name))
 
 
+def training(settings: Settings, night: Night) -> dict[str, str]:
+    """What the judged models learned from, and what they were judged on, as the training set says."""
+    said = storage.read_json(settings.run_uri(night.run_id, "training_set", "meta.json"))
+    parts = said.get("num_examples", {})
+    rows = {
+        "labels from": said.get("first_label"),
+        "held out from": said.get("holdout_start"),
+        "last label": said.get("last_label"),
+        "labels before the ranker's days": parts.get("retriever"),
+        "labels of the ranker's days": parts.get("ranker"),
+        "labels held out": parts.get("holdout"),
+        "held out and shown with near certainty, so that they judge nobody": said.get("num_bound_to_be_shown"),
+        "users with held-out labels": said.get("num_users_holdout"),
+        "of these with a target": said.get("num_target_users"),
+        "targets": said.get("num_targets"),
+        "items known when training ended": said.get("num_items_train"),
+        "items known at the night's cutoff": said.get("num_items_final"),
+        "hidden from users": said.get("filter"),
+    }
+    return {name: _plain(value) for name, value in rows.items() if value is not None}
+
+
 def curves(settings: Settings, night: Night) -> dict[str, list[float]]:
     """The losses by epoch that training kept, by name."""
     found: dict[str, list[float]] = {}
@@ -152,11 +187,27 @@ def curves(settings: Settings, night: Night) -> dict[str, list[float]]:
 def configuration_changes(
     settings: Settings, champion: ModelVersion | None, version: ModelVersion
 ) -> list[dossier.Change]:
-    """What differs between the two runs' parameters and the two bundles' manifests."""
+    """What differs between the two runs' parameters and the two bundles' manifests; nothing without a champion."""
     if champion is None:
-        raise ValueError("There was no champion before.")
-    ours, theirs = (tracking.params_of(settings, one.run_id) | lineage(one) for one in (version, champion))
+        return []
+    ours, theirs = (flat(tracking.params_of(settings, one.run_id) | lineage(one)) for one in (version, champion))
     return dossier.changes(theirs, ours)
+
+
+def flat(values: Mapping[str, str]) -> dict[str, str]:
+    """Values that hold a JSON object taken apart, so that one table's version is one line."""
+    found: dict[str, str] = {}
+    for name, text in values.items():
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            inner = {f"{name}.{key}": one if isinstance(one, str) else json.dumps(one) for key, one in value.items()}
+            found |= flat(inner)
+        else:
+            found[name] = text
+    return found
 
 
 def lineage(version: ModelVersion) -> dict[str, str]:
@@ -189,6 +240,15 @@ def _validation(settings: Settings, night: Night) -> dict[str, Any]:
             for table, found in sorted(said.get("tables", {}).items())
         },
     }
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    try:
+        return f"{datetime.fromisoformat(str(value)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return str(value)
 
 
 def _store(settings: Settings, night: Night, version: ModelVersion, data: dict[str, Any], page: str) -> str:

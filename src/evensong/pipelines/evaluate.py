@@ -31,6 +31,8 @@ POPULARITY = "popularity"
 ITEM_KNN = "item_knn"
 #: What is known of a user before the window and goes with how easy they are to serve.
 COVARIATES = ("num_interactions", "num_events_7d")
+#: Before the name of a slice attribute that belongs to the items.
+OF_ITEMS = "item."
 
 
 def run(
@@ -57,7 +59,7 @@ def run(
         guardrails = {"index_recall": float(json.loads((index / "index.json").read_bytes())["index_recall"])}
     champion, version, cutoff = _champion(settings, night, start)
     window_start = max(start, cutoff) if cutoff else start
-    users, targets = _judged(settings, night, training_set_uri, window_start)
+    users, targets = judged(settings, night, training_set_uri, window_start)
     hidden = excluded(users, settings.serving.filter)
     k = max(settings.evaluation.recall_k, settings.evaluation.ndcg_k)
     lists = {CHALLENGER: _ask(challenger, users, items, start, k, hidden)}
@@ -68,7 +70,14 @@ def run(
     lists[ITEM_KNN] = _neighbours(training_set_uri, items, users["user_id"].to_list(), k, hidden, popularity)
 
     sizes = {"recall_k": settings.evaluation.recall_k, "ndcg_k": settings.evaluation.ndcg_k}
-    assigned = _described(settings, users, slices.assign(users, targets, items, start), start)
+    assigned = slices.assign(users, targets, items, start)
+    slice_attributes: dict[str, int] = {}
+    for attribute in dict.fromkeys(settings.evaluation.slice_attributes):
+        values, slice_attributes[attribute] = _values_of(settings, attribute, targets, start, night.as_of)
+        column = slices.by_attribute(users, attribute, values)
+        assigned = assigned.join(column, on="user_id", how="left", maintain_order="left")
+    known = users.select("user_id", *covariates())
+    assigned = assigned.join(known, on="user_id", how="left", maintain_order="left")
     rows = {
         model: report.per_user(model, found, targets, assigned, items, users, **sizes) for model, found in lists.items()
     }
@@ -96,6 +105,7 @@ def run(
         num_users=len(users),
         num_events=len(targets),
         guardrails=guardrails,
+        slice_attributes=slice_attributes,
         per_user_uri=per_user_uri,
     )
     for model, found in reports.items():
@@ -138,15 +148,17 @@ def _exact_index(towers: TowerWeights, items: Frame, folder: Path) -> Path:
     return folder
 
 
-def _described(settings: Settings, users: Frame, assigned: Frame, moment: datetime) -> Frame:
-    """The slices with those of the configured attributes, and what is known of each user from before the window."""
-    known = Lake(settings.lake).read("users", moment).sort("event_timestamp", "created_timestamp", "attributes")
-    newest = known.unique("user_id", keep="last", maintain_order=True)
-    for name in settings.evaluation.slice_attributes:
-        value = pl.Series("value", [_attribute(text, name) for text in newest["attributes"]], pl.String)
-        column = slices.by_attribute(users, name, newest.select("user_id", value))
-        assigned = assigned.join(column, on="user_id", how="left", maintain_order="left")
-    return assigned.join(users.select("user_id", *covariates()), on="user_id", how="left", maintain_order="left")
+def _values_of(settings: Settings, name: str, targets: Frame, start: datetime, as_of: datetime) -> tuple[Frame, int]:
+    """`user_id, value` of an attribute, and how many users or items have one, judged or not.
+
+    `item.brand` is the attribute `brand` of the items that a user wanted; these may have come after the training's end.
+    """
+    lake, of_items = Lake(settings.lake), name.startswith(OF_ITEMS)
+    newest, key = (lake.current_items(as_of), "item_id") if of_items else (lake.current_users(start), "user_id")
+    texts = newest["attributes"].to_list()
+    value = pl.Series("value", [_attribute(text, name.removeprefix(OF_ITEMS)) for text in texts], pl.String)
+    values = newest.select(key, value).drop_nulls("value")
+    return (targets.join(values, on=key).select("user_id", "value") if of_items else values), len(values)
 
 
 def covariates() -> list[pl.Expr]:
@@ -202,7 +214,7 @@ def _eligible(training_set_uri: str, window_start: datetime) -> tuple[Frame, Fra
     return users.join(targets, on="user_id", how="semi", maintain_order="left"), targets
 
 
-def _judged(settings: Settings, night: Night, training_set_uri: str, window_start: datetime) -> tuple[Frame, Frame]:
+def judged(settings: Settings, night: Night, training_set_uri: str, window_start: datetime) -> tuple[Frame, Frame]:
     """The users with a target in the window, drawn by seed when there are too many, and their targets."""
     users, targets = _eligible(training_set_uri, window_start)
     if len(users) > settings.evaluation.max_users:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -124,7 +125,12 @@ def _lines(title: str, lines: list[str]) -> str:
     if not lines:
         return ""
     more = [f"… and {len(lines) - MAX_LINES} more, see the dossier"] if len(lines) > MAX_LINES else []
-    return f"**{title}**\n\n" + "\n".join(f"- {line}" for line in lines[:MAX_LINES] + more)
+    return f"**{title}**\n\n" + "\n".join(f"- {_plain(line)}" for line in lines[:MAX_LINES] + more)
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown shows as it is, on one line: the name of a slice comes from the users' data."""
+    return re.sub(r"([\\`*_\[\]<>|~&#]|:(?=//))", r"\\\1", " ".join(text.split()))
 
 
 def _deadline(version: ModelVersion) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evensong.evaluation.bootstrap import Interval, adjust, paired_interval
+from evensong.evaluation.bootstrap import Interval, adjust, paired_interval, smallest_gain
 
 
 def interval(values: np.ndarray, confidence: float = 0.99, seed: int = 0, resamples: int = 4000) -> Interval:
@@ -59,7 +59,6 @@ def test_same_seed_gives_the_same_interval_and_order_of_users_matters_not_for_th
 def test_users_who_all_agree_give_an_interval_of_no_width() -> None:
     ours = interval(np.zeros(50))
     assert (ours.lower, ours.mean, ours.upper) == (0.0, 0.0, 0.0)
-    assert ours.smallest_detectable(margin=0.01) == 0.01
 
 
 def test_two_users_who_differ_among_many_prove_nothing() -> None:
@@ -70,11 +69,34 @@ def test_two_users_who_differ_among_many_prove_nothing() -> None:
     assert math.isfinite(ours.upper)
 
 
+def detectable(ours: Interval, margin: float = 0.0) -> float:
+    found = smallest_gain(lambda gain: ours.chance_above(margin, gain), 0.8)
+    assert found is not None
+    return found
+
+
 def test_more_users_detect_less_and_a_margin_adds_up() -> None:
     values = np.random.default_rng(6).normal(size=4000)
     few, many = interval(values[:400]), interval(values)
-    assert many.smallest_detectable() < few.smallest_detectable() / 2
-    assert few.smallest_detectable(margin=0.1) == pytest.approx(few.smallest_detectable() + 0.1, abs=0.03)
+    assert detectable(many) < detectable(few) / 2
+    assert detectable(few, margin=0.1) == pytest.approx(detectable(few) + 0.1, abs=0.03)
+
+
+def test_stated_gain_is_shown_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(11)
+
+    def night(better: float, worse: float) -> Interval:
+        differences = generator.choice([1.0, 0.0, -1.0], p=[better, 1 - better - worse, worse], size=400)
+        return interval(differences, resamples=500)
+
+    # one user in twenty differs; a gain comes from users who lose no more and from users who newly find
+    gain = float(np.median([detectable(night(0.025, 0.025)) for _ in range(25)]))
+    shown = [night(0.025 + gain / 2, 0.025 - gain / 2).lower > 0 for _ in range(300)]
+    assert np.mean(shown) >= 0.74
+
+
+def test_what_no_gain_can_reach_has_no_smallest_one() -> None:
+    assert smallest_gain(lambda gain: 0.5, 0.8) is None
 
 
 @pytest.mark.parametrize(("values", "message"), [([0.1], "at least 2 users"), ([0.1, math.nan], "finite differences")])
@@ -90,6 +112,16 @@ def test_covariate_from_before_the_window_takes_its_share_of_the_variance_and_le
     freed = adjust(values, past, past.mean(axis=0))
     assert freed.mean() == pytest.approx(values.mean())
     assert freed.std() == pytest.approx(0.1, abs=0.01)
+
+
+def test_covariates_that_say_nothing_make_nobody_surer() -> None:
+    generator = np.random.default_rng(10)
+    errors = []
+    for _ in range(300):
+        values, past = generator.normal(size=12), generator.normal(size=(12, 4))
+        errors.append(np.var(adjust(values, past, past.mean(axis=0)), ddof=1))
+    # four slopes fitted to twelve users explain a third of pure noise; the stretch gives it back
+    assert np.mean(errors) == pytest.approx(1.0, abs=0.1)
 
 
 def test_sample_that_is_not_like_the_population_is_moved_to_it() -> None:

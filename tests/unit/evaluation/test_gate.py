@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+import yaml
 from tests.unit.evaluation.gate_world import AS_OF, FIRST, SOUND, figures, report_of
 
 from evensong.errors import ConfigurationError
@@ -122,6 +124,61 @@ def test_slice_without_users_tonight_has_nobody_to_lose() -> None:
     assert decide(report_of(per_user), POLICY, per_user, SOUND).promote
 
 
+def slice_of(num_users: int, *changes: float) -> pl.DataFrame:
+    """Figures whose slice of new users holds so many, who change by these amounts in turn, and all others by 0.1."""
+    per_user, number = figures(gain=0.1), pl.col("user_id").str.slice(1).cast(pl.Int64)
+    champion = per_user.filter(pl.col("model") == "champion v1").with_columns(slice_new_users=number < num_users)
+    amount = pl.lit(0.1)
+    for place, change in enumerate(changes):
+        inside = pl.col("slice_new_users") & (number % len(changes) == place)
+        amount = pl.when(inside).then(change).otherwise(amount)
+    moved = champion.with_columns(pl.col("recall_at_20") + amount, model=pl.lit("challenger"))
+    return pl.concat([moved, champion])
+
+
+#: Some find what they did not, more lose what they had: on average a loss of 0.1, of which 30 users prove nothing.
+HALVED = (0.25, -0.5, 0.25, -0.5, 0.0)
+
+
+def test_slice_of_thirty_users_that_finds_half_keeps_the_champion_though_nothing_is_proven() -> None:
+    per_user = slice_of(30, *HALVED)
+    decision = decide(report_of(per_user), POLICY, per_user, SOUND)
+    assert failed(decision) == ["slice.new_users"]
+    assert "recall_at_20 of new_users: likely worse, change -0.1000" in decision.reasons[0]
+    check = next(check for check in decision.checks if check.name == "slice.new_users")
+    assert check.bound == pytest.approx(-0.02, abs=0.01)
+    lenient = with_policy(slices=POLICY.slices.model_dump() | {"when_inconclusive": "pass"})
+    assert decide(report_of(per_user), lenient, per_user, SOUND).promote
+
+
+def test_slice_that_gains_a_little_by_what_was_measured_passes_in_doubt() -> None:
+    per_user = slice_of(30, 0.5, -0.5, 0.5, -0.4, -0.05)
+    decision = decide(report_of(per_user), POLICY, per_user, SOUND)
+    assert decision.promote
+    assert [check.name for check in decision.checks if check.doubtful] == ["slice.new_users"]
+    assert any("cannot tell, change +0.0100 over 30 users" in reason for reason in decision.reasons)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stopped"), [((-0.5, 0.25, -0.5, 0.25), False), ((-0.5, -0.4, -0.45, -0.45), True)]
+)
+def test_slice_of_few_users_fails_by_a_loss_that_is_shown_alone(changes: tuple[float, ...], stopped: bool) -> None:
+    per_user = slice_of(8, *changes)
+    decision = decide(report_of(per_user), POLICY, per_user, SOUND)
+    assert failed(decision) == (["slice.new_users"] if stopped else [])
+    assert ("too few to tell, change -0.1250" in str(decision.reasons)) is not stopped
+
+
+def test_allowed_loss_is_a_share_of_what_the_champion_finds_where_that_is_little() -> None:
+    few = pl.when(pl.col("model") == "challenger").then(0.018).otherwise(0.03)
+    per_user = figures().with_columns(
+        pl.when(pl.col("slice_new_users")).then(few).otherwise(pl.col("recall_at_20")).alias("recall_at_20")
+    )
+    decision = decide(report_of(per_user), POLICY, per_user, SOUND)
+    assert {"slice.new_users"} <= set(failed(decision))
+    assert any("change -0.0120" in reason and "allowed -0.0030" in reason for reason in decision.reasons)
+
+
 def test_slice_that_cannot_tell_is_a_doubt_that_the_policy_judges() -> None:
     per_user = figures().with_columns(slice_new_users=pl.int_range(pl.len()) % 100 == 0)
     decision = decide(report_of(per_user), POLICY, per_user, SOUND)
@@ -224,6 +281,52 @@ def test_lists_far_from_the_users_tastes_keep_the_champion() -> None:
     assert failed(decision) == ["guardrail.miscalibration"]
 
 
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs", "said"),
+    [
+        ("bundle_megabytes", 5000.0, 4900.0, "bundle_megabytes 5000 is above 4000"),
+        ("bundle_megabytes", 400.0, 100.0, "bundle_megabytes 400 is above 300"),
+        ("bundle_megabytes", 45.0, 10.0, None),
+        ("bundle_index_recall", 0.94, 0.99, "bundle_index_recall 0.94 is below 0.95"),
+        ("bundle_recall_ratio", 0.5, 1.0, "bundle_recall_ratio 0.5 is below 0.8"),
+    ],
+)
+def test_bundle_that_is_not_fit_to_serve_keeps_the_champion(
+    name: str, ours: float, theirs: float, said: str | None
+) -> None:
+    per_user = figures()
+    inputs = SOUND.model_copy(
+        update={
+            "figures": SOUND.figures | {name: ours},
+            "champion_figures": SOUND.champion_figures | {name: theirs},
+        }
+    )
+    decision = decide(report_of(per_user), POLICY, per_user, inputs)
+    assert failed(decision) == ([f"guardrail.{name}"] if said else [])
+    assert said is None or decision.reasons == [said]
+
+
+def test_lists_that_show_what_is_popular_alone_keep_the_champion() -> None:
+    per_user = figures()
+    report = report_of(per_user)
+    bland = report.challenger.model_copy(update={"metrics": report.challenger.metrics | {"novelty": 5.5}})
+    decision = decide(report.model_copy(update={"challenger": bland}), POLICY, per_user, SOUND)
+    assert failed(decision) == ["guardrail.novelty"]
+    assert decision.reasons == ["novelty 5.5 is below 5.6"]
+
+
+def test_configured_attribute_that_nobody_has_fails_closed_and_is_named() -> None:
+    per_user = figures()
+    report = report_of(per_user, slice_attributes={"contry": 0, "country": 90})
+    decision = decide(report, POLICY, per_user, SOUND)
+    assert failed(decision) == ["slice.contry"]
+    assert decision.reasons == [
+        "slice.contry cannot be computed: it needs a known value of the attribute contry, and nobody has one"
+    ]
+    country = next(check for check in decision.checks if check.name == "slice.country")
+    assert country.message == "country: nobody with a value of it tonight, nobody to lose"
+
+
 def test_a_value_of_a_configured_attribute_is_not_sacrificed() -> None:
     per_user = figures()
     chosen = pl.col("user_id").str.slice(1).cast(pl.Int64) % 4 == 0
@@ -292,6 +395,7 @@ def test_inputs_nobody_reported_fail_closed() -> None:
     assert failed(decide(report_of(per_user), POLICY, per_user, None)) == [
         "guardrail.bundle_index_recall",
         "guardrail.bundle_megabytes",
+        "guardrail.bundle_recall_ratio",
         "guardrail.latency_p99_seconds",
         "input.validation",
         "input.leak_canary",
@@ -377,6 +481,83 @@ def test_off_policy_loss_keeps_the_champion_and_a_small_sample_does_not_conclude
     assert failed(decide(report, required, per_user, SOUND)) == ["off_policy"]
 
 
+@pytest.mark.parametrize("name", ["value", "upper", "effective_sample_size", "logged_value"])
+def test_off_policy_figure_that_is_no_number_fails_closed(name: str) -> None:
+    per_user = figures()
+    decision = decide(report_of(per_user), POLICY, per_user, estimate(**{name: float("nan")}))
+    assert failed(decision) == ["off_policy.snips"]
+    assert decision.reasons[0].startswith("off_policy.snips cannot be computed: it needs figures that are numbers")
+
+
+@pytest.mark.parametrize("changes", [{"effective_sample_size": 20.0}, {"mean_weight": 0.3}])
+def test_log_that_does_not_conclude_is_a_doubt_that_a_person_hears_of(changes: dict[str, float]) -> None:
+    per_user = figures()
+    inputs = estimate(upper=0.07, **changes)
+    assert decide(report_of(per_user), POLICY, per_user, inputs).promote
+    asked = decide(report_of(per_user), with_policy(mode="review_when_doubtful"), per_user, inputs)
+    assert (asked.promote, asked.needs_review) == (True, True)
+    assert any("does not conclude" in reason or "too small to conclude" in reason for reason in asked.reasons)
+    required = with_policy(off_policy={"required": True})
+    strict = decide(report_of(per_user), required, per_user, inputs)
+    assert (failed(strict), strict.needs_review) == (["off_policy.snips"], False)
+
+
+def past(mean: float, strength: float, noise: float, gain: float) -> pl.DataFrame:
+    """Figures whose gain goes with what a user did before the window; the judged users did `mean`, everybody 0."""
+    generator = np.random.default_rng(5)
+    before = np.tile(generator.normal(mean, 1.0, size=400), 2)
+    change = gain + strength * before + np.tile(generator.normal(0, noise, size=400), 2)
+    ours = pl.col("model") == "challenger"
+    return figures(gain=0.0).with_columns(
+        (pl.when(ours).then(0.2 + pl.Series(change)).otherwise(0.2)).alias("recall_at_20"),
+        covariate_num_interactions=pl.Series(before),
+    )
+
+
+def test_luck_in_who_was_drawn_promotes_nobody() -> None:
+    per_user = past(mean=0.5, strength=0.1, noise=0.05, gain=0.0)
+    report = report_of(per_user)
+    assert decide(report, POLICY, per_user, SOUND).promote
+    known = SOUND.model_copy(update={"covariate_means": {"num_interactions": 0.0}})
+    assert failed(decide(report, POLICY, per_user, known)) == ["better_than_champion.recall_at_20"]
+
+
+def test_gain_that_the_users_past_would_hide_is_seen() -> None:
+    per_user = past(mean=0.0, strength=0.2, noise=0.05, gain=0.02)
+    report = report_of(per_user)
+    assert failed(decide(report, POLICY, per_user, SOUND)) == ["better_than_champion.recall_at_20"]
+    known = SOUND.model_copy(update={"covariate_means": {"num_interactions": 0.0}})
+    assert decide(report, POLICY, per_user, known).promote
+
+
+def test_night_that_is_tried_again_must_show_more_and_is_seen() -> None:
+    per_user = figures(gain=0.0098)
+    first = decide(report_of(per_user), POLICY, per_user, SOUND)
+    assert first.promote
+    again = SOUND.model_copy(update={"earlier_attempts": ("2", "3"), "newest_champion": "3"})
+    third = decide(report_of(per_user), POLICY, per_user, again)
+    assert failed(third) == ["better_than_champion.recall_at_20"]
+    assert "99.89 % interval" in third.reasons[0]
+    clear = figures(gain=0.1)
+    promoted = decide(report_of(clear), POLICY, clear, again)
+    assert promoted.promote
+    doubt = next(check for check in promoted.checks if check.doubtful)
+    assert doubt.name == "first_attempt"
+    assert "version 3 of this night, after v2, v3" in doubt.message
+    assert "v3, the champion now, is of this night too and was not compared with" in doubt.message
+    asked = decide(report_of(clear), with_policy(mode="review_when_doubtful"), clear, again)
+    assert asked.needs_review
+
+
+def test_models_that_differ_for_nobody_state_no_gain_that_could_have_been_shown() -> None:
+    per_user = figures(gain=0.0)
+    same = per_user.filter(pl.col("model") == "champion v1")
+    per_user = pl.concat([same.with_columns(model=pl.lit("challenger")), same])
+    decision = decide(report_of(per_user), POLICY, per_user, SOUND)
+    assert failed(decision) == ["better_than_champion.recall_at_20"]
+    assert "no user's figure differs, so nothing can be said of what they could show" in decision.reasons[0]
+
+
 def test_same_evidence_gives_the_same_decision() -> None:
     per_user = figures(gain=0.01)
     first = decide(report_of(per_user), POLICY, per_user, SOUND)
@@ -390,6 +571,11 @@ def test_same_evidence_gives_the_same_decision() -> None:
         ("primary: {marge: 1}", r"primary\.marge"),
         ("mode: sometimes", "mode: Input should be 'auto'"),
         ("primary: {confidence: 2}", r"primary\.confidence.*less than 1"),
+        ("primary: {margin: .nan}", r"primary\.margin"),
+        ("guardrails: {coverage: {max: .nan}}", r"guardrails\.coverage\.max.*finite"),
+        ("guardrails: {coverage: {min: -.inf}}", r"guardrails\.coverage\.min.*finite"),
+        ("guardrails: {coverage: {}}", r"guardrails\.coverage.*it would always pass"),
+        ("guardrails: {coverage: {min: 1, ignore_below: 2}}", r"guardrails\.coverage.*there is neither"),
         ("a: [", "expected YAML"),
         ("- 1", "expected keys and values, got list"),
     ],
@@ -397,6 +583,15 @@ def test_same_evidence_gives_the_same_decision() -> None:
 def test_wrong_policy_is_refused_by_name(text: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         load_policy(text)
+
+
+def test_policy_of_the_repository_names_every_key() -> None:
+    written = yaml.safe_load(Path("mlflow/promotion_policy.yaml").read_text())
+    whole = PromotionPolicy().model_dump()
+    assert written.keys() == whole.keys()
+    for part in whole.keys() - {"mode", "guardrails", "non_inferior"}:
+        assert written[part].keys() == whole[part].keys(), part
+    assert written["non_inferior"]["ndcg_at_10"].keys() == whole["non_inferior"]["ndcg_at_10"].keys()
 
 
 def test_empty_policy_is_the_default_one() -> None:

@@ -41,6 +41,26 @@ def test_stated_smallest_gain_is_promoted_in_eighty_nights_of_a_hundred(
     assert 0.74 <= outcome.rate <= 0.92
 
 
+@pytest.mark.parametrize("heavy_tailed", [False, True], ids=["usual users", "heavy-tailed users"])
+def test_night_tried_until_it_passes_is_promoted_hardly_more_often(policy: PromotionPolicy, heavy_tailed: bool) -> None:
+    population = Population(heavy_tailed=heavy_tailed)
+    outcome = simulate(policy, population, nights=NIGHTS // 2, num_users=100, gain=0.0, seed=15, tries=4)
+    assert outcome.rate <= 0.02
+
+
+@pytest.mark.parametrize("heavy_tailed", [False, True], ids=["usual users", "heavy-tailed users"])
+def test_challenger_that_finds_half_for_forty_new_users_is_seldom_promoted_though_better_for_all_others(
+    policy: PromotionPolicy, heavy_tailed: bool
+) -> None:
+    ruins = Population(heavy_tailed=heavy_tailed, share_new=40 / 300, left_for_new=0.5)
+    outcome = simulate(policy, ruins, nights=100, num_users=300, gain=0.12, seed=16)
+    assert outcome.rate <= 0.06
+    assert outcome.reasons["slice.new_users"] >= 90
+    # what proves nothing would let it through
+    proven = policy.model_copy(update={"slices": policy.slices.model_copy(update={"when_inconclusive": "pass"})})
+    assert simulate(proven, ruins, nights=50, num_users=300, gain=0.12, seed=16).rate >= 0.4
+
+
 def test_more_users_show_smaller_gains(policy: PromotionPolicy) -> None:
     stated = [smallest_detectable(policy, Population(), num_users=n, seed=14, nights=5) for n in (50, 200, 800)]
     assert stated[0] > 1.5 * stated[1] > 2.25 * stated[2]

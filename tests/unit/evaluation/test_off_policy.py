@@ -95,6 +95,51 @@ def test_challenger_that_shows_nothing_that_was_shown_has_no_sample() -> None:
     assert (snips.effective_sample_size, snips.value) == (0.0, 0.0)
 
 
+def short(log: Frame, share: float = 0.5) -> Frame:
+    """The log of a shop that shows some of its users, by chance, a slate of one item."""
+    one = np.random.default_rng(1).random(log["user_id"].n_unique()) < share
+    users = log["user_id"].unique().sort().to_frame().with_columns(one=pl.Series(one))
+    return log.join(users, on="user_id", maintain_order="left").filter(~pl.col("one") | (pl.col("position") == 0))
+
+
+def test_slates_of_different_length_earn_what_was_shown_of_them_alone() -> None:
+    log = short(logged())
+    truth = APPEAL[0] * ATTENTION[0] + 0.5 * APPEAL[1] * ATTENTION[1]
+    for estimate in estimates(log, always(log, 0, 1)):
+        assert estimate.lower <= truth <= estimate.upper
+        assert estimate.value == pytest.approx(truth, abs=0.06)
+
+
+@pytest.mark.parametrize("spoiled", [None, float("nan"), 0.0, -0.1, 1.5, float("inf")])
+def test_positions_without_a_sound_propensity_count_for_neither_side(spoiled: float | None) -> None:
+    log = logged()
+    first = pl.col("position") == 0
+    half = log.with_columns(propensity=pl.when(first).then(pl.lit(spoiled)).otherwise(pl.col("propensity")))
+    truth = APPEAL[1] * ATTENTION[1]
+    for estimate in estimates(half, always(log, 0, 1)):
+        assert estimate.value == pytest.approx(truth, abs=0.04)
+        assert estimate.logged_value == pytest.approx(log.filter(~first)["reward"].sum() / 3000)
+        assert estimate.num_rows == 3000
+
+
+def test_position_that_the_challenger_leaves_empty_earns_nothing() -> None:
+    log = logged()
+    for estimate in estimates(log, always(log, 0)):
+        assert estimate.value == pytest.approx(APPEAL[0] * ATTENTION[0], abs=0.05)
+
+
+def test_log_that_could_not_have_shown_what_the_challenger_shows_says_so() -> None:
+    log = logged()
+    assert estimates(log, always(log, 0, 1))[0].mean_weight == pytest.approx(1.0, abs=0.1)
+    # a policy that is certain of itself: it agrees with the challenger for a third of the users, and never explored
+    third = pl.col("user_id").str.slice(1).cast(pl.Int64) % 3 == 0
+    item = pl.when(third).then(pl.format("i{}", "position")).otherwise(pl.format("i{}", 5 - pl.col("position")))
+    certain = log.with_columns(item_id=item, propensity=pl.lit(1.0))
+    snips, _ = estimates(certain, always(log, 0, 1))
+    assert snips.effective_sample_size == pytest.approx(2000)
+    assert snips.mean_weight == pytest.approx(1 / 3)
+
+
 def test_order_of_rows_changes_nothing() -> None:
     log = logged(200)
     shuffled = log.sample(fraction=1, shuffle=True, seed=3)

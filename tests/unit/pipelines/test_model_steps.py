@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -106,6 +107,40 @@ def test_the_funnel_beats_popularity_where_tastes_differ(first: Steps) -> None:
     assert report.guardrails["index_recall"] == 1.0
     assert 0 < report.challenger.metrics["coverage"] <= 1
     assert report.window_start == first.night.as_of - timedelta(days=2)
+
+
+def test_attributes_of_users_and_of_wanted_items_are_slices_and_a_misspelled_one_is_known(
+    first: Steps, world: TasteWorld, tmp_path: Path
+) -> None:
+    shutil.copytree(first.settings.home, tmp_path / "home")
+    names = ("country", "item.brand", "contry")
+    home = load_settings(home=tmp_path / "home", evaluation={"slice_attributes": names}, **RECIPE)
+    began, later = (pl.lit(moment, TIMESTAMP) for moment in (START, START + timedelta(days=1)))
+    ids = sorted(world.events["user_id"].unique())
+    countries = ["DE" if number < 10 else None if number < 15 else "FR" for number in range(len(ids))]
+    users = pl.DataFrame(
+        {"user_id": ids, "attributes": [json.dumps({"country": country} if country else {}) for country in countries]}
+    )
+    lake = Lake(home.lake)
+    lake.append_new("users", users.with_columns(event_timestamp=began, created_timestamp=began))
+    items = world.items.select("item_id", "title", "category_path", "price")
+    attributes = pl.Series("attributes", [json.dumps({"brand": item_id[0]}) for item_id in items["item_id"]])
+    lake.append_new("items", items.with_columns(attributes, event_timestamp=later, created_timestamp=later))
+    uris = (first.training_set, first.retriever, first.ranker, first.index)
+    report = EvaluationReport.model_validate(storage.read_json(evaluate.run(home, first.night, *uris)))
+    assert report.slice_attributes == {"country": 35, "item.brand": 40, "contry": 0}
+    assert {name for name in report.challenger.slices if "=" in name} == {
+        "country=DE",
+        "country=FR",
+        "item.brand=a",
+        "item.brand=b",
+    }
+    assert report.per_user_uri is not None
+    rows = storage.read_frame(report.per_user_uri).filter(pl.col("model") == "challenger")
+    assert rows["slice_country=DE"].sum() == 10
+    # every user wants the items of one shelf
+    is_even = rows["user_id"].str.slice(1).cast(pl.Int64) % 2 == 0
+    assert rows["slice_item.brand=a"].equals(is_even.alias("slice_item.brand=a"))
 
 
 def test_per_user_rows_are_what_the_means_are_of(first: Steps) -> None:

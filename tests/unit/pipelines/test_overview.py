@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.unit.registry.conftest import make_bundle, night
+from tests.unit.registry.conftest import make_bundle, night, write_materialized
 from tests.unit.registry.test_promotion_steps import evaluate
 
 from evensong.errors import BundleError, RegistryError
 from evensong.pipelines import gate, promote, register, review
 from evensong.pipelines.overview import Overview, dossier_of, overview
-from evensong.registry import aliases, commands, tracking, versions
+from evensong.registry import aliases, commands, decisions, tracking, versions
 from evensong.registry import review as reviews
 from evensong.settings import Settings
+from evensong.types import Check
 
 METRIC = "recall_at_20"
 
@@ -31,6 +32,7 @@ def set_mode(settings: Settings, mode: str, **rule: object) -> None:
 
 
 def live(settings: Settings, day: int, gain: float) -> str:
+    write_materialized(settings.home, day)
     folder = make_bundle(settings.home / "made" / str(day), day, f"night {day}")
     evaluation = evaluate(settings, day, gain)
     version = register.run(settings, night(day), str(folder), evaluation)
@@ -119,6 +121,19 @@ def test_question_tells_the_verdict_the_figures_the_deadline_and_where_to_read_o
     assert "it is promoted" in asked.body
     assert "[Dossier](http://airflow/evensong/dossier/6)" in asked.body
     assert "/#/models/recommender/versions/6)" in asked.body
+
+
+def test_names_that_come_from_the_data_are_shown_as_they_are_and_not_as_markdown(lived: Settings) -> None:
+    version = versions.get(lived, reviews.waiting(lived)[0].version)
+    said = decisions.read(lived, version)
+    evil = "recall_at_20 of country=<b>*DE*</b> [here](http://evil.example)\n# now | then: worse"
+    doubt = Check(name="slice.country", passed=True, doubtful=True, message=evil)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decisions, "read", lambda *given: said.model_copy(update={"checks": [doubt], "reasons": [evil]}))
+        body = review.question(lived, version.version, "http://127.0.0.1/dossier").body
+    shown = r"- recall\_at\_20 of country=\<b\>\*DE\*\</b\> \[here\](http\://evil.example) \# now \| then: worse"
+    assert body.count(shown) == 2
+    assert "\n#" not in body
 
 
 def test_version_that_nobody_asked_about_has_no_review(lived: Settings) -> None:

@@ -17,14 +17,15 @@ from evensong.settings import load_settings
 from evensong.training import ranker, retriever
 
 
-def write_bundle(folder: Path, world: TasteWorld) -> Path:
-    """Train on what came before the cutoff; everything but the hashes of the manifest is as in a night."""
+def write_bundle(folder: Path, world: TasteWorld, labels: pl.DataFrame | None = None, epochs: int = 12) -> Path:
+    """Train on what came before the cutoff, or on other `labels`; everything but the hashes of the manifest is as in a
+    night."""
     settings = load_settings(
-        retriever={"dimension": 16, "epochs": 12, "batch_size": 64, "learning_rate": 0.01}
+        retriever={"dimension": 16, "epochs": epochs, "batch_size": 64, "learning_rate": 0.01}
         | {"num_uniform_negatives": 16, "num_candidates": 15, "num_popular_candidates": 5},
         ranker={"hidden": (8,), "num_negatives": 8, "epochs": 4},
     )
-    examples = world.examples().filter(pl.col("part") != "holdout")
+    examples = world.examples().filter(pl.col("part") != "holdout") if labels is None else labels
     items = world.catalogue(world.cutoff)
     start = world.cutoff - timedelta(days=3)
 

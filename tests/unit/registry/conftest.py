@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
+from evensong.data import storage
 from evensong.features.dictionary import build_dictionary, for_manifest
 from evensong.registry import bundle, versions
 from evensong.registry.versions import ModelVersion
@@ -29,7 +30,15 @@ def settings(tmp_path: Path, empty_store: Path) -> Settings:
     policy = yaml.safe_load(Path("mlflow/promotion_policy.yaml").read_text())
     policy["guardrails"] = {name: policy["guardrails"][name] for name in ("index_recall", "coverage")}
     (home / "policy.yaml").write_text(yaml.safe_dump(policy))
+    write_materialized(home)
     return Settings(home=home, registry={"policy_path": home / "policy.yaml"})  # type: ignore[arg-type]
+
+
+def write_materialized(home: Path, day: int = 31, **changes: object) -> None:
+    """What the online store says that it holds: this code's features, as of a day in March."""
+    features = for_manifest(build_dictionary(Settings()), "recommender_v1")
+    said = {"as_of": night(day).as_of.isoformat(), "rows": {}, "versions": {}, "features": features} | changes
+    storage.write_json(str(home / "lake" / "materialized.json"), said)
 
 
 def night(day: int) -> Night:

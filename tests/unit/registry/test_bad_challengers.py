@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +17,19 @@ import polars as pl
 import pytest
 from tests.taste_world import TasteWorld, make
 from tests.unit.recommender.trained import write_bundle
+from tests.unit.registry.conftest import write_materialized
 
 from evensong.data import storage
-from evensong.evaluation import report as reports
-from evensong.evaluation.gate import decide
+from evensong.evaluation import slices
 from evensong.models.config import RankerConfig
 from evensong.models.saved import RankerWeights, TowerWeights, load_ranker, load_towers, save_ranker, save_towers
 from evensong.pipelines import bundle, evaluate, evidence, gate, index, promote, register
+from evensong.recommender.funnel import Recommender
 from evensong.registry import aliases, versions
 from evensong.registry import bundle as bundles
-from evensong.settings import Settings
-from evensong.types import EvaluationReport, Frame, Night
+from evensong.retrieval.faiss_index import ItemIndex
+from evensong.settings import IndexSettings, RegistrySettings, Settings
+from evensong.types import Night
 
 Spoil = Callable[[Path], None]
 POLICY = Path("mlflow/promotion_policy.yaml").resolve()
@@ -32,7 +37,8 @@ POLICY = Path("mlflow/promotion_policy.yaml").resolve()
 
 @pytest.fixture(scope="module")
 def world() -> TasteWorld:
-    return make(num_users=80, shelf_size=40, num_days=12)
+    """Two tastes, and thirty of the users came three days before the holdout."""
+    return make(num_users=110, shelf_size=40, num_days=12, newcomers=30)
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +47,13 @@ def trained(world: TasteWorld, tmp_path_factory: pytest.TempPathFactory) -> Path
     return write_bundle(tmp_path_factory.mktemp("trained"), world)
 
 
-@pytest.fixture(scope="module")
-def settings(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    home = tmp_path_factory.mktemp("home")
+def settings_of(home: Path, empty_store: Path) -> Settings:
     (home / "mlflow").mkdir()
     # in a world of two tastes without any noise, nothing beats item-kNN; its own test stands in test_gate.py
     policy = home / "policy.yaml"
     policy.write_text(POLICY.read_text().replace("names: [popularity, item_knn]", "names: [popularity]"))
     shutil.copy(empty_store, home / "mlflow" / "mlflow.db")
+    write_materialized(home)
     return Settings(
         home=home,
         registry={"policy_path": policy},  # type: ignore[arg-type]
@@ -58,8 +63,18 @@ def settings(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Set
 
 
 @pytest.fixture(scope="module")
+def settings(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return settings_of(tmp_path_factory.mktemp("home"), empty_store)
+
+
+@pytest.fixture(scope="module")
 def night(settings: Settings, world: TasteWorld, trained: Path) -> Night:
     """The night of the challengers, after one whose model knew nothing became champion."""
+    return after_champion(settings, world, trained, lambda place: forget(place / "retriever", place / "ranker", seed=0))
+
+
+def after_champion(settings: Settings, world: TasteWorld, trained: Path, spoil: Spoil | None = None) -> Night:
+    """A night that begins with a champion of the night before."""
     tonight = Night(as_of=world.as_of, refit=False)
     before = Night(as_of=world.cutoff, refit=False)
     for one in (before, tonight):
@@ -69,7 +84,8 @@ def night(settings: Settings, world: TasteWorld, trained: Path) -> Night:
             storage.write_json(settings.run_uri(one.run_id, f"{name}.json"), said)
     folder = Path(settings.run_uri(before.run_id, "bundle"))
     shutil.copytree(trained, folder)
-    forget(folder / "retriever", folder / "ranker", seed=0)
+    if spoil is not None:
+        spoil(folder)
     bundles.write_manifest(
         folder, as_of=before.as_of, train_cutoff=before.as_of, seed=7, feature_service="recommender_v1"
     )
@@ -82,7 +98,7 @@ def night(settings: Settings, world: TasteWorld, trained: Path) -> Night:
         output_example=pl.DataFrame({"item_id": ["a00"]}),
         metrics={},
         tags={},
-        description="knows nothing",
+        description="the night before",
     )
     aliases.move(settings, champion.version, actor="person:ada", reason="somebody must begin")
     return tonight
@@ -104,7 +120,7 @@ def forget(retriever: Path, ranker: Path, seed: int) -> None:
 def slow_down(folder: Path) -> None:
     """The same answers through three wide layers that change nothing."""
     ranker = load_ranker(folder)
-    (narrow,), wide = ranker.config.hidden, 2000
+    (narrow,), wide = ranker.config.hidden, 1500
     tensors = dict(ranker.tensors)
     for layer, (a, b) in enumerate([(narrow, wide), (wide, wide), (wide, wide), (wide, narrow)], 1):
         tensors[f"layers.{layer}.weight"] = np.eye(b, a, dtype=np.float32)
@@ -113,8 +129,20 @@ def slow_down(folder: Path) -> None:
     save_ranker(folder, RankerWeights(RankerConfig(**values), tensors))
 
 
-def judge(settings: Settings, night: Night, trained: Path, spoil: Spoil | None = None) -> tuple[str, dict[str, Any]]:
-    """The night from the trained parts on: index, evaluate, bundle, register, gate."""
+def judge(
+    settings: Settings,
+    night: Night,
+    trained: Path,
+    spoil: Spoil | None = None,
+    *,
+    indexed: Spoil | None = None,
+    refit: Spoil | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """The night from the trained parts on: index, evaluate, bundle, register, gate.
+
+    `spoil` changes the models before they are judged, `indexed` their index, and `refit` the models that go into the
+    bundle afterwards.
+    """
     training_set = settings.run_uri(night.run_id, "training_set")
     place = Path(settings.run_uri(night.run_id))
     for part in ("retriever", "ranker"):
@@ -124,7 +152,12 @@ def judge(settings: Settings, night: Night, trained: Path, spoil: Spoil | None =
         spoil(place)
     parts = [str(place / "retriever"), str(place / "ranker")]
     items = index.build(settings, night, training_set, parts[0])
+    if indexed is not None:
+        indexed(place)
     evaluation = evaluate.run(settings, night, training_set, *parts, items)
+    if refit is not None:
+        refit(place)
+        items = index.build(settings, night, training_set, parts[0])
     made = bundle.assemble(settings, night, training_set, *parts, items, evaluation)
     version = register.run(settings, night, made, evaluation)
     return version, gate.run(settings, night, version, evaluation)
@@ -140,7 +173,7 @@ def test_random_weights_are_stopped_by_popularity(settings: Settings, night: Nig
 
     _, decision = judge(settings, night, trained, spoil)
     assert "above_popularity.recall_at_20" in failed(decision)
-    assert not decision["promote"]
+    assert (decision["promote"], decision["needs_review"]) == (False, False)
 
 
 def test_shuffled_labels_are_stopped_by_popularity_or_the_champion(
@@ -153,12 +186,15 @@ def test_shuffled_labels_are_stopped_by_popularity_or_the_champion(
     assert not decision["promote"]
 
 
-@pytest.mark.slow  # it measures latencies, which a busy machine blurs
 def test_slow_bundle_is_stopped_by_its_own_latency(
     settings: Settings, night: Night, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence, "NUM_USERS", 15)
-    _, decision = judge(settings, night, trained, lambda place: slow_down(place / "ranker"))
+    # how long a small model takes in milliseconds is the machine's matter, and no test's
+    policy = settings.home / "strict.yaml"
+    policy.write_text(settings.registry.policy_path.read_text().replace("ignore_below: 0.02", "ignore_below: 0.0"))
+    strict = settings.model_copy(update={"registry": RegistrySettings(policy_path=policy)})
+    _, decision = judge(strict, night, trained, lambda place: slow_down(place / "ranker"))
     assert failed(decision) == ["guardrail.latency_p99_seconds"]
 
 
@@ -177,60 +213,76 @@ def test_corrupted_file_is_stopped_and_named(settings: Settings, night: Night, t
     assert any("ranker.safetensors: expected SHA-256" in reason for reason in decision["reasons"])
 
 
-def relisted(settings: Settings, night: Night, change: Callable[[Frame, Frame], Frame]) -> list[str]:
-    """The checks that fail when the challenger's lists are others, everything else being the last evaluation's."""
-    policy = gate.read_policy(settings)
-    place = settings.run_uri(night.run_id)
-    judged = EvaluationReport.model_validate(storage.read_json(f"{place}/evaluation.json"))
-    per_user = storage.read_frame(f"{place}/per_user.parquet")
-    targets = storage.read_frame(f"{place}/training_set/targets.parquet")
-    items = storage.read_frame(f"{place}/training_set/items_train.parquet")
-    ours = per_user.filter(pl.col("model") == "challenger")
-    lists = change(ours, targets)
-    slices = ours.select("user_id", pl.col("^slice_.*$"))
-    tastes = storage.read_frame(f"{place}/training_set/users_holdout.parquet")
-    rows = reports.per_user("challenger", lists, targets, slices, items, tastes, recall_k=20, ndcg_k=10)
-    spoiled = judged.model_copy(update={"challenger": reports.model_report("challenger", rows, lists, len(items), 20)})
-    others = per_user.filter(pl.col("model") != "challenger")
-    version = versions.get(settings, str(versions.listed(settings)[0].version))
-    inputs = evidence.collect(settings, night, version, spoiled, policy)
-    decision = decide(spoiled, policy, pl.concat([rows, others], how="diagonal"), inputs)
-    return [check.name for check in decision.checks if not check.passed]
+def test_trained_on_the_held_out_labels_waits_for_a_person(
+    empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    settings = settings_of(tmp_path_factory.mktemp("leak"), empty_store)
+    # whoever wants anything on a shelf alike leaves little to know: finding most of it, one must have seen it
+    world = make(num_users=80, shelf_size=80, num_days=12, num_popular=1e9)
+    night = after_champion(settings, world, write_bundle(tmp_path_factory.mktemp("sound"), world))
+    leaking = write_bundle(tmp_path_factory.mktemp("leaking"), world, labels=world.examples(), epochs=50)
+    version, decision = judge(settings, night, leaking)
+    assert failed(decision) == ["plausible_gain.recall_at_20"]
+    assert "too good to believe, as a leak would be; a person must look" in decision["reasons"][0]
+    assert (decision["promote"], decision["needs_review"]) == (False, True)
+    ended = promote.run(settings, night, version)
+    assert (ended["champion"], ended["moved"], ended["reason"]) == ("1", False, "waits for a person's review")
 
 
-def test_leak_is_too_good_to_believe(settings: Settings, night: Night, trained: Path) -> None:
-    judge(settings, night, trained)
+def test_good_on_average_but_ruined_for_new_users_is_stopped_by_them(
+    settings: Settings, night: Night, world: TasteWorld, tmp_path: Path
+) -> None:
+    # a join gone wrong: what users with a short history wanted is written down as the other shelf's
+    labels = world.examples().filter(pl.col("part") != "holdout")
+    swapped = pl.col("item_id").str.replace_many(["a", "b"], ["b", "a"])
+    is_new = pl.col("num_interactions").fill_null(0) < slices.NEW_USER_EVENTS
+    labels = labels.with_columns(item_id=pl.when(is_new).then(swapped).otherwise(pl.col("item_id")))
+    _, decision = judge(settings, night, write_bundle(tmp_path, world, labels=labels))
+    assert failed(decision) == ["slice.new_users"]
+    assert "recall_at_20 of new_users: worse, change -0." in decision["reasons"][0]
+    better = next(check for check in decision["checks"] if check["name"] == "better_than_champion.recall_at_20")
+    assert better["passed"]
 
-    def knows_the_future(users: Frame, targets: Frame) -> Frame:
-        return (
-            targets.select("user_id", "item_id")
-            .unique()
-            .sort("user_id", "item_id")
-            .with_columns(rank=pl.int_range(1, pl.len() + 1).over("user_id"))
-        )
 
-    assert "plausible.recall_at_20" in relisted(settings, night, knows_the_future)
+def test_refit_that_went_wrong_is_not_served_though_the_judged_model_is_good(
+    settings: Settings, night: Night, trained: Path
+) -> None:
+    _, decision = judge(
+        settings, night, trained, refit=lambda place: forget(place / "retriever", place / "ranker", seed=9)
+    )
+    assert failed(decision) == ["guardrail.bundle_recall_ratio"]
 
 
-def test_ruined_for_one_slice_is_stopped_by_that_slice(settings: Settings, night: Night, trained: Path) -> None:
-    judge(settings, night, trained)
-    place = settings.run_uri(night.run_id)
-    per_user = storage.read_frame(f"{place}/per_user.parquet")
-    newcomers = pl.col("user_id").str.slice(1).cast(pl.Int64) % 4 == 0
-    storage.write_frame(f"{place}/per_user.parquet", per_user.with_columns(slice_new_users=newcomers))
+def test_refit_whose_scores_are_no_numbers_is_not_served(settings: Settings, night: Night, trained: Path) -> None:
+    def diverge(place: Path) -> None:
+        ranker = load_ranker(place / "ranker")
+        broken = {name: np.full_like(value, np.nan) for name, value in ranker.tensors.items()}
+        save_ranker(place / "ranker", RankerWeights(ranker.config, broken))
 
-    def forgets_newcomers(users: Frame, targets: Frame) -> Frame:
-        most = targets.join(users.filter(~pl.col("slice_new_users")), on="user_id", how="semi")
-        return (
-            most.select("user_id", "item_id")
-            .unique()
-            .sort("user_id", "item_id")
-            .with_columns(rank=pl.int_range(1, pl.len() + 1).over("user_id"))
-        )
+    _, decision = judge(settings, night, trained, refit=diverge)
+    assert "input.bundle" in failed(decision)
+    assert any("bundle: expected finite scores, got none for 110 of 110 users" in one for one in decision["reasons"])
 
-    stopped = relisted(settings, night, forgets_newcomers)
-    assert "slice.new_users" in stopped
-    assert not any(name.startswith(("above", "better")) for name in stopped)
+
+def test_index_that_finds_other_items_is_measured_against_the_exact_one(
+    settings: Settings, night: Night, trained: Path
+) -> None:
+    exact, _ = judge(settings, night, trained)
+    best = versions.get(settings, exact).metrics
+    assert best["exact_index_gain"] == 0.0
+
+    def mix_up(place: Path) -> None:
+        """A byte a number, the vectors in another order than the ids; it says of itself that all is well."""
+        right = ItemIndex.load(place / "index")
+        wrong = ItemIndex.build(right.vectors()[::-1], right.item_ids, IndexSettings(kind="quantized"))
+        wrong.save(place / "index", index_recall=1.0)
+
+    version, decision = judge(settings, night, trained, indexed=mix_up)
+    found = versions.get(settings, version).metrics
+    lost = best["challenger.recall_at_20"] - found["challenger.recall_at_20"]
+    assert lost > 0.02
+    assert found["exact_index_gain"] == pytest.approx(lost)
+    assert "guardrail.exact_index_gain" in failed(decision)
 
 
 def test_sound_challenger_is_promoted(settings: Settings, night: Night, trained: Path) -> None:
@@ -244,7 +296,26 @@ def test_sound_challenger_is_promoted(settings: Settings, night: Night, trained:
     assert {row["name"] for row in data["fitness"]} >= {"latency_p99_seconds", "bundle_megabytes"}
 
 
-def test_latency_of_a_bundle_is_measured_for_both_in_turn(settings: Settings, night: Night, trained: Path) -> None:
-    ours, theirs = evidence.latencies(settings, night, trained, trained)
+def test_bundle_without_a_refit_finds_what_the_judged_model_found(
+    settings: Settings, night: Night, trained: Path
+) -> None:
+    version, _ = judge(settings, night, trained)
+    data = json.loads(versions.read_attached(settings, versions.get(settings, version), "dossier.json"))
+    ratio = next(row for row in data["fitness"] if row["name"] == "bundle_recall_ratio")
+    assert ratio["challenger"] == pytest.approx(1.0)
+
+
+def test_latency_is_measured_for_both_in_turn_and_does_not_count_who_else_is_busy(
+    settings: Settings, night: Night, trained: Path
+) -> None:
+    model = Recommender.load(trained)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        ours, theirs = evidence.latencies(settings, night, model, model)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
     assert ours.keys() == theirs.keys() == {"latency_p50_seconds", "latency_p99_seconds"}
-    assert ours["latency_p50_seconds"] == pytest.approx(theirs["latency_p50_seconds"], rel=1.0)
+    for name in ours:
+        assert ours[name] == pytest.approx(theirs[name], rel=0.6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import polars as pl
 import pytest
 from tests.unit.evaluation.gate_world import figures, report_of
-from tests.unit.registry.conftest import make_bundle, night
+from tests.unit.registry.conftest import make_bundle, night, write_materialized
 
 from evensong.data import storage
 from evensong.errors import ConfigurationError, PromotionRefusedError, RegistryError
-from evensong.pipelines import gate, promote, register
+from evensong.features.dictionary import build_dictionary, for_manifest
+from evensong.pipelines import dossier, gate, promote, register
 from evensong.registry import aliases, commands, decisions, ledger, tracking, versions
 from evensong.settings import Settings
 
@@ -201,6 +203,106 @@ def test_gate_refuses_a_bundle_that_names_no_features(settings: Settings, tmp_pa
     assert reasons == ["input.features_served cannot be computed: it needs the outcome of features_served"]
 
 
+def spoiled_features(entry: str, version: str | None) -> dict[str, Any]:
+    """What the store would say of features of which one is another, or missing."""
+    features = for_manifest(build_dictionary(Settings()), "recommender_v1")
+    versions_of = {name: value for name, value in features["versions"].items() if name != entry}
+    return features | {"versions": versions_of | ({entry: version} if version else {})}
+
+
+@pytest.mark.parametrize(
+    ("day", "features", "reason"),
+    [
+        (31, ("item_popularity.item_events_7d", "other"), "defined differently: item_popularity.item_events_7d"),
+        (31, ("item_popularity.item_events_7d", None), "not served: item_popularity.item_events_7d"),
+        (1, None, "the online store holds the features of 2026-03-01 00:00; materialize this night first"),
+        (None, None, "nothing was materialized"),
+    ],
+)
+def test_gate_refuses_what_the_store_does_not_serve(
+    settings: Settings, tmp_path: Path, day: int | None, features: tuple[str, str | None] | None, reason: str
+) -> None:
+    if day is None:
+        (settings.home / "lake" / "materialized.json").unlink()
+    else:
+        changed = {"features": spoiled_features(*features)} if features else {}
+        write_materialized(settings.home, day, **changed)
+    evaluation = evaluate(settings, 2, 0.1)
+    version = register.run(settings, night(2), str(make_bundle(tmp_path / "b", 2)), evaluation)
+    decision = gate.run(settings, night(2), version, evaluation)
+    assert [check["name"] for check in decision["checks"] if not check["passed"]] == ["input.features_served"]
+    assert reason in decision["reasons"][0]
+
+
+def test_older_night_is_held_against_the_newer_features_that_are_served(settings: Settings, run: Run) -> None:
+    write_materialized(settings.home, 3)
+    run(3)
+    late = run(2)
+    assert not late["moved"]
+    served = next(check for check in late["decision"]["checks"] if check["name"] == "input.features_served")
+    assert served["passed"]
+
+
+def test_version_of_an_airflow_run_says_which(settings: Settings, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CTX_DAG_RUN_ID", "scheduled__2026-03-01T02:00:00+00:00")
+    run(1)
+    version = versions.get(settings, "1")
+    assert version.tags["airflow_run"] == "scheduled__2026-03-01T02:00:00+00:00"
+    said = json.loads(versions.read_attached(settings, version, "dossier.json"))
+    assert said["lineage"]["airflow_run"] == "scheduled__2026-03-01T02:00:00+00:00"
+    assert b"scheduled__2026-03-01T02:00:00+00:00" in versions.read_attached(settings, version, "dossier.html")
+
+
+def test_second_version_of_a_night_is_seen_in_its_decision_and_its_dossier(settings: Settings, run: Run) -> None:
+    run(1)
+    run(2, gain=0.1)
+    again = run(2, gain=0.1, content="another seed")
+    doubts = [check for check in again["decision"]["checks"] if check["doubtful"]]
+    assert [check["name"] for check in doubts] == ["first_attempt"]
+    assert "after v2" in doubts[0]["message"]
+    page = versions.read_attached(settings, versions.get(settings, "3"), "dossier.html").decode()
+    assert "Version 2 of this night" in page
+    # the first is judged as the first, whenever it is judged
+    versions.delete_tag(settings, "2", "evidence_hash")
+    assert not any(check["doubtful"] for check in run(2, gain=0.1)["decision"]["checks"])
+
+
+@pytest.mark.parametrize("broken", ["validation", "skew"])
+def test_what_a_step_left_unreadable_fails_its_check_by_name(settings: Settings, tmp_path: Path, broken: str) -> None:
+    evaluation = evaluate(settings, 1, 0.1)
+    Path(settings.run_uri(night(1).run_id, f"{broken}.json")).write_text("{")
+    version = register.run(settings, night(1), str(make_bundle(tmp_path / "b", 1)), evaluation)
+    decision = gate.run(settings, night(1), version, evaluation)
+    assert f"input.{broken}" in [check["name"] for check in decision["checks"] if not check["passed"]]
+    assert any(f"{broken}: cannot be computed: JSONDecodeError" in reason for reason in decision["reasons"])
+    assert versions.get(settings, version).tags["dossier_hash"]
+
+
+def test_bundle_that_cannot_be_opened_fails_closed_with_a_dossier(settings: Settings, tmp_path: Path) -> None:
+    evaluation = evaluate(settings, 1, 0.1)
+    users = pl.DataFrame({"user_id": ["u1"]})
+    storage.write_frame(settings.run_uri(night(1).run_id, "training_set", "users_holdout.parquet"), users)
+    version = register.run(settings, night(1), str(make_bundle(tmp_path / "b", 1)), evaluation)
+    decision = gate.run(settings, night(1), version, evaluation)
+    assert [check["name"] for check in decision["checks"] if not check["passed"]] == ["input.bundle"]
+    data = json.loads(versions.read_attached(settings, versions.get(settings, version), "dossier.json"))
+    assert data["decision"] == decision
+    assert data["missing"].keys() >= {"examples", "drift"}
+
+
+def test_dossier_with_a_part_that_breaks_in_any_way_has_a_gap_and_no_password(
+    settings: Settings, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise pl.exceptions.ComputeError("postgresql://ada:secret@db/x is away")
+
+    monkeypatch.setattr(dossier, "drift", broken)
+    ended = run(1)
+    assert ended["moved"]
+    data = json.loads(versions.read_attached(settings, versions.get(settings, "1"), "dossier.json"))
+    assert data["missing"]["drift"] == "ComputeError: postgresql://ada:***@db/x is away"
+
+
 def test_missing_policy_names_the_setting(settings: Settings) -> None:
     lost = settings.model_copy(
         update={"registry": settings.registry.model_copy(update={"policy_path": Path("no.yaml")})}
@@ -283,5 +385,8 @@ def test_dossier_lies_on_the_version_with_its_hash_and_is_linked(settings: Setti
     assert hashlib.sha256(data).hexdigest() == version.tags["dossier_json_hash"]
     assert version.description.count("[Dossier](http://127.0.0.1:5000/#/experiments/") == 1
     assert f"/models/{version.model_id}/artifacts)" in version.description
+    address = dossier.address(settings, "2")
+    assert address.startswith("http://127.0.0.1:5000/#/")
+    assert f"[Dossier]({address})" in version.description
     assert storage.read_bytes(settings.run_uri(night(2).run_id, "dossier.html")) == page
     assert b"night.as_of" in page
