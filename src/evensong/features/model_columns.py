@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from evensong.features.columns import ColumnSet, CrossColumn, places_of
 from evensong.features.fitted_columns import FittedColumns, Output, Transformed
-from evensong.features.shop_columns import ALIASES, ITEM_FEATURES, USER_FEATURES, Declared
+from evensong.features.shop_columns import ALIASES, Declared, read_features
+from evensong.features.views import ITEM_FEATURES, USER_FEATURES
 from evensong.types import Frame
 
 log = logging.getLogger(__name__)
@@ -134,8 +135,7 @@ class ModelColumns:
 
 def user_sources(declared: Declared) -> list[str]:
     """The user features that a training set must hold for these columns."""
-    places = {place.split(".")[0] for column in declared.users.root for place in places_of(column)}
-    return sorted({ALIASES["users"].get(place, place) for place in places} & USER_FEATURES.keys())
+    return sorted(read_features("users", declared.users))
 
 
 def _arrays(found: Transformed) -> ColumnArrays:
@@ -178,18 +178,23 @@ def _prepared(table: str, frame: Frame) -> Frame:
     """The frame with every feature of the table, nulls where it lacks one, by the names that columns use."""
     known: Mapping[str, pl.DataType] = USER_FEATURES if table == "users" else ITEM_FEATURES
     lacking = [pl.lit(None, kind).alias(name) for name, kind in known.items() if name not in frame.columns]
-    frame = frame.with_columns(*lacking) if lacking else frame
+    return _named(table, frame.with_columns(*lacking) if lacking else frame)
+
+
+def _named(table: str, frame: Frame) -> Frame:
+    """The frame by the names that columns use."""
     named = {feature: alias for alias, feature in ALIASES[table].items()}
-    return frame.rename({old: new for old, new in named.items() if new not in frame.columns})
+    return frame.rename({old: new for old, new in named.items() if old in frame.columns and new not in frame.columns})
 
 
 def _complete(table: str, frame: Frame, fitted: FittedColumns) -> Frame:
     """The columns that the transform reads; nothing is copied or renamed that is not needed."""
     wanted = fitted.sources
-    aliases = ALIASES[table]
-    if all(name in frame.columns and name not in aliases for name in wanted):
-        return frame.select(wanted) if wanted else frame.select(frame.columns[:1])
-    return _prepared(table, frame)
+    if any(name in ALIASES[table] for name in wanted):
+        frame = _named(table, frame)
+    lacking = [pl.lit(None).alias(name) for name in wanted if name not in frame.columns]
+    frame = frame.with_columns(lacking) if lacking else frame
+    return frame.select(wanted) if wanted else frame.select(frame.columns[:1])
 
 
 __all__ = ["ColumnArrays", "ModelColumns", "Output", "user_sources"]

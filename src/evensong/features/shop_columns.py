@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import polars as pl
-
 from evensong.features.columns import (
     CategoricalColumn,
     Column,
@@ -21,37 +17,17 @@ from evensong.features.columns import (
     parse,
     places_of,
 )
-from evensong.features.item_features import CONVERSIONS, ITEM_CONVERSION, ITEM_DETAILS, ITEM_STANDING
-from evensong.features.transformations import ITEM_CONTENT, ITEM_POPULARITY, STAMPS, USER_ACTIVITY, USER_HISTORY
-from evensong.features.user_features import COUNTED, HOURS, USER_DYNAMICS, USER_PROFILE, USER_SEQUENCE
+from evensong.features.item_features import CONVERSIONS
+from evensong.features.user_features import COUNTED, DAYS, HOURS
+from evensong.features.views import declared_views
 from evensong.settings import FeatureSettings
 from evensong.types import Value
 
-#: Views that are computed only when a column reads them; the others always are.
-OPTIONAL_VIEWS = {
-    "user_profile": USER_PROFILE,
-    "user_dynamics": USER_DYNAMICS,
-    "user_sequence": USER_SEQUENCE,
-    "item_details": ITEM_DETAILS,
-    "item_standing": ITEM_STANDING,
-    "item_conversion": ITEM_CONVERSION,
-}
 #: What columns call a feature by, where that is another name than the view's.
 ALIASES = {
     "users": {"attributes": "user_attributes"},
     "items": {"attributes": "item_attributes", "image_uri": "item_image_uri"},
 }
-
-
-def _features(key: str, *schemas: dict[str, pl.DataType]) -> dict[str, pl.DataType]:
-    return {n: kind for schema in schemas for n, kind in schema.items() if n not in STAMPS and n != key}
-
-
-#: Every feature of the users and of the items that a column may read, by the view's name for it.
-USER_FEATURES = _features("user_id", USER_HISTORY, USER_ACTIVITY, USER_PROFILE, USER_DYNAMICS, USER_SEQUENCE)
-ITEM_FEATURES = _features("item_id", ITEM_POPULARITY, ITEM_CONTENT, ITEM_DETAILS, ITEM_STANDING, ITEM_CONVERSION)
-#: Features that move with each event: of the catalogue's moment they would tell the item tower what it is to foresee.
-MOVING_FEATURES = frozenset(_features("item_id", ITEM_POPULARITY, ITEM_CONVERSION))
 
 
 class Declared(Value):
@@ -64,12 +40,6 @@ class Declared(Value):
     """Of the ranker alone: how an item does at the moment of the question."""
     built_in: frozenset[str]
     """Names of those that are left out, and said so, where the data has nothing to say."""
-
-    @property
-    def views(self) -> frozenset[str]:
-        """The optional views that these columns read."""
-        read = _read("users", self.users) | _read("items", self.items) | _read("items", self.moving)
-        return frozenset(view for view, schema in OPTIONAL_VIEWS.items() if read & (schema.keys() - STAMPS.keys()))
 
 
 def declared(settings: FeatureSettings) -> Declared:
@@ -85,7 +55,9 @@ def declared(settings: FeatureSettings) -> Declared:
         own, where = load_columns(settings.columns_path), str(settings.columns_path)
         users, items = _joined(users, own.users), _joined(items, own.items)
         names -= {column.name for column in (*own.users.root, *own.items.root)}
-    moving = [c for c in items if set(places_of(c)) & MOVING_FEATURES]
+    views = declared_views(settings).values()
+    of_moments = {f.name for view in views if view.entity == "item_id" and view.moving for f in view.features}
+    moving = [c for c in items if set(places_of(c)) & of_moments]
     still = [c for c in items if c not in moving]
     return Declared(
         users=parse(ColumnSet, users, where),
@@ -97,7 +69,22 @@ def declared(settings: FeatureSettings) -> Declared:
 
 def active_views(settings: FeatureSettings) -> frozenset[str]:
     """The optional views that are computed and served under these settings; the others' tables are empty."""
-    return declared(settings).views
+    found = declared(settings)
+    read = {
+        "user_id": read_features("users", found.users),
+        "item_id": read_features("items", found.items, found.moving),
+    }
+    return frozenset(
+        name
+        for name, view in declared_views(settings).items()
+        if view.optional and read[view.entity] & {feature.name for feature in view.features}
+    )
+
+
+def read_features(table: str, *columns: ColumnSet) -> set[str]:
+    """The features that the columns read, by the views' names."""
+    heads = {place.split(".")[0] for chosen in columns for column in chosen.root for place in places_of(column)}
+    return {ALIASES[table].get(head, head) for head in heads}
 
 
 def _built_in(settings: FeatureSettings) -> tuple[list[Column], list[Column]]:
@@ -114,7 +101,7 @@ def _built_in(settings: FeatureSettings) -> tuple[list[Column], list[Column]]:
         ]
     if "dynamics" in groups:
         counted = ["decayed_events", *(f"decayed_{kind}s" for kind in COUNTED)]
-        users += [_logarithm(name) for name in [*counted, *(f"spend_{days}d" for days in (1, 7, 30))]]
+        users += [_logarithm(name) for name in [*counted, *(f"spend_{days}d" for days in DAYS)]]
         users.append(SequenceColumn(name="taste", source="taste_categories", length=settings.num_top_categories))
     if "hours" in groups:
         users.append(VectorColumn(name="hours", source="hour_shares", length=HOURS))
@@ -154,11 +141,3 @@ def _logarithm(name: str) -> NumericColumn:
 def _joined(built_in: list[Column], own: ColumnSet) -> list[Column]:
     named = {column.name: column for column in built_in}
     return list((named | {column.name: column for column in own.root}).values())
-
-
-def _read(table: str, columns: ColumnSet) -> set[str]:
-    """The features that the columns read, by the views' names."""
-    places: Iterable[str] = {place for column in columns.root for place in places_of(column)}
-    known = USER_FEATURES if table == "users" else ITEM_FEATURES
-    heads = {place if place in known else place.split(".")[0] for place in places}
-    return {ALIASES[table].get(head, head) for head in heads}

@@ -34,8 +34,9 @@ def materialize(settings: Settings, night: Night) -> dict[str, int]:
     """
     from evensong.features.dictionary import build_dictionary, for_manifest
     from evensong.features.materialize import materialize as write
-    from evensong.features.refresh import SCHEMAS, require
+    from evensong.features.refresh import require
     from evensong.features.store import RECOMMENDER
+    from evensong.features.views import declared_views
 
     marker = storage.join(settings.lake, MATERIALIZED)
     newest = materialized_at(settings)
@@ -48,7 +49,7 @@ def materialize(settings: Settings, night: Night) -> dict[str, int]:
     said = {
         "as_of": night.as_of.isoformat(),
         "rows": written,
-        "versions": {view: lake.version(f"features/{view}") for view in SCHEMAS},
+        "versions": {view: lake.version(f"features/{view}") for view in declared_views(settings.features)},
         "features": for_manifest(build_dictionary(settings), RECOMMENDER),
     }
     storage.write_json(marker, said)

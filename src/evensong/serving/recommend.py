@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from evensong.features.shop_columns import USER_FEATURES
+from evensong.features.views import USER_FEATURES
 from evensong.recommender.session import continued
 from evensong.serving.metrics import Metrics
 from evensong.settings import Settings

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from evensong.errors import BundleError, ConfigurationError
-from evensong.features import dictionary
-from evensong.features.dictionary import Dictionary, build_dictionary, check_served, code_hash, diff, for_manifest
+from evensong.features import definitions
+from evensong.features.definitions import code_hash
+from evensong.features.dictionary import Dictionary, build_dictionary, check_served, diff, for_manifest
 from evensong.settings import FeatureSettings, Settings, SplitSettings
 
 CODE = '''
@@ -39,7 +40,7 @@ def now() -> Dictionary:
 
 def hash_of(code: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The hash of `feature` in a module with this code."""
-    monkeypatch.setattr(dictionary, "_tree", lambda module: ast.parse(code if module == "evensong.sample" else ""))
+    monkeypatch.setattr(definitions, "_tree", lambda module: ast.parse(code if module == "evensong.sample" else ""))
     return code_hash("evensong.sample:feature")
 
 
@@ -61,7 +62,14 @@ def test_a_setting_that_a_feature_reads_changes_its_version_and_no_other(now: Di
     assert changed == {"user_seen"}
     positive = build_dictionary(Settings(split=SplitSettings(positive_event_types=("purchase",))))
     changed = {change.name.partition(".")[0] for change in diff(now, positive).changed}
-    assert changed == {"user_history", "user_activity", "item_popularity", "user_seen"}
+    of_positives = {"user_history", "user_activity", "item_popularity", "user_dynamics", "user_sequence"}
+    assert changed == of_positives | {"item_conversion", "user_seen"}
+    rated = build_dictionary(Settings(split=SplitSettings(min_value={"rating": 4})))
+    changed = {change.name.partition(".")[0] for change in diff(now, rated).changed}
+    assert changed == of_positives | {"item_conversion"}, "a low rating has been seen all the same"
+    fewer = build_dictionary(Settings(features=FeatureSettings(num_top_categories=3)))
+    changed = {change.name.partition(".")[0] for change in diff(now, fewer).changed}
+    assert changed == {"user_history", "user_dynamics", "columns_users"}
     assert other.version != now.version != positive.version
 
 

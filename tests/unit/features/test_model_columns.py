@@ -11,14 +11,8 @@ import pytest
 
 from evensong.errors import ConfigurationError, SourceError
 from evensong.features.model_columns import ModelColumns, user_sources
-from evensong.features.shop_columns import (
-    ITEM_FEATURES,
-    OPTIONAL_VIEWS,
-    USER_FEATURES,
-    Declared,
-    active_views,
-    declared,
-)
+from evensong.features.shop_columns import Declared, active_views, declared
+from evensong.features.views import BUILT_IN, ITEM_FEATURES, USER_FEATURES
 from evensong.settings import FeatureSettings
 from evensong.types import Frame
 
@@ -173,7 +167,9 @@ def test_only_views_that_a_column_reads_are_computed(own: Path) -> None:
     assert active_views(FeatureSettings(groups=("price",))) == {"item_standing"}
     assert active_views(FeatureSettings(groups=("text", "hours"))) == {"user_dynamics"}
     assert active_views(FeatureSettings(groups=(), columns_path=own)) == {"user_profile", "item_standing"}
-    assert active_views(FeatureSettings(groups=ALL, image_encoder="/weights")) == set(OPTIONAL_VIEWS)
+    assert active_views(FeatureSettings(groups=ALL, image_encoder="/weights")) == {
+        view.name for view in BUILT_IN if view.optional
+    }
 
 
 def test_a_training_set_must_hold_what_the_columns_read(own: Path) -> None:

@@ -12,11 +12,13 @@ import pytest
 
 from evensong.errors import ConfigurationError
 from evensong.features import store as store_module
-from evensong.features import transformations as t
+from evensong.features.declarations import STAMPS
 from evensong.features.materialization_engine import _polars_type
-from evensong.features.refresh import SCHEMAS
 from evensong.features.store import open_store, redis_connection, repository
+from evensong.features.views import BUILT_IN
 from evensong.settings import Settings
+
+SCHEMAS = {view.name: view.schema for view in BUILT_IN}
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def test_the_declarations_name_the_columns_and_types_of_the_tables(settings: Set
         declared = {
             field.name: _polars_type(field.dtype) for field in [*views[name].entity_columns, *views[name].features]
         }
-        assert declared == {column: dtype for column, dtype in schema.items() if column not in t.STAMPS}
+        assert declared == {column: dtype for column, dtype in schema.items() if column not in STAMPS}
 
 
 def test_every_feature_says_what_it_is(settings: Settings) -> None:
