@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from evensong.errors import SourceError
 from evensong.features.columns import (
+    CATEGORY_LEVELS,
+    CATEGORY_PATH,
     CategoricalColumn,
     ImageColumn,
     NumericColumn,
@@ -20,18 +23,29 @@ from evensong.features.columns import (
     bucketed,
     nearest,
 )
+from evensong.features.item_features import category_levels
 from evensong.types import Frame
 
+log = logging.getLogger(__name__)
+
+#: A text with a number in it that is no number itself: `25-34`, `55+`, `under 18`.
+_GROUP = r"^[\p{L}\d <>=≤≥+,.–-]{1,20}$"
 #: Rows in which the keys of a JSON column are looked for, to say which ones there are.
 _LOOKED_AT = 1000
 
 
-def categories(frame: Frame, column: CategoricalColumn, *, fitting: bool = False) -> pl.Series:
+def categories(frame: Frame, column: CategoricalColumn, *, fitting: bool = False, lenient: bool = False) -> pl.Series:
     """The values as text, null where there is none; an empty text is none.
+
+    Args:
+        lenient: of a column with `bins`, a text with a number in it (`25-34`) is a bucket of its own, and whatever else
+            is no number counts as none; one line of the log says how many there were.
 
     Raises:
         SourceError: the frame lacks the column, or it holds fractions, lists or times.
     """
+    if column.bins is not None and lenient:
+        return _groups(frame, column)
     if column.bins is not None:
         return bucketed(_numbers(frame, column.name, column.place, fitting), column.bins)
     values, from_json = _find(frame, column.name, column.place, fitting)
@@ -109,6 +123,15 @@ def vectors(frame: Frame, column: VectorColumn, *, fitting: bool = False) -> NDA
     return found
 
 
+def number_at(frame: Frame, name: str, place: str) -> pl.Series:
+    """The numbers at a place, for what is called `name`; null where there is none or it is not finite.
+
+    Raises:
+        SourceError: the frame lacks the place, or a value there is no number.
+    """
+    return _numbers(frame, name, place, fitting=True)
+
+
 def counts(frame: Frame, column: RateColumn, *, fitting: bool = False) -> tuple[pl.Series, pl.Series]:
     """Conversions and trials, nothing counting as none.
 
@@ -131,13 +154,33 @@ def texts(frame: Frame, column: TextColumn | ImageColumn, *, fitting: bool = Fal
     return values.cast(pl.String).to_list()
 
 
+def _groups(frame: Frame, column: CategoricalColumn) -> pl.Series:
+    """The bucket of each number; other texts as they stand where they name a group, else none."""
+    assert column.bins is not None
+    values, _ = _find(frame, column.name, column.place, fitting=False)
+    texts = values.cast(pl.String).str.strip_chars().replace("", None)
+    read = texts.cast(pl.Float64, strict=False)
+    numbers = read.set(~read.is_finite().fill_null(True), None)
+    other = texts.filter(numbers.is_null() & texts.is_not_null())
+    if len(other):
+        log.warning(
+            "column %s: %d of %d values in %s are no numbers, such as %r; those with a number in them count as groups "
+            "of their own, the others as missing",
+            *(column.name, len(other), len(values), column.place, other[0]),
+        )
+    named = texts.str.contains(_GROUP) & texts.str.contains(r"\d") & read.is_null()
+    found = bucketed(numbers, column.bins)
+    return found.zip_with(~named.fill_null(False), texts)
+
+
 def _numbers(frame: Frame, name: str, place: str, fitting: bool) -> pl.Series:
+    """The numbers; a text that is none is refused when the column is fitted, and is missing where it is applied."""
     values, _ = _find(frame, name, place, fitting)
     kind = values.dtype
     if kind == pl.String:
         parsed = values.str.strip_chars().replace("", None).cast(pl.Float64, strict=False)
         bad = values.filter(parsed.is_null() & values.is_not_null() & (values.str.strip_chars() != ""))
-        if len(bad):
+        if len(bad) and fitting:
             raise SourceError(
                 f"column {name}: expected numbers in {place}, found {bad[0]!r} in {len(bad)} of {len(values)} rows; "
                 "correct them, or declare it `kind: categorical` or `kind: text`"
@@ -154,6 +197,8 @@ def _find(frame: Frame, name: str, place: str, fitting: bool) -> tuple[pl.Series
     """The values at a place, and whether they come out of a JSON text."""
     if place in frame.columns:
         return frame[place], False
+    if place in CATEGORY_LEVELS and CATEGORY_PATH in frame.columns:
+        return category_levels(frame.select(CATEGORY_PATH))[place], False
     head, *path = place.split(".")
     if not path or head not in frame.columns:
         hint = nearest(head if path else place, frame.columns)

@@ -15,6 +15,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import re
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +32,9 @@ from evensong.types import Frame, Value
 
 if TYPE_CHECKING:
     from evensong.features.fitted_columns import FittedColumns
+
+#: Places that follow from the items' `category_path`: the path down to each level.
+CATEGORY_PATH, CATEGORY_LEVELS = "category_path", ("category_1", "category_2", "category_3")
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -188,11 +193,100 @@ class ColumnSet(RootModel[tuple[Column, ...]]):
         return fit(self, frame, cache=cache, device=device)
 
 
+class PairCross(Value):
+    """The product of categorical values of a user and of an item, two or three in all, hashed: a weight a bucket in the
+    ranker.
+    """
+
+    name: str = Field(pattern=r"^\w[\w-]*$")
+    columns: tuple[str, ...] = Field(min_length=2, max_length=3)
+    """`users.NAME` and `items.NAME`: a categorical column declared there, or else a feature that may be one."""
+    num_buckets: int = Field(ge=1, le=10_000_000)
+
+    @model_validator(mode="after")
+    def _of_both(self) -> PairCross:
+        tables = [column.partition(".")[0] for column in self.columns]
+        if set(tables) != {"users", "items"} or any(not column.partition(".")[2] for column in self.columns):
+            raise ValueError(
+                f"{self.name}: a cross of pairs takes users.NAME and items.NAME, got {', '.join(self.columns)}; "
+                "for one table alone declare `kind: cross` among its columns"
+            )
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"{self.name}: a cross takes different columns, got {', '.join(self.columns)}")
+        return self
+
+
+class _Statistic(Value):
+    name: str = Field(pattern=r"^[a-z]\w*$")
+    """What the feature is called: a column of a table, and a source that columns may read."""
+    entity: Literal["user", "item"]
+    """Whose events are counted."""
+    column: str | None = None
+    """What is summed: `value` (of the event), `item.price`, or a number inside the attributes of the event's item or
+    user, such as `item.attributes.weight`, as the tables said when the event became known."""
+    event_types: tuple[str, ...] | None = Field(None, min_length=1)
+    """The events that count, whatever their value; none: the positive ones (`split.positive_event_types`)."""
+    function: Literal["count", "sum", "mean"] | None = None
+    """`count`: events, with a `column` those that have it; without it given, `sum` with a column and else `count`."""
+
+    @property
+    def computes(self) -> Literal["count", "sum", "mean"]:
+        """The function, given or not."""
+        return self.function or ("sum" if self.column else "count")
+
+    @model_validator(mode="after")
+    def _has_its_column(self) -> _Statistic:
+        if self.column is None and self.computes != "count":
+            raise ValueError(f"{self.name}: a {self.function} needs a column, such as value or item.price")
+        if self.column is not None and not _SUMMED.match(self.column):
+            places = ["value", "item.price", "item.attributes.NAME", "user.attributes.NAME"]
+            raise ValueError(f"{self.name}: {self.column} is no column of events{nearest(self.column, places)}")
+        return self
+
+
+class WindowDeclaration(_Statistic):
+    """A number over the last days: an event counts while `now - window_days < event_timestamp`."""
+
+    kind: Literal["window"] = "window"
+    window_days: float = Field(gt=0, le=3650)
+
+    @property
+    def window(self) -> str:
+        """The window, for people."""
+        return f"{self.window_days:g} day{'s' * (self.window_days != 1)}"
+
+
+class DecayDeclaration(_Statistic):
+    """A number in which an event loses half its weight every `half_life_days`."""
+
+    kind: Literal["decay"] = "decay"
+    half_life_days: float = Field(gt=0, le=3650)
+
+    @property
+    def window(self) -> str:
+        """The half-life, for people."""
+        return f"half-life {self.half_life_days:g} days"
+
+
+StatisticDeclaration = Annotated[WindowDeclaration | DecayDeclaration, Field(discriminator="kind")]
+_SUMMED = re.compile(r"^(value|item\.price|(item|user)\.attributes\..+)$")
+
+
 class ColumnsFile(Value):
-    """The columns of each table; a table that is not named gives none."""
+    """The columns of each table, crosses of both, and statistics of events; what is not named gives none."""
 
     users: ColumnSet = ColumnSet(())
     items: ColumnSet = ColumnSet(())
+    crosses: tuple[PairCross, ...] = ()
+    statistics: tuple[StatisticDeclaration, ...] = ()
+
+    @model_validator(mode="after")
+    def _each_by_one_name(self) -> ColumnsFile:
+        for kind, declared in (("statistic", self.statistics), ("cross", self.crosses)):
+            names = [one.name for one in declared]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"each {kind} needs a name of its own, found twice: {', '.join(twice)}")
+        return self
 
 
 def places_of(column: Column) -> tuple[str, ...]:
@@ -204,6 +298,12 @@ def places_of(column: Column) -> tuple[str, ...]:
     return (column.place,)
 
 
+def heads_of(column: Column) -> set[str]:
+    """The columns that a frame must have for it."""
+    heads = {place.split(".")[0] for place in places_of(column)}
+    return {CATEGORY_PATH if head in CATEGORY_LEVELS else head for head in heads}
+
+
 def load_columns(path: Path) -> ColumnsFile:
     """Read the file.
 
@@ -211,12 +311,22 @@ def load_columns(path: Path) -> ColumnsFile:
         ConfigurationError: no such file, no YAML, an unknown kind or key, or columns that contradict each other.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(
-            f"{path}: expected a YAML file of columns: {error}; see docs/guides/columns.md"
-        ) from error
+        return _loaded(path, path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+@functools.lru_cache(8)
+def _loaded(path: Path, written: str) -> ColumnsFile:
+    try:
+        content = yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise _unreadable(path, error) from error
     return parse(ColumnsFile, content if content is not None else {}, str(path))
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigurationError:
+    return ConfigurationError(f"{path}: expected a YAML file of columns: {error}; see docs/guides/columns.md")
 
 
 def parse(model: type[ModelT], content: Any, where: str) -> ModelT:

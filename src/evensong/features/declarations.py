@@ -53,6 +53,12 @@ class Input:
     """Takes the rows of these tables, in their order; none: the rows of the first as they stand."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Arguments of the function, by the path of the setting that gives each."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that are no settings."""
+
+    def arguments(self, settings: Settings) -> dict[str, Any]:
+        """What the function is called with, beside the tables."""
+        return {name: setting(settings, path) for name, path in self.settings.items()} | dict(self.constants)
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from evensong.features.columns import (
     TextColumn,
     VectorColumn,
     bucket_names,
+    heads_of,
     parse,
-    places_of,
 )
 from evensong.features.crosses import combined64, hash64, hash_text
 from evensong.features.encoders import SentenceEncoder, open_encoder
@@ -137,7 +137,7 @@ class FittedColumns:
     @property
     def sources(self) -> list[str]:
         """The columns that a frame must have, sorted."""
-        return sorted({place.split(".")[0] for column in self.columns.root for place in places_of(column)})
+        return sorted({head for column in self.columns.root for head in heads_of(column)})
 
     def of_kinds(self, kinds: Collection[str]) -> FittedColumns:
         """These columns alone, as they were fitted; crosses need the columns that they combine."""

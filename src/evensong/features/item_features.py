@@ -6,24 +6,15 @@ rates and their prior are fitted state (`rates`). An item's age needs no table: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 
 import polars as pl
 
 from evensong.features.declarations import STAMPS, Feature, schema_of
 from evensong.features.newest import said_at_each_moment
-from evensong.features.state import Schema, ViewState, arriving, day_end, latest, midnight_before, opened
-from evensong.features.time_statistics import (
-    MARKS,
-    DecayStatistic,
-    StatisticsState,
-    TimeStatistic,
-    WindowStatistic,
-    moments_of_change,
-    read_at,
-    update,
-)
+from evensong.features.state import ViewState, day_end
+from evensong.features.time_statistics import DecayStatistic, TimeStatistic, WindowStatistic
+from evensong.features.time_views import at_midnights
 from evensong.types import CATEGORY_SEPARATOR, TIMESTAMP, Frame
 
 LEVELS = 3
@@ -53,16 +44,8 @@ ITEM_DETAILS = schema_of("item_id", *DETAILS)
 ITEM_STANDING = schema_of("item_id", *STANDING)
 ITEM_CONVERSION = schema_of("item_id", *CONVERSION)
 
-_CONVERSION_STATE: Mapping[str, Schema] = {
-    "marks": {"item_id": pl.String(), **{name: dtype for name, dtype in MARKS.items() if name != "entity"}},
-    # what became known on the day that has not ended yet, at whose end a row is due
-    "today": {
-        "item_id": pl.String(),
-        "event_type": pl.String(),
-        "event_timestamp": TIMESTAMP,
-        "created_timestamp": TIMESTAMP,
-    },
-}
+#: What `item_conversion` reads of events.
+_CONVERTED = {"event_type": pl.String(), "event_timestamp": TIMESTAMP, "created_timestamp": TIMESTAMP}
 
 
 def item_details(items: Frame, *, since: datetime | None = None, until: datetime) -> Frame:
@@ -161,22 +144,17 @@ def item_conversion(
     Args:
         events: at least those that became known after the state, of one partition of the items.
     """
-    parts, at = opened(state, _CONVERSION_STATE)
-    marks = parts["marks"].rename({"item_id": "entity"}).select(MARKS.keys())
-    held = StatisticsState(marks, midnight_before(at))
-    statistics = item_statistics(half_life_days)
-    columns = list(_CONVERSION_STATE["today"])
-    events = pl.concat([parts["today"], arriving(events, at, until).select(columns)])
-    midnight = max(held.until, midnight_before(until))
-    moments = moments_of_change(events, statistics, entity="item_id", state=held, until=midnight)
-    moments = moments.select("item_id", day_end(pl.col("moment"))).unique().sort("item_id", "moment")
-    moments = moments.filter(pl.col("moment") > latest(at, since))
-    values = read_at(held, events, statistics, entity="item_id", moments=moments)
+    values, new = at_midnights(
+        events,
+        item_statistics(half_life_days),
+        _CONVERTED,
+        entity="item_id",
+        state=state,
+        since=since,
+        until=until,
+    )
     rows = values.with_columns(_stamps("moment")).select(list(ITEM_CONVERSION)).cast(pl.Schema(ITEM_CONVERSION))
-    new = update(held, events, statistics, entity="item_id", until=midnight)
-    kept = new.marks.rename({"entity": "item_id"}).select(list(_CONVERSION_STATE["marks"]))
-    today = arriving(events, midnight, until).select(columns).sort(columns)
-    return rows, ViewState({"marks": kept, "today": today}, until)
+    return rows, new
 
 
 def _stamps(moment: str) -> list[pl.Expr]:

@@ -27,19 +27,21 @@ from evensong.errors import StaleFeaturesError
 from evensong.features import changes, states
 from evensong.features import transformations as t
 from evensong.features.changes import Reading
-from evensong.features.declarations import Input, View, setting
+from evensong.features.declarations import Input, View
 from evensong.features.definitions import short_hash, view_definition
 from evensong.features.newest import still_counting
 from evensong.features.shop_columns import active_views
 from evensong.features.state import BEGINNING, midnight_before
 from evensong.features.states import Keeper, Kept
-from evensong.features.views import declared_views
+from evensong.features.views import check_event_types, declared_views
 from evensong.settings import Settings
 from evensong.types import Frame
 
 STATE = "state.json"
 #: Events of one partition of users or items, which bounds the memory of a refresh.
 PARTITION_EVENTS = 250_000
+#: Rows of one partition of the states that are kept.
+PARTITION_ROWS = 1_000_000
 #: What is read of each table.
 COLUMNS = {
     "interactions": t.INTERACTION_COLUMNS,
@@ -98,8 +100,7 @@ class _Run:
             first, *others = made.tables
             rows = self.readings[first].everything() if everything else self.readings[first].new
             beside = [self.readings[o].everything() if everything else self.counting(o) for o in others]
-            arguments = {name: setting(self.settings, path) for name, path in made.settings.items()}
-            self._inputs[key] = made.function(rows, *beside, **arguments)
+            self._inputs[key] = made.function(rows, *beside, **made.arguments(self.settings))
         return self._inputs[key]
 
     def counting(self, table: str) -> Frame:
@@ -127,6 +128,7 @@ def refresh(settings: Settings, as_of: datetime) -> dict[str, int]:
     reached = datetime.fromisoformat(before["horizon"]) if before else None
     horizon = max(as_of, reached or as_of)
     views = declared_views(settings.features)
+    check_event_types(settings)
     definitions = _definitions(settings, views)
     versions = {view: lake.version(f"features/{view}") for view in views}
     there = {view: version for view, version in versions.items() if version is not None}
@@ -230,7 +232,7 @@ def _rows(run: _Run, view: View, definition: str, since: datetime | None) -> Ite
     was = run.before.get("states", {}).get(view.name)
     kept = Kept.find(run.settings.lake, view.name, was, run.midnight) if since == run.midnight else None
     folder = states.place(run.settings.lake, view.name, token)
-    keeper = Keeper(folder, midnight_before(run.horizon), view.entity, PARTITION_EVENTS)
+    keeper = Keeper(folder, midnight_before(run.horizon), view.entity, PARTITION_ROWS)
     events = run.input(view.input, everything=kept is None)
     yield from states.advance(
         view,
@@ -293,7 +295,7 @@ def _replace(settings: Settings, view: View, frames: Iterator[Frame], since: dat
 
 
 def _ahead(frames: Iterator[Frame]) -> Iterator[Frame]:
-    """The frames, computed one ahead in a thread: Delta's writer asks from a thread of its own in which nothing opens."""
+    """The frames, one ahead, computed in a thread: Delta's writer asks from one of its own in which nothing opens."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, frames, None)
         while (frame := coming.result()) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evensong.errors import ConfigurationError
 from evensong.features.columns import (
     CategoricalColumn,
     Column,
@@ -9,15 +10,18 @@ from evensong.features.columns import (
     CrossColumn,
     ImageColumn,
     NumericColumn,
+    PairCross,
     RateColumn,
     SequenceColumn,
     TextColumn,
     VectorColumn,
+    heads_of,
     load_columns,
     parse,
     places_of,
 )
 from evensong.features.item_features import CONVERSIONS
+from evensong.features.pair_crosses import PairCrosses
 from evensong.features.user_features import COUNTED, DAYS, HOURS
 from evensong.features.views import declared_views
 from evensong.settings import FeatureSettings
@@ -38,6 +42,8 @@ class Declared(Value):
     """Of the item tower and the ranker: what an item is."""
     moving: ColumnSet
     """Of the ranker alone: how an item does at the moment of the question."""
+    pairs: PairCrosses = PairCrosses()
+    """Of the ranker alone: what a user is with what an item is."""
     built_in: frozenset[str]
     """Names of those that are left out, and said so, where the data has nothing to say."""
 
@@ -49,11 +55,13 @@ def declared(settings: FeatureSettings) -> Declared:
         ConfigurationError: the file cannot be read, or its columns contradict each other or the built-in ones.
     """
     users, items = _built_in(settings)
+    crosses: tuple[PairCross, ...] = ()
     names = {column.name for column in (*users, *items)}
     where = "the built-in columns"
     if settings.columns_path is not None:
         own, where = load_columns(settings.columns_path), str(settings.columns_path)
         users, items = _joined(users, own.users), _joined(items, own.items)
+        crosses = own.crosses
         names -= {column.name for column in (*own.users.root, *own.items.root)}
     views = declared_views(settings).values()
     of_moments = {f.name for view in views if view.entity == "item_id" and view.moving for f in view.features}
@@ -63,6 +71,7 @@ def declared(settings: FeatureSettings) -> Declared:
         users=parse(ColumnSet, users, where),
         items=parse(ColumnSet, still, where),
         moving=parse(ColumnSet, moving, where),
+        pairs=_pairs(crosses, users, items, where),
         built_in=frozenset(names),
     )
 
@@ -71,8 +80,8 @@ def active_views(settings: FeatureSettings) -> frozenset[str]:
     """The optional views that are computed and served under these settings; the others' tables are empty."""
     found = declared(settings)
     read = {
-        "user_id": read_features("users", found.users),
-        "item_id": read_features("items", found.items, found.moving),
+        "user_id": read_features("users", found.users, found.pairs.users),
+        "item_id": read_features("items", found.items, found.moving, found.pairs.items),
     }
     return frozenset(
         name
@@ -83,7 +92,7 @@ def active_views(settings: FeatureSettings) -> frozenset[str]:
 
 def read_features(table: str, *columns: ColumnSet) -> set[str]:
     """The features that the columns read, by the views' names."""
-    heads = {place.split(".")[0] for chosen in columns for column in chosen.root for place in places_of(column)}
+    heads = {head for chosen in columns for column in chosen.root for head in heads_of(column)}
     return {ALIASES[table].get(head, head) for head in heads}
 
 
@@ -132,6 +141,23 @@ def _built_in(settings: FeatureSettings) -> tuple[list[Column], list[Column]]:
             for name in CONVERSIONS
         ]
     return list(dict.fromkeys(users)), items
+
+
+def _pairs(crosses: tuple[PairCross, ...], users: list[Column], items: list[Column], where: str) -> PairCrosses:
+    """The crosses with their columns: the declared categorical one of that name, or one that reads the feature."""
+    parts: dict[str, list[Column]] = {"users": [], "items": []}
+    for table, columns in (("users", users), ("items", items)):
+        declared = {column.name: column for column in columns}
+        names = [part.partition(".") for cross in crosses for part in cross.columns]
+        for name in dict.fromkeys(name for of, _, name in names if of == table):
+            column = declared.get(name)
+            if column is not None and not isinstance(column, CategoricalColumn):
+                raise ConfigurationError(
+                    f"{where}: crosses: {table}.{name} is {column.kind}, expected a categorical column; "
+                    "see docs/guides/columns.md"
+                )
+            parts[table].append(column or CategoricalColumn(name=name))
+    return PairCrosses(crosses=crosses, users=ColumnSet(tuple(parts["users"])), items=ColumnSet(tuple(parts["items"])))
 
 
 def _logarithm(name: str) -> NumericColumn:

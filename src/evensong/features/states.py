@@ -56,28 +56,39 @@ class Kept:
 
 @dataclass
 class Keeper:
-    """Writes the states of one view as they come."""
+    """Writes the states of one view as they come, in partitions of about so many rows."""
 
     folder: str
     until: datetime
     entity: str
-    size: int
-    """A partition whose parts have grown to twice so many rows is cut."""
+    num_rows: int
     firsts: list[str] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
+    _waiting: list[tuple[str, ViewState]] = field(default_factory=list)
 
     def add(self, first: str, state: ViewState) -> None:
         """Keep the state of the next partition."""
-        for begin, parts in _cut(first, state.parts, self.entity, self.size):
-            for part, rows in parts.items():
-                storage.write_frame(_file(self.folder, len(self.firsts), part), rows)
-            self.firsts.append(begin)
-            self.parts = list(parts)
+        self._waiting.append((first, state))
+        if sum(rows.height for _, state in self._waiting for rows in state.parts.values()) >= self.num_rows:
+            self._write()
 
     def finish(self) -> None:
         """Let them count."""
+        self._write()
         said = {"until": self.until.isoformat(), "firsts": self.firsts, "parts": self.parts}
         storage.write_json(storage.join(self.folder, INDEX), said)
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        first, states = self._waiting[0][0], [state for _, state in self._waiting]
+        self._waiting = []
+        whole = {part: pl.concat([state.parts[part] for state in states]) for part in states[0].parts}
+        self.parts = list(whole)
+        for begin, parts in _cut(first, whole, self.entity, self.num_rows):
+            for part, rows in parts.items():
+                storage.write_frame(_file(self.folder, len(self.firsts), part), rows)
+            self.firsts.append(begin)
 
 
 def advance(
@@ -150,7 +161,7 @@ def _numbers(entities: pl.Series, firsts: Sequence[str]) -> pl.Series:
 
 
 def _cut(first: str, parts: Mapping[str, Frame], entity: str, size: int) -> Iterator[tuple[str, Mapping[str, Frame]]]:
-    if max(rows.height for rows in parts.values()) <= 2 * size:
+    if sum(rows.height for rows in parts.values()) <= 2 * size:
         yield first, parts
         return
     firsts = _firsts(pl.concat([rows[entity] for rows in parts.values()]), size)

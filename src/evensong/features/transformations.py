@@ -21,9 +21,9 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from evensong.features.declarations import Feature, schema_of
+from evensong.features.lists import lists, slices
 from evensong.features.newest import newest_known
 from evensong.features.state import (
     Schema,
@@ -186,8 +186,8 @@ def user_history(
     starts = ends - np.minimum(rows["num"].to_numpy(), history_length)
     found = rows.select(
         "user_id",
-        _slices(both["item_id"], starts, ends).alias("recent_item_ids"),
-        _slices(both["event_type"], starts, ends).alias("recent_event_types"),
+        slices(both["item_id"], starts, ends).alias("recent_item_ids"),
+        slices(both["event_type"], starts, ends).alias("recent_event_types"),
         pl.col("num").alias("num_interactions"),
         _seconds(pl.col("latest")).alias("last_interaction_seconds"),
         *_tastes(new, positions, tastes, num_top_categories),
@@ -514,7 +514,7 @@ def _known_items(moments: Frame, meetings: Frame, longest: int) -> pl.Series:
     first = spans["__first"].cast(pl.Int64).fill_null(0).to_numpy()
     end = spans["__end"].cast(pl.Int64).fill_null(0).to_numpy()
     end = np.maximum(end, first)  # nothing met by then: an empty span
-    return _slices(meetings["item_id"], np.maximum(first, end - longest), end)
+    return slices(meetings["item_id"], np.maximum(first, end - longest), end)
 
 
 def _tastes(events: Frame, positions: np.ndarray, held: Frame, length: int) -> tuple[pl.Series, pl.Series]:
@@ -563,8 +563,8 @@ def _tastes(events: Frame, positions: np.ndarray, held: Frame, length: int) -> t
     used = shares > 0
     offsets = np.concatenate([[0], used.sum(axis=1).cumsum()])
     return (
-        _lists(names[order[used]], offsets).alias("top_categories"),
-        _lists(pl.Series(shares[used]), offsets).alias("top_category_shares"),
+        lists(names[order[used]], offsets).alias("top_categories"),
+        lists(pl.Series(shares[used]), offsets).alias("top_category_shares"),
     )
 
 
@@ -585,21 +585,6 @@ def _blocks(users: np.ndarray, positions: np.ndarray, width: int) -> list[tuple[
                 blocks.append((int(begin), int(border), int(first), int(last)))
             begin = border
     return blocks
-
-
-def _slices(values: pl.Series, starts: np.ndarray, ends: np.ndarray) -> pl.Series:
-    """A list column: row i holds `values[starts[i]:ends[i]]`."""
-    lengths = ends - starts
-    offsets = np.concatenate([[0], lengths.cumsum()])
-    rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-    return _lists(values.gather(rows), offsets)
-
-
-def _lists(values: pl.Series, offsets: np.ndarray) -> pl.Series:
-    array = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values.to_arrow())
-    series = pl.from_arrow(array)
-    assert isinstance(series, pl.Series)
-    return series
 
 
 def _stamped(column: str) -> list[pl.Expr]:

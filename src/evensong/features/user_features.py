@@ -16,12 +16,11 @@ import polars as pl
 from evensong.features.column_values import categories
 from evensong.features.columns import CategoricalColumn, ColumnSet
 from evensong.features.declarations import Feature, schema_of
+from evensong.features.lists import lists
 from evensong.features.newest import said_at_each_moment
 from evensong.features.state import Schema, ViewState, arriving, latest, opened
 from evensong.features.time_statistics import (
-    MARKS,
     DecayStatistic,
-    StatisticsState,
     TimeStatistic,
     WindowStatistic,
     moments_of_change,
@@ -29,6 +28,7 @@ from evensong.features.time_statistics import (
     read_levels_at,
     update,
 )
+from evensong.features.time_views import marks_of, marks_schema, statistics_at
 from evensong.types import TIMESTAMP, Frame
 
 #: What every shop may know of a user; a key that is not there gives nulls.
@@ -83,9 +83,6 @@ USER_PROFILE = schema_of("user_id", *PROFILE)
 USER_DYNAMICS = schema_of("user_id", *DYNAMICS)
 USER_SEQUENCE = schema_of("user_id", *SEQUENCE)
 
-_DYNAMICS_STATE: Mapping[str, Schema] = {
-    "marks": {"user_id": pl.String(), **{name: dtype for name, dtype in MARKS.items() if name != "entity"}}
-}
 _SEQUENCE_STATE: Mapping[str, Schema] = {
     "events": {
         "user_id": pl.String(),
@@ -105,7 +102,8 @@ def user_profile(
     """What the users table said of each user: `user_id`, the categorical columns of the set as text, the stamps.
 
     One row a moment at which the user's newest known row (largest `event_timestamp`, then `created_timestamp`) said
-    something else; other kinds of columns are left out.
+    something else; other kinds of columns are left out. What is written otherwise than expected stops no night: an age
+    group such as `25-34` is a bucket of its own, an age that cannot be read is none.
 
     Raises:
         SourceError: the table lacks a column, or it is of the wrong type.
@@ -113,7 +111,7 @@ def user_profile(
     chosen = [column for column in columns.root if isinstance(column, CategoricalColumn)]
     return said_at_each_moment(
         users,
-        lambda rows: pl.DataFrame([categories(rows, column).alias(column.name) for column in chosen]),
+        lambda rows: pl.DataFrame([categories(rows, column, lenient=True).alias(column.name) for column in chosen]),
         entity="user_id",
         since=since,
         until=until,
@@ -153,8 +151,8 @@ def user_dynamics(
         USER_DYNAMICS at the moments that `moments_of_change` names. Shares of tastes and hours sum to 1, hours in UTC;
         hours are an empty list without events.
     """
-    parts, at = opened(state, _DYNAMICS_STATE)
-    held = StatisticsState(parts["marks"].rename({"user_id": "entity"}).select(MARKS.keys()), at)
+    parts, at = opened(state, {"marks": marks_schema("user_id")})
+    held = statistics_at(parts["marks"], "user_id", at)
     statistics = user_statistics(half_life_days)
     events = arriving(events, at, until).with_columns(pl.col("event_timestamp").dt.hour().cast(pl.String).alias("hour"))
     moments = moments_of_change(events, statistics, entity="user_id", state=held, until=until)
@@ -169,8 +167,7 @@ def user_dynamics(
     values = values.with_columns(_hour_shares(levels.filter(pl.col("statistic") == "hours"), len(values)))
     rows = values.with_columns(_stamps("moment")).select(list(USER_DYNAMICS)).cast(pl.Schema(USER_DYNAMICS))
     new = update(held, events, statistics, entity="user_id", until=until)
-    marks = new.marks.rename({"entity": "user_id"}).select(list(_DYNAMICS_STATE["marks"]))
-    return rows, ViewState({"marks": marks}, until)
+    return rows, ViewState({"marks": marks_of(new, "user_id")}, until)
 
 
 def user_sequence(
@@ -238,8 +235,9 @@ def _hour_shares(levels: Frame, num_rows: int) -> pl.Series:
     table[levels["row"].to_numpy(), levels["level"].cast(pl.Int64).to_numpy()] = levels["value"].to_numpy()
     total = table.sum(axis=1, keepdims=True)
     shares = np.divide(table, total, out=table, where=total > 0).astype(np.float32)
-    rows = [row.tolist() if some else [] for row, some in zip(shares, total[:, 0] > 0, strict=True)]
-    return pl.Series("hour_shares", rows, dtype=pl.List(pl.Float32))
+    some = total[:, 0] > 0
+    offsets = np.concatenate([[0], (some * HOURS).cumsum()])
+    return lists(pl.Series(shares[some].ravel(), dtype=pl.Float32), offsets).alias("hour_shares")
 
 
 def _stamps(moment: str) -> list[pl.Expr]:

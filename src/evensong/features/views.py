@@ -5,15 +5,17 @@ Tables, Feast's declarations (`feature_repo/`), the dictionary, the online reads
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import polars as pl
 
-from evensong.features import item_features, user_features
+from evensong.errors import ConfigurationError
+from evensong.features import item_features, own_statistics, user_features
 from evensong.features import transformations as t
-from evensong.features.declarations import RECOMMENDER, SERVING_FILTERS, Input, View
-from evensong.settings import FeatureSettings
+from evensong.features.columns import StatisticDeclaration, load_columns, nearest
+from evensong.features.declarations import RECOMMENDER, SERVING_FILTERS, Feature, Input, View
+from evensong.settings import FeatureSettings, Settings
 
 _POSITIVE = {"types": "split.positive_event_types", "min_value": "split.min_value"}
 INTERACTIONS = Input("interactions", ("interactions",))
@@ -136,8 +138,75 @@ BUILT_IN = (
 
 
 def declared_views(settings: FeatureSettings) -> dict[str, View]:
-    """Every view under these settings, by name."""
-    return {view.name: view for view in BUILT_IN}
+    """Every view under these settings, by name: the built-in ones, then those of people's own statistics.
+
+    Raises:
+        ConfigurationError: the columns file cannot be read, or a statistic has the name of another feature.
+    """
+    own = load_columns(settings.columns_path).statistics if settings.columns_path else ()
+    taken = {feature.name: view.name for view in BUILT_IN for feature in view.features}
+    for statistic in own:
+        if statistic.name in taken:
+            raise ConfigurationError(
+                f"{settings.columns_path}: statistics: {statistic.name} is a feature of {taken[statistic.name]} "
+                "already; choose another name"
+            )
+    return {view.name: view for view in (*BUILT_IN, *_of_statistics(own))}
+
+
+def _of_statistics(own: Sequence[StatisticDeclaration]) -> Iterator[View]:
+    """A view of each entity that has statistics."""
+    functions = {"user": own_statistics.user_statistics, "item": own_statistics.item_statistics}
+    for entity, function in functions.items():
+        mine = tuple(statistic for statistic in own if statistic.entity == entity)
+        if mine:
+            features = [
+                Feature(one.name, pl.Float64(), _said(one), window=one.window, declared=one.model_dump_json())
+                for one in mine
+            ]
+            of_events = Input(
+                f"amounts of {entity}s",
+                ("interactions", "items", "users"),
+                own_statistics.events_with_amounts,
+                _POSITIVE,
+                {"statistics": mine},
+            )
+            yield View(
+                f"{entity}_statistics",
+                "user_id" if entity == "user" else "item_id",
+                of_events,
+                function,
+                tuple(features),
+                f"The statistics of {entity}s' events that the columns file declares.",
+                constants={"statistics": mine},
+                owner="you",
+                moving=entity == "item",
+            )
+
+
+def _said(statistic: StatisticDeclaration) -> str:
+    """What a statistic says, for people."""
+    events = f"{', '.join(statistic.event_types)} events" if statistic.event_types else "positive events"
+    if statistic.column is None:
+        return f"Number of {events}."
+    said = {"sum": "Sum", "mean": "Mean", "count": "Number"}[statistic.computes]
+    return f"{said} of {statistic.column} over {events}."
+
+
+def check_event_types(settings: Settings) -> None:
+    """Refuse a statistic of events that cannot occur.
+
+    Raises:
+        ConfigurationError: no event may be of the type that it names.
+    """
+    path = settings.features.columns_path
+    known = {*settings.validation.event_types, *settings.split.positive_event_types}
+    for statistic in load_columns(path).statistics if path else ():
+        for wrong in sorted(set(statistic.event_types or ()) - known):
+            raise ConfigurationError(
+                f"{path}: statistics: {statistic.name}: no events are of type {wrong}{nearest(wrong, known)} "
+                "Types of your own stand in validation.event_types"
+            )
 
 
 def schemas(settings: FeatureSettings) -> dict[str, dict[str, pl.DataType]]:

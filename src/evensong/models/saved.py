@@ -48,7 +48,7 @@ class RankerWeights:
 
     def forward(self) -> RankerForward:
         """The ranker, ready to compute."""
-        return RankerForward(self.tensors, len(self.config.hidden))
+        return RankerForward(self.tensors, len(self.config.hidden), len(self.config.crosses))
 
 
 def save_towers(folder: Path, weights: TowerWeights) -> None:

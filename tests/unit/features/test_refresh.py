@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -376,8 +377,19 @@ def test_partitions_of_entities_do_not_change_the_result(
 ) -> None:
     add(shop, *FIRST, *SECOND)
     refresh(shop, at(3))
+    expected = tables(shop)
     monkeypatch.setattr(refresh_module, "PARTITION_EVENTS", 1)
-    assert from_scratch(shop, at(3), tmp_path / "other") == tables(shop)
+    monkeypatch.setattr(refresh_module, "PARTITION_ROWS", 1)
+    other = Settings(home=tmp_path / "other", features=EVERY_VIEW)
+    for table in ("items", "users"):
+        Lake(other.lake).append_new(table, Lake(shop.lake).read(table))
+    add(other, *FIRST)
+    refresh(other, at(2))
+    index = next(Path(other.lake, "features", "states", "user_history").glob("*/index.json"))
+    assert json.loads(index.read_text())["firsts"] == ["", "v"], "each user is a partition"
+    add(other, *SECOND)
+    refresh(other, at(3))
+    assert tables(other) == expected
 
 
 def test_what_was_seen_at_midnight_is_what_the_table_says(shop: Settings) -> None:

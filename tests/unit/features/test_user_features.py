@@ -100,6 +100,17 @@ def test_a_profile_that_arrives_late_counts_from_then_and_never_displaces_a_newe
     assert user_profile(users, until=at(20))["user_id"].to_list() == ["ann"]
 
 
+def test_an_age_that_is_no_number_stops_no_night(caplog: pytest.LogCaptureFixture) -> None:
+    ages = ['"25-34"', '"55+"', '" 41 "', "17.5", '"unknown"', '"{}"', "[30]", "null", "true", '"NaN"', '"1e400"']
+    users = table(USERS, *(person(f"u{n:02}", f'{{"age": {age}}}', 0) for n, age in enumerate(ages)))
+    broken = table(USERS, person("v0", "no JSON at all", 0), person("v1", '{"age": 3', 0))
+    found = user_profile(pl.concat([users, broken]), until=at(1))
+    said = ["25-34", "55+", "35 to 50", "under 18", None, None, None, None, None, None, None, None, None]
+    assert found["age_bucket"].to_list() == said
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith("column age_bucket: 8 of 13 values in attributes.age are no numbers, such as '25-34'")
+
+
 def test_any_categorical_column_of_the_users_own_data_may_be_named() -> None:
     columns = ColumnSet((CategoricalColumn(name="town", source="attributes.home.town"),))
     users = table(USERS, person("ann", '{"home": {"town": "Ulm"}}', 0))
