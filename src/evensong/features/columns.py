@@ -92,7 +92,9 @@ class NumericColumn(_SourceColumn):
 
 
 class SequenceColumn(_Vocabulary):
-    """Several values in an order: indices, cut and padded with 0 to one length, and `<name>_length`."""
+    """Several values in an order: indices, cut and padded with 0 to one length, and `<name>_length`, how much of that
+    length they fill, 0 to 1.
+    """
 
     kind: Literal["sequence"] = "sequence"
     length: int = Field(ge=1, le=10_000)

@@ -101,14 +101,23 @@ def known_fingerprint(name: str) -> str | None:
         return None
 
 
+def check_installed() -> None:
+    """Refuse to go on without what runs pretrained models.
+
+    Raises:
+        ConfigurationError: the extra is not installed.
+    """
+    if find_spec("transformers") is None:
+        raise ConfigurationError('pretrained models need transformers; run `pip install "evensong[text]"`')
+
+
 def load_model(folder: Path, device: str) -> Any:
     """The pretrained transformer of a folder, ready to answer; half precision (bfloat16) on a GPU.
 
     Raises:
         ConfigurationError: the extra is not installed, or the folder holds no model with safetensors weights.
     """
-    if find_spec("transformers") is None:
-        raise ConfigurationError('pretrained models need transformers; run `pip install "evensong[text]"`')
+    check_installed()
     import torch
     from transformers import AutoModel
 

@@ -42,7 +42,7 @@ from evensong.features.rates import BetaPrior, fit_prior, smoothed_rates
 from evensong.features.text import TextVectors
 from evensong.types import Frame, Value
 
-FORMAT = 1
+FORMAT = 2
 _FACTS, _ARRAYS = "columns.json", "columns.safetensors"
 Array = NDArray[Any]
 
@@ -307,7 +307,7 @@ def _padded(
     indices = np.zeros((len(sizes), column.length), np.int32)
     # Boolean assignment fills row by row, which is the order in which the lists were flattened.
     indices[np.arange(column.length)[None, :] < sizes[:, None]] = _indices(texts, index, column.num_oov)
-    return {column.name: indices, f"{column.name}_length": sizes.astype(np.int32)}
+    return {column.name: indices, f"{column.name}_length": (sizes / column.length).astype(np.float32)}
 
 
 def _fit_rate(conversions: Array, trials: Array, column: RateColumn) -> _State:
@@ -380,7 +380,7 @@ def _outputs(column: Column, state: _State) -> list[Output]:
         size = 1 + column.num_oov + len(state.facts["tokens"])
         return [
             Output(name=name, kind="indices", size=size, length=column.length),
-            Output(name=f"{name}_length", kind="index", size=column.length + 1),
+            Output(name=f"{name}_length", kind="number", size=1),
         ]
     if isinstance(column, NumericColumn):
         number = Output(name=name, kind="number", size=1)

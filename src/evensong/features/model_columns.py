@@ -117,7 +117,7 @@ class ModelColumns:
     @property
     def item_number_names(self) -> tuple[str, ...]:
         """The columns of `item_numbers`."""
-        return tuple(o.name for fitted in (self.items, self.moving) for o in fitted.outputs if o.kind == "number")
+        return tuple(o.name for fitted in self._of_candidates for o in fitted.outputs if o.kind == "number")
 
     @property
     def user_number_names(self) -> tuple[str, ...]:
@@ -132,8 +132,8 @@ class ModelColumns:
         return directory
 
     @classmethod
-    def load(cls, directory: Path) -> ModelColumns:
-        """Read what `save` wrote.
+    def load(cls, directory: Path, *, cache: str | None = None, device: str = "cpu") -> ModelColumns:
+        """Read what `save` wrote; encoders run where `fit` says.
 
         Raises:
             BundleError: a file is missing, or is not what `save` writes.
@@ -144,7 +144,7 @@ class ModelColumns:
             pairs = PairCrosses.model_validate_json(path.read_text()) if path.exists() else PairCrosses()
         except ValueError as error:
             raise BundleError(f"{path}: is not what fitted columns write: {error}") from error
-        return cls(*(FittedColumns.load(directory / name) for name in _TABLES), pairs=pairs)
+        return cls(*(FittedColumns.load(directory / name, cache=cache, device=device) for name in _TABLES), pairs=pairs)
 
     def same_as(self, declared: Declared) -> bool:
         """Whether these columns are declared so, but for those left out for want of values."""

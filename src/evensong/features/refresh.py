@@ -289,7 +289,8 @@ def _replace(settings: Settings, view: View, frames: Iterator[Frame], since: dat
         reader,
         mode="overwrite",
         storage_options=storage.storage_options(uri) or None,
-        writer_properties=WriterProperties(compression="ZSTD"),
+        # the writer holds a whole row group of lists
+        writer_properties=WriterProperties(compression="ZSTD", max_row_group_size=100_000),
         **options,
     )
 

@@ -97,14 +97,16 @@ TimeStatistic = Annotated[WindowStatistic | DecayStatistic | TotalStatistic, Fie
 
 @dataclass(frozen=True)
 class StatisticsState:
-    """What must be remembered of the events known by `until` to go on from there: MARKS, sorted."""
+    """What must be remembered of the events known by `until` to go on from there: MARKS, in any order."""
 
     marks: Frame
     until: datetime
 
     def __eq__(self, other: object) -> bool:
         """Equal when both would give the same values for ever."""
-        return isinstance(other, StatisticsState) and self.until == other.until and self.marks.equals(other.marks)
+        if not isinstance(other, StatisticsState) or self.until != other.until:
+            return False
+        return self.marks.sort(_KEY).equals(other.marks.sort(_KEY))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -127,9 +129,9 @@ def update(
         ValueError: `until` lies before the state, the batch lacks a column, or a sum outgrows 63 bits.
     """
     _check(state, until)
-    new = _as_marks(_arriving(batch, state.until, until), statistics, entity)
-    marks = _summed(pl.concat([state.marks, new.select(MARKS.keys())]))
-    return StatisticsState(marks.filter(_alive(statistics, pl.lit(_micros(until)), to_midnight=True)), until)
+    new = _as_marks(_arriving(batch, state.until, until), statistics, entity).select(MARKS.keys())
+    alive = _alive(statistics, pl.lit(_micros(until)), to_midnight=True)
+    return StatisticsState(_added(state.marks.filter(alive), new.filter(alive)), until)
 
 
 def merge(left: StatisticsState, right: StatisticsState) -> StatisticsState:
@@ -138,7 +140,7 @@ def merge(left: StatisticsState, right: StatisticsState) -> StatisticsState:
         raise ValueError(
             f"states are added at one moment, got {left.until} and {right.until}; update the earlier one first"
         )
-    return StatisticsState(_summed(pl.concat([left.marks, right.marks])), left.until)
+    return StatisticsState(_added(left.marks, right.marks), left.until)
 
 
 def read(
@@ -211,7 +213,8 @@ def moments_of_change(
     known = _arriving(batch, state.until, until)
     events = known.select(pl.col(entity).cast(pl.String).alias("entity"), pl.col("known").alias("moment")).unique()
     held = state.marks.select("statistic", "entity", "mark", pl.lit(state.until, TIMESTAMP).alias("known"))
-    marks = pl.concat([held, _as_marks(known, statistics, entity).select(held.columns)]).unique()
+    marks = pl.concat([held, _as_marks(known, statistics, entity).select(held.columns).unique()])
+    inside = (pl.col("moment") > state.until) & (pl.col("moment") <= until)
     due = [events]
     for statistic in statistics:
         mine = marks.filter(pl.col("statistic") == statistic.name)
@@ -224,9 +227,9 @@ def moments_of_change(
         for end in ends:
             moment = pl.from_epoch(end, time_unit="us").dt.replace_time_zone("UTC").cast(TIMESTAMP)
             midnight = (moment - pl.duration(microseconds=1)).dt.truncate("1d") + pl.duration(days=1)
-            due.append(mine.filter(midnight > pl.col("known")).select("entity", midnight.alias("moment")).unique())
-    inside = (pl.col("moment") > state.until) & (pl.col("moment") <= until)
-    return pl.concat(due).unique().drop_nulls().filter(inside).sort("entity", "moment").rename({"entity": entity})
+            ended = mine.select("entity", midnight.alias("moment"), "known")
+            due.append(ended.filter(inside & (pl.col("moment") > pl.col("known"))).drop("known").unique())
+    return pl.concat(due).unique().drop_nulls().sort("entity", "moment").rename({"entity": entity})
 
 
 def _arriving(batch: Frame, since: datetime, until: datetime) -> Frame:
@@ -286,9 +289,14 @@ def _marks_of(events: Frame, statistic: TimeStatistic, entity: str, *others: str
     return marks.cast({"amount": pl.Int64})
 
 
-def _summed(marks: Frame) -> Frame:
-    """One row a key. Amounts that cancel out stay, as zeros, since rows are due when they leave a window."""
-    return marks.group_by(_KEY).agg(pl.col("amount").sum()).sort(_KEY)
+def _added(held: Frame, new: Frame) -> Frame:
+    """One row a key; the held ones have one already, so that only those of which there is a new one are touched.
+
+    Amounts that cancel out stay, as zeros, since rows are due when they leave a window.
+    """
+    mine = held.join(new, on=_KEY, how="semi")
+    summed = pl.concat([mine, new]).group_by(_KEY, maintain_order=True).agg(pl.col("amount").sum())
+    return pl.concat([held.join(new, on=_KEY, how="anti"), summed])
 
 
 def _end(statistic: TimeStatistic) -> pl.Expr:

@@ -341,37 +341,37 @@ def _windowed_counts(
     """The counts of each window at every moment that may be a row's: event moments and the day ends after each change.
 
     An event adds one when it becomes known and takes it away when it leaves the window; the running sum of these steps
-    is the count. With `since`, the events that had left every window by then are just counted, in one step at that
-    moment, together with those that `gone` counts already, and the counts are right from it on. Returns entity,
-    moment, n_1d, n_7d, n_30d, n_total, is_event, is_midnight.
+    is the count. With `since`, the events known by then are just counted, in one step at that moment, together with
+    those that `gone` counts already, and the counts are right from it on. Returns entity, moment, n_1d, n_7d, n_30d,
+    n_total, is_event, is_midnight.
     """
-    events = with_known(positives.select(entity, "event_timestamp", "created_timestamp")).filter(
-        pl.col("known") <= until
-    )
-    is_gone = pl.lit(False) if since is None else _gone(since)
-    stood = events.filter(pl.lit(False) if since is None else pl.col("known") <= since)
-    standing = stood.group_by(entity, maintain_order=True).agg(is_gone.sum().cast(pl.Int64).alias("n_total"))
-    if gone is not None:
-        held = gone.join(events.select(pl.col(entity).unique()), on=entity, how="semi")
-        standing = pl.concat([standing, held.select(entity, pl.col("num").alias("n_total"))])
-    events = events.filter(~is_gone)
-    steps = [events.select(entity, pl.col("known").alias("moment"), *_steps(""), pl.lit(True).alias("is_event"))]
-    for name, length in WINDOWS.items():
-        inside = pl.col("known") < pl.col("event_timestamp") + length
-        leaving = events.filter(inside).select(
-            entity, (pl.col("event_timestamp") + length).alias("moment"), *_steps(name), pl.lit(False).alias("is_event")
-        )
-        late = events.filter(~inside).select(
-            entity, pl.col("known").alias("moment"), *_steps(name), pl.lit(False).alias("is_event")
-        )
-        steps += [leaving, late]
     counted = [f"n_{name}" for name in [*WINDOWS, "total"]]
-    stands = standing.with_columns(
-        pl.lit(since, TIMESTAMP).alias("moment"),
-        *(pl.lit(0, pl.Int64).alias(f"n_{name}") for name in WINDOWS),
-        pl.lit(False).alias("is_event"),
-    )
-    changes = pl.concat([*steps, stands.select(steps[0].columns)]).filter(pl.col("moment") <= until)
+    events = with_known(positives.select(entity, "event_timestamp", "created_timestamp"))
+    new = events.filter((pl.col("known") > latest(since)) & (pl.col("known") <= until))
+    steps = [new.select(entity, pl.col("known").alias("moment"), *_steps(""), pl.lit(True).alias("is_event"))]
+    never = pl.lit(False).alias("is_event")
+    for name, length in WINDOWS.items():
+        leaves = (pl.col("event_timestamp") + length).alias("moment")
+        inside = pl.col("known") < leaves
+        steps.append(new.filter(inside).select(entity, leaves, *_steps(name), never))
+        steps.append(new.filter(~inside).select(entity, pl.col("known").alias("moment"), *_steps(name), never))
+    if since is not None:
+        stood = events.filter(pl.col("known") <= since)
+        inside_now = {name: pl.col("event_timestamp") + length > since for name, length in WINDOWS.items()}
+        stands = stood.group_by(entity, maintain_order=True).agg(
+            *(inside.sum().cast(pl.Int64).alias(f"n_{name}") for name, inside in inside_now.items()),
+            pl.len().cast(pl.Int64).alias("n_total"),
+        )
+        if gone is not None:
+            held = gone.join(events.select(pl.col(entity).unique()), on=entity, how="semi")
+            nothing = [pl.lit(0, pl.Int64).alias(f"n_{name}") for name in WINDOWS]
+            stands = pl.concat([stands, held.select(entity, *nothing, pl.col("num").alias("n_total"))])
+        steps.append(stands.select(entity, pl.lit(since, TIMESTAMP).alias("moment"), *counted, never))
+        for name, length in WINDOWS.items():
+            leaves = (pl.col("event_timestamp") + length).alias("moment")
+            leaving = stood.filter(inside_now[name] & (leaves <= until))
+            steps.append(leaving.select(entity, leaves, *_steps(name), never))
+    changes = pl.concat(steps).filter(pl.col("moment") <= until)
     midnights = (
         changes.select(entity, day_end(pl.col("moment")).alias("moment")).unique().filter(pl.col("moment") <= until)
     )
@@ -410,11 +410,16 @@ def _distinct_users(positives: Frame, moments: Frame, since: datetime | None) ->
     """How many different users had a known event with the item in the last 30 days, at each of the moments."""
     stays = (
         with_known(positives.select("item_id", "user_id", "event_timestamp", "created_timestamp"))
-        .with_columns((pl.col("event_timestamp") + WINDOWS["30d"]).alias("leaves"))
-        .filter(pl.col("known") < pl.col("leaves"), pl.lit(True) if since is None else ~_gone(since))
-        .sort("item_id", "user_id", "known", "leaves")
+        .select("item_id", "user_id", "known", (pl.col("event_timestamp") + WINDOWS["30d"]).alias("leaves"))
+        .filter(pl.col("known") < pl.col("leaves"))
     )
-    merged = _merge_stays(stays)
+    if since is not None:
+        pair = ["item_id", "user_id"]
+        new = stays.filter(pl.col("known") > since)
+        stood = stays.filter((pl.col("known") <= since) & (pl.col("leaves") > since))
+        stood = stood.group_by(pair).agg(pl.lit(since, TIMESTAMP).alias("known"), pl.col("leaves").max())
+        stays = pl.concat([new, stood])
+    merged = _merge_stays(stays.sort("item_id", "user_id", "known", "leaves"))
     steps = (
         pl.concat(
             [

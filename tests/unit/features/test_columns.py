@@ -114,7 +114,7 @@ def test_one_value_an_infinity_and_no_value_at_all_stay_finite() -> None:
 def test_sequences_are_cut_at_the_chosen_end_and_padded() -> None:
     last = fitted({"kind": "sequence", "name": "visited", "length": 2}).transform(USERS)
     assert last["visited"].tolist() == [[3, 4], [4, 0], [0, 0], [0, 0]]
-    assert last["visited_length"].tolist() == [2, 1, 0, 0]
+    assert last["visited_length"].tolist() == [1.0, 0.5, 0.0, 0.0]
     first = fitted({"kind": "sequence", "name": "visited", "length": 2, "keep": "first"}).transform(USERS)
     assert first["visited"][0].tolist() == [2, 3]
 
