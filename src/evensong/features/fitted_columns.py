@@ -42,7 +42,8 @@ from evensong.features.rates import BetaPrior, fit_prior, smoothed_rates
 from evensong.features.text import TextVectors
 from evensong.types import Frame, Value
 
-FORMAT = 2
+#: In format 1 the length of a sequence was an index into a table of its own.
+FORMAT, FORMATS = 2, (1, 2)
 _FACTS, _ARRAYS = "columns.json", "columns.safetensors"
 Array = NDArray[Any]
 
@@ -121,12 +122,17 @@ class FittedColumns:
         cache: str | None = None,
         device: str = "cpu",
         encoders: Mapping[str, Any] | None = None,
+        form: int = FORMAT,
     ) -> None:
         self.columns = columns
+        self.form = form
+        """The format in which they were saved, which they keep: towers were trained with these very outputs."""
         self._states = dict(states)
         self._cache, self._device = cache, device
         self._encoders: dict[str, Any] = dict(encoders or {})
-        self.outputs = tuple(out for column in columns.root for out in _outputs(column, self._states[column.name]))
+        self.outputs = tuple(
+            out for column in columns.root for out in _outputs(column, self._states[column.name], form)
+        )
         """What a transform gives, known before it is run."""
         self._index = {
             column.name: {token: column.num_oov + 1 + i for i, token in enumerate(self.vocabulary(column.name))}
@@ -143,7 +149,9 @@ class FittedColumns:
         """These columns alone, as they were fitted; crosses need the columns that they combine."""
         chosen = ColumnSet(tuple(column for column in self.columns.root if column.kind in kinds))
         states = {column.name: self._states[column.name] for column in chosen.root}
-        return FittedColumns(chosen, states, cache=self._cache, device=self._device, encoders=self._encoders)
+        return FittedColumns(
+            chosen, states, cache=self._cache, device=self._device, encoders=self._encoders, form=self.form
+        )
 
     def vocabulary(self, name: str) -> list[str]:
         """The known values of a categorical or sequence column, in the order of their indices."""
@@ -169,7 +177,7 @@ class FittedColumns:
 
         directory.mkdir(parents=True, exist_ok=True)
         content = {
-            "format": FORMAT,
+            "format": self.form,
             "columns": self.columns.model_dump(mode="json"),
             "facts": {name: state.facts for name, state in self._states.items()},
         }
@@ -193,7 +201,7 @@ class FittedColumns:
             arrays = load_file(directory / _ARRAYS)
         except (OSError, ValueError, SafetensorError) as error:
             raise BundleError(f"{directory}: expected {_FACTS} and {_ARRAYS} of fitted columns: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if not isinstance(content, dict) or content.get("format") not in FORMATS:
             raise BundleError(f"{directory / _FACTS}: expected format {FORMAT}, found another; fit the columns again")
         try:
             columns = parse(ColumnSet, content["columns"], str(directory / _FACTS))
@@ -206,7 +214,7 @@ class FittedColumns:
                 raise BundleError(f"{directory / _ARRAYS}: holds {key}, and {_FACTS} knows no column {name}")
             states[name].arrays[part] = arrays[key]
         _check_complete(columns, states, directory)
-        return cls(columns, states, cache=cache, device=device)
+        return cls(columns, states, cache=cache, device=device, form=content["format"])
 
     def _transform_one(
         self, column: Column, reader: FrameReader, categories: Mapping[str, list[str | None]]
@@ -220,7 +228,7 @@ class FittedColumns:
         if isinstance(column, NumericColumn):
             return _numbers(reader.numbers(column), column, state)
         if isinstance(column, SequenceColumn):
-            return _padded(*reader.sequences(column), column, self._index[name])
+            return _padded(*reader.sequences(column), column, self._index[name], self.form)
         if isinstance(column, VectorColumn):
             vectors = reader.vectors(column)
             if column.normalise == "log":
@@ -302,12 +310,13 @@ def _indices(texts: list[str | None], index: Mapping[str, int], num_oov: int) ->
 
 
 def _padded(
-    texts: list[str | None], sizes: NDArray[np.int64], column: SequenceColumn, index: Mapping[str, int]
+    texts: list[str | None], sizes: NDArray[np.int64], column: SequenceColumn, index: Mapping[str, int], form: int
 ) -> dict[str, Array]:
     indices = np.zeros((len(sizes), column.length), np.int32)
     # Boolean assignment fills row by row, which is the order in which the lists were flattened.
     indices[np.arange(column.length)[None, :] < sizes[:, None]] = _indices(texts, index, column.num_oov)
-    return {column.name: indices, f"{column.name}_length": (sizes / column.length).astype(np.float32)}
+    lengths = sizes.astype(np.int32) if form == 1 else (sizes / column.length).astype(np.float32)
+    return {column.name: indices, f"{column.name}_length": lengths}
 
 
 def _fit_rate(conversions: Array, trials: Array, column: RateColumn) -> _State:
@@ -370,7 +379,7 @@ def _logarithm(numbers: Array) -> Array:
     return np.sign(numbers) * np.log1p(np.abs(numbers))
 
 
-def _outputs(column: Column, state: _State) -> list[Output]:
+def _outputs(column: Column, state: _State, form: int) -> list[Output]:
     name = column.name
     if isinstance(column, CategoricalColumn):
         return [Output(name=name, kind="index", size=1 + column.num_oov + len(state.facts["tokens"]))]
@@ -380,7 +389,9 @@ def _outputs(column: Column, state: _State) -> list[Output]:
         size = 1 + column.num_oov + len(state.facts["tokens"])
         return [
             Output(name=name, kind="indices", size=size, length=column.length),
-            Output(name=f"{name}_length", kind="number", size=1),
+            Output(name=f"{name}_length", kind="index", size=column.length + 1)
+            if form == 1
+            else Output(name=f"{name}_length", kind="number", size=1),
         ]
     if isinstance(column, NumericColumn):
         number = Output(name=name, kind="number", size=1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from evensong.errors import BundleError
 from evensong.features.columns import ColumnSet, CrossColumn, heads_of, places_of
-from evensong.features.fitted_columns import FittedColumns, Output, Transformed
+from evensong.features.fitted_columns import FORMAT, FittedColumns, Output, Transformed
 from evensong.features.pair_crosses import PairCrosses
 from evensong.features.shop_columns import ALIASES, Declared, read_features
 from evensong.features.views import ITEM_FEATURES, USER_FEATURES
@@ -149,7 +149,8 @@ class ModelColumns:
     def same_as(self, declared: Declared) -> bool:
         """Whether these columns are declared so, but for those left out for want of values."""
         return self.pairs == declared.pairs and all(
-            set(getattr(self, name).columns.root) <= set(getattr(declared, name).root)
+            getattr(self, name).form == FORMAT
+            and set(getattr(self, name).columns.root) <= set(getattr(declared, name).root)
             and {c.name for c in getattr(declared, name).root} - {c.name for c in getattr(self, name).columns.root}
             <= declared.built_in
             for name in _TABLES

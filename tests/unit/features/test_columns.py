@@ -312,6 +312,17 @@ def test_a_missing_file_is_refused_and_an_empty_one_declares_nothing(tmp_path: P
     assert load_columns(tmp_path / "columns.yaml").users.fit(USERS).transform(USERS).names == []
 
 
+def test_columns_of_the_release_before_give_what_their_towers_learnt(tmp_path: Path) -> None:
+    columns = fitted({"kind": "sequence", "name": "visited", "length": 2})
+    folder = columns.save(tmp_path / "old")
+    content = json.loads((folder / "columns.json").read_text())
+    (folder / "columns.json").write_text(json.dumps(content | {"format": 1}))
+    old = FittedColumns.load(folder)
+    assert old.transform(USERS)["visited_length"].tolist() == [2, 1, 0, 0]
+    assert [output.kind for output in old.outputs] == ["indices", "index"]
+    assert FittedColumns.load(old.save(tmp_path / "again")).outputs == old.outputs
+
+
 @pytest.mark.parametrize("harm", ["missing", "format", "tokens", "strange array", "no json"])
 def test_a_harmed_bundle_is_refused(tmp_path: Path, harm: str) -> None:
     from safetensors.numpy import save_file
