@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from evensong.errors import SourceError
+from evensong.features import written_numbers as written
 from evensong.features.columns import (
     CATEGORY_LEVELS,
     CATEGORY_PATH,
@@ -69,7 +70,7 @@ def numbers(frame: Frame, column: NumericColumn, *, fitting: bool = False) -> pl
     Raises:
         SourceError: the frame lacks the column, or a value is no number.
     """
-    return _numbers(frame, column.name, column.place, fitting)
+    return _numbers(frame, column.name, column.place, fitting, decimal=column.decimal, date_format=column.date_format)
 
 
 def lists(frame: Frame, column: SequenceColumn, *, fitting: bool = False) -> pl.Series:
@@ -81,12 +82,9 @@ def lists(frame: Frame, column: SequenceColumn, *, fitting: bool = False) -> pl.
     values, from_json = _find(frame, column.name, column.place, fitting)
     kind = values.dtype
     if kind == pl.String and column.separator is not None:
-        values = values.replace("", None).str.split(column.separator)
+        values = values.str.split(column.separator).list.eval(pl.element().str.strip_chars().replace("", None))
     elif kind == pl.String and from_json:
-        try:
-            values = values.str.json_decode(pl.List(pl.String))
-        except pl.exceptions.PolarsError as error:
-            raise _wrong(column.name, column.place, "JSON arrays", kind, "or give a `separator`") from error
+        values = _decoded(column.name, column.place, values, pl.String(), "JSON arrays", "or give a `separator`")
     elif kind == pl.Null:
         values = values.cast(pl.List(pl.String))
     elif not isinstance(kind, pl.List | pl.Array) or kind.inner.is_float() or kind.inner.is_nested():
@@ -106,10 +104,8 @@ def vectors(frame: Frame, column: VectorColumn, *, fitting: bool = False) -> NDA
     if kind == pl.Null:
         return found
     if kind == pl.String and from_json:
-        try:
-            values = values.str.json_decode(pl.List(pl.Float64))
-        except pl.exceptions.PolarsError as error:
-            raise _wrong(column.name, column.place, "JSON arrays of numbers", kind, "correct the data") from error
+        hint = "for texts use `kind: sequence`"
+        values = _decoded(column.name, column.place, values, pl.Float64(), "JSON arrays of numbers", hint)
     elif not isinstance(kind, pl.List | pl.Array) or not kind.inner.is_numeric():
         raise _wrong(column.name, column.place, "lists of numbers", kind, "for texts use `kind: sequence`")
     values = values.cast(pl.List(pl.Float32)).fill_null([])
@@ -173,24 +169,55 @@ def _groups(frame: Frame, column: CategoricalColumn) -> pl.Series:
     return found.zip_with(~named.fill_null(False), texts)
 
 
-def _numbers(frame: Frame, name: str, place: str, fitting: bool) -> pl.Series:
+def _numbers(
+    frame: Frame, name: str, place: str, fitting: bool, *, decimal: str = ".", date_format: str | None = None
+) -> pl.Series:
     """The numbers; a text that is none is refused when the column is fitted, and is missing where it is applied."""
     values, _ = _find(frame, name, place, fitting)
     kind = values.dtype
     if kind == pl.String:
-        parsed = values.str.strip_chars().replace("", None).cast(pl.Float64, strict=False)
-        bad = values.filter(parsed.is_null() & values.is_not_null() & (values.str.strip_chars() != ""))
+        texts = values.str.strip_chars().replace("", None)
+        parsed = written.days(texts, date_format) if date_format else written.numbers(texts, decimal)
+        bad = texts.filter(parsed.is_null() & texts.is_not_null())
         if len(bad) and fitting:
+            expected = f"dates such as {date_format}" if date_format else "numbers"
             raise SourceError(
-                f"column {name}: expected numbers in {place}, found {bad[0]!r} in {len(bad)} of {len(values)} rows; "
-                "correct them, or declare it `kind: categorical` or `kind: text`"
+                f"column {name}: expected {expected} in {place}, found {bad[0]!r} in {len(bad)} of {len(values)} rows; "
+                f"{_advice(bad, decimal)}"
+            )
+        if fitting and not date_format and len(around := written.units(texts, decimal)) > 1:
+            raise SourceError(
+                f"column {name}: expected numbers of one kind in {place}, found such of {', '.join(around[:5])}; "
+                "bring them to one unit, or declare it `kind: categorical`"
             )
         values = parsed
+    elif kind.is_temporal() and kind != pl.Time and kind != pl.Duration:
+        values = values.cast(pl.Datetime("us")).dt.epoch("us") / 86_400e6
     elif not (kind.is_numeric() or kind in (pl.Boolean, pl.Null)):
-        hint = "take a part of it, such as its age in days" if kind.is_temporal() else "choose another `kind`"
-        raise _wrong(name, place, "numbers", kind, hint)
+        raise _wrong(name, place, "numbers", kind, "choose another `kind`")
     values = values.cast(pl.Float64)
     return values.set(~values.is_finite().fill_null(True), None)
+
+
+def _advice(bad: pl.Series, decimal: str) -> str:
+    """What to do about texts that are no numbers."""
+    other = "," if decimal == "." else "."
+    if written.numbers(bad, other).null_count() < len(bad):
+        return f"where the fraction stands behind `{other}`, say `decimal: '{other}'`"
+    if written.days(bad, "iso").null_count() < len(bad):
+        return "where they are dates, say `date_format: iso`, and they count as days"
+    return "correct them, or declare it `kind: categorical` without `bins`, or `kind: text`"
+
+
+def _decoded(name: str, place: str, values: pl.Series, inner: pl.DataType, expected: str, hint: str) -> pl.Series:
+    """The lists that JSON texts hold; an empty text holds none."""
+    texts = values.str.strip_chars().replace("", None)
+    try:
+        return texts.str.json_decode(pl.List(inner))
+    except pl.exceptions.PolarsError as error:
+        wrong = texts.filter(~texts.str.starts_with("[")).drop_nulls()
+        example = f"such as {wrong[0]!r}" if len(wrong) else "of something else"
+        raise SourceError(f"column {name}: expected {expected} in {place}, found texts {example}; {hint}") from error
 
 
 def _find(frame: Frame, name: str, place: str, fitting: bool) -> tuple[pl.Series, bool]:
@@ -201,7 +228,8 @@ def _find(frame: Frame, name: str, place: str, fitting: bool) -> tuple[pl.Series
         return category_levels(frame.select(CATEGORY_PATH))[place], False
     head, *path = place.split(".")
     if not path or head not in frame.columns:
-        hint = nearest(head if path else place, frame.columns)
+        inside = [n for n in frame.columns if frame[n].dtype == pl.String and place in _keys(frame[n])]
+        hint = f"; did you mean {inside[0]}.{place}?" if inside else nearest(head if path else place, frame.columns)
         raise SourceError(f"column {name}: expected {place} in the data, which has no such column{hint}")
     values = frame[head]
     if isinstance(values.dtype, pl.Struct):
@@ -230,6 +258,8 @@ def _inside_struct(values: pl.Series, name: str, place: str, path: list[str]) ->
 def _keys(values: pl.Series) -> set[str]:
     seen: set[str] = set()
     for text in values.drop_nulls().head(_LOOKED_AT):
+        if not text.startswith("{"):
+            continue
         try:
             content = json.loads(text)
         except ValueError:

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import polars as pl
@@ -39,8 +39,11 @@ CATEGORY_PATH, CATEGORY_LEVELS = "category_path", ("category_1", "category_2", "
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
+_NAME = r"^\w[\w-]*$"
+
+
 class _Column(Value):
-    name: str = Field(pattern=r"^\w[\w-]*$")
+    name: str = Field(pattern=_NAME)
     """What the feature is called; the arrays carry it."""
 
 
@@ -89,6 +92,10 @@ class NumericColumn(_SourceColumn):
     indicator: bool = True
     """Also give `<name>_missing`, 1 where the value was missing."""
     num_quantiles: int = Field(100, ge=2, le=10_000)
+    decimal: Literal[".", ","] = "."
+    """Of numbers written as text: what stands before the fraction."""
+    date_format: str | None = Field(None, min_length=2)
+    """The texts are dates, read as days since 1970: `iso`, or as `strptime` has it, such as `%d.%m.%Y`."""
 
 
 class SequenceColumn(_Vocabulary):
@@ -101,7 +108,7 @@ class SequenceColumn(_Vocabulary):
     keep: Literal["last", "first"] = "last"
     """Which end of a longer sequence is kept."""
     separator: str | None = Field(None, min_length=1)
-    """For a column of text: what stands between the values."""
+    """For a column of text: what stands between the values; blanks around them do not count."""
 
 
 class TextColumn(_SourceColumn):
@@ -200,7 +207,7 @@ class PairCross(Value):
     ranker.
     """
 
-    name: str = Field(pattern=r"^\w[\w-]*$")
+    name: str = Field(pattern=_NAME)
     columns: tuple[str, ...] = Field(min_length=2, max_length=3)
     """`users.NAME` and `items.NAME`: a categorical column declared there, or else a feature that may be one."""
     num_buckets: int = Field(ge=1, le=10_000_000)
@@ -365,8 +372,30 @@ def bucketed(values: pl.Series, bins: tuple[float, ...]) -> pl.Series:
 
 
 def _problem(found: Any) -> str:
+    """What pydantic found, as people say it."""
     place = ".".join(str(part) for part in found["loc"])
-    message = str(found["msg"]).removeprefix("Value error, ")
+    message, context = str(found["msg"]).removeprefix("Value error, "), found.get("ctx", {})
     if found["type"] == "extra_forbidden":
-        message = "unknown key"
+        message = f"unknown key{nearest(str(found['loc'][-1]), _keys_at(found['loc']))}"
+    elif found["type"] == "union_tag_invalid":
+        kinds = str(context["expected_tags"]).replace("'", "").split(", ")
+        message = f"unknown kind {context['tag']}{nearest(str(context['tag']), kinds)}"
+    elif found["type"] == "union_tag_not_found":
+        message = "needs a `kind`, such as categorical, numeric or text"
+    elif found["type"] == "string_pattern_mismatch":
+        first = ", a lower-case letter first" if str(context["pattern"]).startswith("^[a-z]") else ""
+        message = f"expected letters, digits and underscores without blanks{first}, got {found['input']!r}"
     return f"{place}: {message}" if place else message
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    """The keys that may stand where an unknown one does."""
+    kinds: dict[object, type[BaseModel]] = {
+        model.model_fields["kind"].default: model
+        for union in (Column, StatisticDeclaration)
+        for model in get_args(get_args(union)[0])
+    }
+    model = kinds.get(place[-2]) if len(place) > 1 else ColumnsFile
+    if model is None and place[0] == "crosses":
+        model = PairCross
+    return list(model.model_fields) if model else []

@@ -7,6 +7,7 @@ order. The same frame gives the same bytes.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ from evensong.features.images import ImageEncoder, open_image_encoder
 from evensong.features.rates import BetaPrior, fit_prior, smoothed_rates
 from evensong.features.text import TextVectors
 from evensong.types import Frame, Value
+
+log = logging.getLogger(__name__)
 
 #: In format 1 the length of a sequence was an index into a table of its own.
 FORMAT, FORMATS = 2, (1, 2)
@@ -102,12 +105,17 @@ def fit(columns: ColumnSet, frame: Frame, *, cache: str | None = None, device: s
     """
     states: dict[str, _State] = {}
     encoders: dict[str, Any] = {}
+    silent: list[str] = []
     for column in columns.root:
         if isinstance(column, TextColumn) and column.encoder != "tfidf":
             encoders[column.name] = open_encoder(column.encoder, device=device, cache=cache)
         if isinstance(column, ImageColumn):
             encoders[column.name] = open_image_encoder(column.encoder, device=device, cache=cache)
         states[column.name] = _fit_one(column, frame, encoders.get(column.name))
+        if _is_silent(column, frame, states[column.name]):
+            silent.append(column.name)
+    if silent:
+        log.warning("no row has a value of the columns %s; they say nothing", ", ".join(silent))
     return FittedColumns(columns, states, cache=cache, device=device, encoders=encoders)
 
 
@@ -291,6 +299,17 @@ def _fit_one(column: Column, frame: Frame, encoder: Any) -> _State:
         return _State({"dimension": 0, "fingerprint": None})
     vectors = TextVectors.fit(texts, dimension=column.dimension, min_count=column.min_count)
     return _State(vectors.facts(), dict(vectors.arrays()))
+
+
+def _is_silent(column: Column, frame: Frame, state: _State) -> bool:
+    """Whether a column was fitted on nothing."""
+    if isinstance(column, CategoricalColumn | SequenceColumn):
+        return not state.facts["tokens"]
+    if isinstance(column, NumericColumn):
+        return bool(np.isnan(FrameReader(frame).numbers(column)).all())
+    if isinstance(column, TextColumn | ImageColumn):
+        return not any(FrameReader(frame).texts(column))
+    return False
 
 
 def _tokens(values: list[str | None], column: CategoricalColumn | SequenceColumn) -> list[str]:

@@ -146,6 +146,7 @@ def _built_in(settings: FeatureSettings) -> tuple[list[Column], list[Column]]:
 def _pairs(crosses: tuple[PairCross, ...], users: list[Column], items: list[Column], where: str) -> PairCrosses:
     """The crosses with their columns: the declared categorical one of that name, or one that reads the feature."""
     parts: dict[str, list[Column]] = {"users": [], "items": []}
+    named: dict[str, str] = {}
     for table, columns in (("users", users), ("items", items)):
         declared = {column.name: column for column in columns}
         names = [part.partition(".") for cross in crosses for part in cross.columns]
@@ -156,7 +157,12 @@ def _pairs(crosses: tuple[PairCross, ...], users: list[Column], items: list[Colu
                     f"{where}: crosses: {table}.{name} is {column.kind}, expected a categorical column; "
                     "see docs/guides/columns.md"
                 )
-            parts[table].append(column or CategoricalColumn(name=name))
+            column = column or CategoricalColumn(name=name.replace(".", "_"), source=name)
+            parts[table].append(column)
+            named[f"{table}.{name}"] = f"{table}.{column.name}"
+    crosses = tuple(
+        cross.model_copy(update={"columns": tuple(named[part] for part in cross.columns)}) for cross in crosses
+    )
     return PairCrosses(crosses=crosses, users=ColumnSet(tuple(parts["users"])), items=ColumnSet(tuple(parts["items"])))
 
 

@@ -129,7 +129,7 @@ def test_an_items_statistic_stands_at_midnight_and_may_tell_who_wants_it() -> No
         ({"window_days": -1}, "greater than 0"),
         ({"kind": "decay"}, "half_life_days: Field required"),
         ({"windw_days": 3}, "unknown key"),
-        ({"name": "Spend 1"}, "should match pattern"),
+        ({"name": "Spend 1"}, "without blanks, a lower-case letter first, got 'Spend 1'"),
     ],
 )
 def test_a_wrong_declaration_says_what_is_wrong(wrong: dict[str, object], said: str) -> None:
@@ -149,8 +149,8 @@ def test_two_of_one_name_and_the_name_of_a_feature_are_refused(tmp_path: Path) -
 def test_a_number_that_is_none_or_is_nowhere_is_refused_with_its_place() -> None:
     log = table(INTERACTIONS, event("ann", "a", 1))
     heavy = {"name": "heavy", "entity": "user", "kind": "window", "window_days": 7, "column": "item.attributes.weight"}
-    items = table(ITEMS, thing("a", 1, attributes='{"weight": "12 kg"}'))
-    with pytest.raises(SourceError, match=r"item\.attributes\.weight: expected numbers in attributes\.weight.*'12 kg'"):
+    items = table(ITEMS, thing("a", 1, attributes='{"weight": "heavy"}'))
+    with pytest.raises(SourceError, match=r"item\.attributes\.weight: expected numbers in attributes\.weight.*'heavy'"):
         computed(statistics(heavy), log, items)
     with pytest.raises(SourceError, match="no row of attributes has weight; did you mean wieght"):
         computed(statistics(heavy), log, table(ITEMS, thing("a", 1, attributes='{"wieght": 12}')))
