@@ -116,11 +116,13 @@ _SEEN_STATE: Mapping[str, Schema] = {
 
 
 def positive_events(interactions: Frame, types: Sequence[str], min_value: Mapping[str, float]) -> Frame:
-    """The interactions that count as wanting the item: a positive type, at or above the type's smallest value."""
+    """The interactions that count as wanting the item: a positive type, at or above the type's smallest value.
+
+    Where a type has one, an event without a value does not reach it.
+    """
     keep = pl.col("event_type").is_in(list(types))
     for event_type, smallest in sorted(min_value.items()):
-        # An event without a value has said nothing against the item.
-        keep &= (pl.col("event_type") != event_type) | (pl.col("value") >= smallest).fill_null(True)
+        keep &= (pl.col("event_type") != event_type) | (pl.col("value") >= smallest).fill_null(False)
     return interactions.filter(keep)
 
 

@@ -294,7 +294,7 @@ def _holdout_start(settings: Settings, night: Night) -> datetime:
 def _is_positive(settings: Settings, kind: str, value: float | None) -> bool:
     split = settings.split
     smallest = split.min_value.get(kind)
-    return kind in split.positive_event_types and (smallest is None or value is None or value >= smallest)
+    return kind in split.positive_event_types and (smallest is None or (value is not None and value >= smallest))
 
 
 def _met_by(world: World, settings: Settings, moment: datetime) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
