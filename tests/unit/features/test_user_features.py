@@ -145,6 +145,30 @@ def test_what_a_user_did_lately() -> None:
     assert sum(now["hour_shares"]) == pytest.approx(1)
 
 
+def test_hours_of_the_day_are_shared_by_what_is_left_of_their_events() -> None:
+    log = table(INTERACTIONS, event("ann", "tea", 3), event("ann", "jam", 20), event("ann", "jam", 20.5))
+    rows, _ = dynamics(log, SHOP, half_life_days=1, until=at(20.5))
+    shares = rows["hour_shares"].to_list()
+    assert [len(row) for row in shares] == [24, 24, 24]
+    # hours keep four half-lives of a day: 17 hours leave 2 ** -(17 / 96)
+    left = 2 ** -(17 / 96)
+    assert (shares[1][3], shares[1][20]) == pytest.approx((left / (left + 1), 1 / (left + 1)), abs=1e-6)
+    left, half = 2 ** -(17.5 / 96), 2 ** -(0.5 / 96)
+    assert shares[2][20] == pytest.approx((half + 1) / (left + half + 1), abs=1e-6)
+
+
+def test_each_type_of_event_decays_by_itself() -> None:
+    log = table(
+        INTERACTIONS, event("ann", "tea", 0), event("ann", "tea", 12, "cart"), event("ann", "jam", 24, "purchase")
+    )
+    rows, _ = dynamics(log, SHOP, half_life_days=1, until=at(24))
+    now = rows.row(-1, named=True)
+    assert now["decayed_views"] == pytest.approx(0.5, abs=1e-8)
+    assert now["decayed_carts"] == pytest.approx(2**-0.5, abs=1e-8)
+    assert (now["decayed_purchases"], now["decayed_clicks"]) == (pytest.approx(1, abs=1e-8), 0)
+    assert now["decayed_events"] == pytest.approx(1.5 + 2**-0.5, abs=1e-8)
+
+
 def test_an_event_takes_the_category_that_its_item_had_when_it_became_known() -> None:
     moved = pl.concat([SHOP, table(ITEMS, item("hat", "gifts", hour=5))])
     log = table(INTERACTIONS, event("ann", "hat", 1), event("bob", "hat", 9), event("cat", "new", 9))
