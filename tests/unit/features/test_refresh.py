@@ -281,12 +281,7 @@ def test_rows_that_were_taken_away_are_missed(shop: Settings, tmp_path: Path) ->
     [
         ("user_features", '_stamps("known")', '_stamps("known")[:2]', {"user_sequence"}),
         ("item_features", "then(0.5)", "then(0.25)", {"item_standing"}),
-        (
-            "transformations",
-            "events.filter(~is_gone)",
-            "events.filter(is_gone.not_())",
-            {"user_activity", "item_popularity"},
-        ),
+        ("transformations", "-1 if name == leaving", "-2 + 1 if name == leaving", {"user_activity", "item_popularity"}),
     ],
 )
 def test_changed_code_computes_its_views_anew_and_no_other(
