@@ -108,11 +108,13 @@ class ModelColumns:
 
     def user_hashes(self, users: Frame) -> NDArray[np.int64]:
         """What crosses with items read of users."""
-        return self.pairs.user_hashes(_with(users, "users", self.pairs.users))
+        columns = self.pairs.users
+        return self.pairs.user_hashes(_with(users, "users", columns)) if columns.root else _no_hashes(users)
 
     def item_hashes(self, items: Frame) -> NDArray[np.int64]:
         """What crosses with users read of items."""
-        return self.pairs.item_hashes(_with(items, "items", self.pairs.items))
+        columns = self.pairs.items
+        return self.pairs.item_hashes(_with(items, "items", columns)) if columns.root else _no_hashes(items)
 
     @property
     def item_number_names(self) -> tuple[str, ...]:
@@ -214,6 +216,10 @@ def _named(table: str, frame: Frame) -> Frame:
 def _complete(table: str, frame: Frame, fitted: FittedColumns) -> Frame:
     """The columns that the transform reads; nothing is copied or renamed that is not needed."""
     return _holding(table, frame, fitted.sources)
+
+
+def _no_hashes(frame: Frame) -> NDArray[np.int64]:
+    return np.zeros((len(frame), 0), np.int64)
 
 
 def _with(frame: Frame, table: str, columns: ColumnSet) -> Frame:
