@@ -127,10 +127,11 @@ class ModelColumns:
         return tuple(output.name for output in self.users.outputs if output.kind == "number")
 
     def save(self, directory: Path) -> Path:
-        """Write a folder a table; see `FittedColumns.save`."""
+        """Write a folder a table (see `FittedColumns.save`), and the crosses of both where there are any."""
         for name in _TABLES:
             getattr(self, name).save(directory / name)
-        (directory / _PAIRS).write_text(self.pairs.model_dump_json(indent=1) + "\n")
+        if self.pairs.crosses:
+            (directory / _PAIRS).write_text(self.pairs.model_dump_json(indent=1) + "\n")
         return directory
 
     @classmethod
@@ -142,7 +143,6 @@ class ModelColumns:
         """
         path = directory / _PAIRS
         try:
-            # a bundle of before this release has none
             pairs = PairCrosses.model_validate_json(path.read_text()) if path.exists() else PairCrosses()
         except ValueError as error:
             raise BundleError(f"{path}: is not what fitted columns write: {error}") from error

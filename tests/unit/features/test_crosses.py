@@ -119,7 +119,7 @@ def test_pairs_travel_with_the_columns(own: FeatureSettings, tmp_path: Path) -> 
     assert back.same_as(declared(own))
     assert not ModelColumns.none().same_as(declared(own))
     (tmp_path / "columns" / "pairs.json").unlink()
-    assert ModelColumns.load(tmp_path / "columns").pairs == PairCrosses(), "a bundle of before has none"
+    assert ModelColumns.load(tmp_path / "columns").pairs == PairCrosses()
 
 
 @pytest.mark.parametrize(
