@@ -101,8 +101,8 @@ def sample(settings: Settings, night: Night) -> World:
 
     What is in the tables although the night must not see it yet comes along.
     """
-    from evensong.features.refresh import SCHEMAS
-    from evensong.features.shadow import entity_of, rows_of
+    from evensong.features.shadow import rows_of
+    from evensong.features.views import entity_of, schemas
 
     lake = Lake(settings.lake)
     events = lake.scan("interactions").select(list(INTERACTIONS))
@@ -119,7 +119,7 @@ def sample(settings: Settings, night: Night) -> World:
     items = lake.scan("items").select(list(ITEMS)).filter(pl.col("item_id").is_in(item_ids.implode())).collect()
     keys = {"user_id": users, "item_id": item_ids}
     features = {}
-    for view, schema in SCHEMAS.items():
+    for view, schema in schemas(settings.features).items():
         entity = entity_of(view)
         of_keys = rows_of(settings, view).select(list(schema)).filter(pl.col(entity).is_in(keys[entity].implode()))
         found = of_keys.collect(engine="streaming")
@@ -344,9 +344,9 @@ def _tables(settings: Settings, night: Night, world: World, found: Findings) -> 
 
 def _training_set(copy: Settings, night: Night, world: World, found: Findings) -> None:
     """The training set itself: its labels, its items at both cutoffs, its held-out users, and every feature of them."""
-    from evensong.features.refresh import SCHEMAS
-    from evensong.features.shadow import entity_of, views_of
+    from evensong.features.shadow import views_of
     from evensong.features.store import RECOMMENDER
+    from evensong.features.views import entity_of, schemas
     from evensong.pipelines import training_set
 
     uri = training_set.build(copy, night)
@@ -354,7 +354,7 @@ def _training_set(copy: Settings, night: Night, world: World, found: Findings) -
     oracles = [
         (view, entity_of(view), Oracle(world.features[view], entity_of(view), ttl))
         for view, ttl in views_of(copy, RECOMMENDER).items()
-        if view in SCHEMAS
+        if view in schemas(copy.features)
     ]
     of_users = [one for one in oracles if one[1] == "user_id"]
     of_items = [one for one in oracles if one[1] == "item_id"]
@@ -395,8 +395,9 @@ def _seen(copy: Settings, world: World, users: Frame, start: datetime) -> Iterat
 def _probes(copy: Settings, night: Night, world: World, found: Findings, ttl: timedelta | None = None) -> None:
     """The join alone, asked in no order for what a training set never asks for: nulls, strangers, repeats, zones."""
     from evensong.features.offline import FeatureReader
-    from evensong.features.shadow import entity_of, views_of
+    from evensong.features.shadow import views_of
     from evensong.features.store import RECOMMENDER
+    from evensong.features.views import entity_of
 
     start = _holdout_start(copy, night)
     labels = _expected_labels(world, copy, night, start)

@@ -108,9 +108,9 @@ def _sorted(versions: Any) -> tuple[tuple[str, int], ...]:
 def _offline(settings: Settings, filled: Filled, records: list[Record]) -> tuple[Rows, Rows]:
     """The features of the records' items and users as training would have joined them, by id."""
     from evensong.features.offline import FeatureReader
-    from evensong.features.refresh import SCHEMAS
-    from evensong.features.shadow import entity_of, rows_of, shadow, views_of, write_view
+    from evensong.features.shadow import rows_of, shadow, views_of, write_view
     from evensong.features.store import RECOMMENDER
+    from evensong.features.views import entity_of, schemas
 
     moment, versions = filled
     ids = {
@@ -119,7 +119,7 @@ def _offline(settings: Settings, filled: Filled, records: list[Record]) -> tuple
     }
     with shadow(settings) as copy:
         for view in views_of(copy, RECOMMENDER):
-            schema = SCHEMAS[view]
+            schema = schemas(settings.features)[view]
             rows = rows_of(settings, view, version=dict(versions).get(view))
             there = rows.collect_schema().names()
             wanted = pl.col(entity_of(view)).is_in(ids[entity_of(view)])
@@ -169,7 +169,7 @@ def _scores(
         except EvensongError as error:
             notes.append(f"{len(mine)} requests of version {version} keep their scores unchecked: {error}")
             continue
-        table = recommender.prepare_items(_frame(items))
+        table = recommender.prepare_items(_frame(settings, items))
         num_lost = 0
         for record in mine:
             again = _replayed(settings, recommender, table, record, users[record.user_id])
@@ -190,23 +190,23 @@ def _replayed(
     """The scores of all candidates of the request; so many that what was hidden then does not push one out."""
     from evensong.recommender.session import continued
 
-    frame = continued(_user_frame(user), record.context.get("recent_item_ids", []))
+    frame = continued(_user_frame(settings, user), record.context.get("recent_item_ids", []))
     wanted = settings.retriever.num_candidates + settings.retriever.num_popular_candidates + record.num_hidden
     rows = recommender.recommend(frame, table, now=record.at, k=max(wanted, record.k))
     return dict(rows.select("item_id", "score").iter_rows())
 
 
-def _user_frame(row: dict[str, Any]) -> Frame:
-    from evensong.features.shop_columns import USER_FEATURES
+def _user_frame(settings: Settings, row: dict[str, Any]) -> Frame:
+    from evensong.features.views import declared_views, features_of
 
-    schema = {"user_id": pl.String(), **USER_FEATURES}
+    schema = {"user_id": pl.String(), **features_of(declared_views(settings.features).values(), "user_id")}
     return pl.DataFrame([{name: row.get(name) for name in schema}], schema=schema)
 
 
-def _frame(items: Rows) -> Frame:
-    from evensong.features.shop_columns import ITEM_FEATURES
+def _frame(settings: Settings, items: Rows) -> Frame:
+    from evensong.features.views import declared_views, features_of
 
-    schema = {"item_id": pl.String(), **ITEM_FEATURES}
+    schema = {"item_id": pl.String(), **features_of(declared_views(settings.features).values(), "item_id")}
     return pl.DataFrame([{name: row.get(name) for name in schema} for row in items.values()], schema=schema)
 
 

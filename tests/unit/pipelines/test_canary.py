@@ -81,13 +81,13 @@ def test_sound_join_passes_and_says_what_was_planted(settings: Settings) -> None
 def test_the_same_night_writes_the_same_bytes_and_leaves_the_real_tables_alone(settings: Settings) -> None:
     before = (
         Lake(settings.lake).versions(),
-        [Lake(settings.lake).version(f"features/{view}") for view in refresh.SCHEMAS],
+        [Lake(settings.lake).version(f"features/{view}") for view in refresh.declared_views(settings.features)],
     )
     first = storage.read_bytes(canary.run(settings, NIGHT))
     assert storage.read_bytes(canary.run(settings, NIGHT)) == first
     after = (
         Lake(settings.lake).versions(),
-        [Lake(settings.lake).version(f"features/{view}") for view in refresh.SCHEMAS],
+        [Lake(settings.lake).version(f"features/{view}") for view in refresh.declared_views(settings.features)],
     )
     assert after == before
 
