@@ -167,7 +167,8 @@ def user_sequence(
     kept = ["user_id", "known", "event_timestamp", "item_id", "event_type", "category"]
     new = new.select(*kept, pl.lit(None, pl.Float32).alias("gap"))
     order = ["user_id", "known", "event_timestamp", "item_id", "event_type"]
-    events = (pl.concat([state.events, new]) if state else new).sort(order)
+    # stable: events that are alike in all of this keep the order, and the gaps, that they had in the state
+    events = (pl.concat([state.events, new]) if state else new).sort(order, maintain_order=True)
     gap = (pl.col("event_timestamp") - pl.col("event_timestamp").shift(1).over("user_id")).dt.total_microseconds() / 1e6
     events = events.with_columns(pl.coalesce("gap", gap.clip(0).cast(pl.Float32), pl.lit(0.0, pl.Float32)))
     numbered = events.with_row_index("place").with_columns(pl.int_range(pl.len()).over("user_id").alias("number"))
