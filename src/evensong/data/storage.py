@@ -231,6 +231,15 @@ def list_files(uri: str) -> list[str]:
     return sorted(f"s3://{bucket}/{key}" for key in _keys(bucket, prefix.rstrip("/") + "/"))
 
 
+def sizes(uri: str) -> dict[str, int]:
+    """The bytes of each file below a folder, by URI."""
+    if not is_remote(uri):
+        return {str(path): path.stat().st_size for path in Path(uri).rglob("*") if path.is_file()}
+    bucket, prefix = _split(uri)
+    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix.rstrip("/") + "/")
+    return {f"s3://{bucket}/{entry['Key']}": entry["Size"] for page in pages for entry in page.get("Contents", [])}
+
+
 def _client() -> Any:
     return boto3.client("s3")
 
