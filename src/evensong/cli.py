@@ -508,20 +508,22 @@ def _show_report(report: dict[str, Any]) -> None:
 
 @features.command("release")
 def features_release(
-    column: Annotated[str, typer.Argument(help="event_type, or category: the items' first level.")],
+    statistic: Annotated[str, typer.Argument(help="events: how many; spend: the value of purchases.")],
     as_of: Annotated[str, typer.Option(help="What was known at this moment, such as 2026-01-15.")],
+    by: Annotated[str, typer.Option(help="category, the items' first level; events also by event_type.")] = "category",
     as_json: AsJson = False,
 ) -> None:
-    """Counts of events, with differential privacy: off until privacy.epsilon is set; the ledger keeps the budget."""
+    """Counts or sums, with differential privacy: off until privacy.epsilon is set; the ledger keeps the budget."""
     from evensong.pipelines import release
 
-    answer = release.run(load_settings(), Night.model_validate({"as_of": as_of}), column)
+    answer = release.run(load_settings(), Night.model_validate({"as_of": as_of}), statistic, by)
     _answer(answer, as_json, _show_release)
 
 
 def _show_release(answer: dict[str, Any]) -> None:
-    rows = [{"category": name, "events": count} for name, count in answer["values"].items()]
-    _rows(answer["name"], rows, ["category", "events"])
+    statistic, column = answer["name"].split()[0], answer["name"].split()[2]
+    rows = [{column: name, statistic: value} for name, value in answer["values"].items()]
+    _rows(answer["name"], rows, [column, statistic])
     screen.print(
         f"epsilon {answer['epsilon']:g}, noise of scale {answer['scale']:g}; spent {answer['spent']:g} of "
         f"{answer['budget']:g}; ledger {answer['ledger']}",
