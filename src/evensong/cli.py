@@ -399,7 +399,8 @@ def _show_explanation(answer: dict[str, Any]) -> None:
         "variant": f"{variant['name']}, {since['actor']}: {since['reason']}" if since else variant["name"],
         "model": f"{model['name']} version {model['version']}, as of {model['as_of']}, bundle {model['bundle_digest']}",
         "index": f"{index.get('kind', 'collected')}, recall {index.get('index_recall', 'unknown')}",
-        "features": f"{known['service']}, dictionary {known['dictionary_version']}, as of {known['as_of']}",
+        "features": f"{known['service']}, dictionary {known['dictionary_version'] or 'collected'}, as of "
+        f"{known['as_of'] or 'none: the online store was away'}",
         "feature tables": ", ".join(f"{view} {version}" for view, version in sorted(known["table_versions"].items())),
         "lake": ", ".join(f"{table} {version}" for table, version in sorted(answer["lake_versions"].items())),
         "code": model["code_commit"],

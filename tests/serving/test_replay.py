@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from evensong.data import storage
 from evensong.errors import RequestNotFoundError
 from evensong.monitoring import request_log
 from evensong.pipelines import explain, features, skew
+from evensong.registry import aliases, versions
 from evensong.settings import Settings
 from evensong.types import Night
 
@@ -317,12 +318,61 @@ def test_explanation_goes_from_the_request_to_the_lake(world: Any, served: Setti
     assert [name for name, one in items.items() if not one["version"]] == []
 
 
+def test_request_answered_by_popularity_is_explained_too(world: Any, served: Settings) -> None:
+    told = explain.run(served, "asked-by-nobody")
+    assert (told["source"], told["reason"]) == ("popularity", "unknown_user")
+    assert told["model"]["version"] == world.second
+    assert {item["source"] for item in told["recommendations"]} == {"popularity"}
+    assert {one["value"] for one in told["features"]["user"]} == {None}
+
+
+@pytest.fixture
+def asked_before(world: Any, serve: Serve, tmp_path: Path, wait_for: Any) -> Iterator[Settings]:
+    """A request that the first version answered, before the second one took its place."""
+    settings = beside(world, tmp_path)
+    world.promote(world.first)
+    with serve(settings) as client:
+        client.get("/recommend?user_id=au4", headers={"x-request-id": "asked-before"})
+        wait_for(lambda: request_log.find(settings, "asked-before") is not None)
+    (tmp_path / "mlflow").mkdir()
+    yield settings
+    world.promote(world.second)
+
+
+def test_request_of_a_version_that_was_rolled_back_names_the_moves_of_then(world: Any, asked_before: Settings) -> None:
+    aliases.rollback(world.settings, actor="person:test", reason="it was wrong", to=world.second)
+    ledger = (world.settings.home / "mlflow" / "ledger.jsonl").read_bytes()
+    (asked_before.home / "mlflow" / "ledger.jsonl").write_bytes(ledger)
+    told = explain.run(asked_before, "asked-before")
+    assert told["model"]["version"] == world.first
+    assert told["variant"]["since"]["reason"] == "the test wants it"
+    assert told["variant"]["since"]["at"] < told["request"]["at"]
+    assert told["index"]["kind"] == "flat"
+
+
+def test_request_whose_bundle_was_collected_keeps_its_values_and_its_lake(world: Any, asked_before: Settings) -> None:
+    world.promote(world.second)
+    versions.set_tags(world.settings, world.first, {"collected": "2026-02-01T00:00:00+00:00"})
+    try:
+        told = explain.run(asked_before, "asked-before")
+    finally:
+        versions.delete_tag(world.settings, world.first, "collected")
+    assert told["index"] == {"files": {}}
+    assert told["lake_versions"]["interactions"] == 0
+    assert told["features"]["dictionary_version"] is None
+    user = {one["name"]: one["value"] for one in told["features"]["user"]}
+    assert user["num_interactions"] == 8
+    assert len(told["recommendations"]) == 5
+
+
 def test_unknown_and_unsampled_requests_say_which_they_are(served: Settings) -> None:
     with pytest.raises(RequestNotFoundError, match="no logged request has this id"):
         explain.run(served, "never-asked")
-    none = served.model_copy(update={"serving": served.serving.model_copy(update={"request_log_sample": 0.0})})
+    few = served.model_copy(update={"serving": served.serving.model_copy(update={"request_log_sample": 1e-9})})
     with pytest.raises(RequestNotFoundError, match="not in the sample of logged requests"):
-        explain.run(none, "never-asked")
+        explain.run(few, "never-asked")
+    # what was logged all the same is found
+    assert explain.run(few, "asked-4")["request"]["request_id"] == "asked-4"
 
 
 def test_command_explains_for_people_and_as_json(served: Settings) -> None:

@@ -97,6 +97,11 @@ class ModelColumns:
             parts += [found[output.name].reshape(-1, 1) for output in found.outputs if output.kind == "number"]
         return np.concatenate(parts, axis=1)
 
+    def transformed(self, table: str, frame: Frame) -> Transformed:
+        """One table's columns (`users`, `items` or `moving`) by name; features that the frame lacks count as null."""
+        fitted: FittedColumns = getattr(self, table)
+        return fitted.transform(_complete("users" if table == "users" else "items", frame, fitted))
+
     @property
     def item_number_names(self) -> tuple[str, ...]:
         """The columns of `item_numbers`."""
@@ -114,13 +119,16 @@ class ModelColumns:
         return directory
 
     @classmethod
-    def load(cls, directory: Path) -> ModelColumns:
+    def load(cls, directory: Path, *, cache: str | None = None) -> ModelColumns:
         """Read what `save` wrote.
+
+        Args:
+            cache: as of `fit`.
 
         Raises:
             BundleError: a file is missing, or is not what `save` writes.
         """
-        return cls(*(FittedColumns.load(directory / name) for name in _TABLES))
+        return cls(*(FittedColumns.load(directory / name, cache=cache) for name in _TABLES))
 
     def same_as(self, declared: Declared) -> bool:
         """Whether these columns are declared so, but for those left out for want of values."""

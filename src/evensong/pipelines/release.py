@@ -53,9 +53,7 @@ def run(settings: Settings, night: Night, statistic: str, by: str) -> dict[str, 
     else:
         bought = rows.filter(pl.col("event_type") == PURCHASE).select("user_id", by, "value")
         largest = settings.privacy.max_value
-        made = release_sums(
-            bought, "value", largest, by, categories, name=name, settings=settings.privacy, ledger=kept
-        )
+        made = release_sums(bought, "value", largest, by, categories, name=name, settings=settings.privacy, ledger=kept)
     return {
         "name": made.name,
         "values": made.values,
