@@ -334,7 +334,7 @@ def asked_before(world: Any, serve: Serve, tmp_path: Path, wait_for: Any) -> Ite
     with serve(settings) as client:
         client.get("/recommend?user_id=au4", headers={"x-request-id": "asked-before"})
         wait_for(lambda: request_log.find(settings, "asked-before") is not None)
-    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow").mkdir(exist_ok=True)
     yield settings
     world.promote(world.second)
 
@@ -361,7 +361,7 @@ def test_request_whose_bundle_was_collected_keeps_its_values_and_its_lake(world:
     assert told["lake_versions"]["interactions"] == 0
     assert told["features"]["dictionary_version"] is None
     user = {one["name"]: one["value"] for one in told["features"]["user"]}
-    assert user["num_interactions"] == 8
+    assert user["num_interactions"] == 9
     assert len(told["recommendations"]) == 5
 
 
@@ -383,6 +383,7 @@ def test_command_explains_for_people_and_as_json(served: Settings) -> None:
     command = [sys.executable, "-m", "evensong.cli", "explain", "asked-4"]
     words = subprocess.run(command, env=os.environ | places, capture_output=True, text=True, check=True)
     assert "recommender version" in words.stdout
+    assert "answered by" in words.stdout
     assert "Airflow run" in words.stdout
     machine = subprocess.run([*command, "--json"], env=os.environ | places, capture_output=True, text=True, check=True)
     assert json.loads(machine.stdout)["request"]["request_id"] == "asked-4"

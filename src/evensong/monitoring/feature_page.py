@@ -77,7 +77,7 @@ table{border-collapse:collapse;width:100%;font-size:.87rem;font-variant-numeric:
 th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid var(--line)}tbody tr:last-child>*{border-bottom:0}
 thead th{font-weight:600;color:var(--soft)}
 th:first-child{text-align:left;font-weight:400;position:sticky;left:0;background:var(--back);
-max-width:44vw;overflow:hidden;text-overflow:ellipsis}
+white-space:normal;overflow-wrap:anywhere;min-width:9rem}
 .much{color:var(--bad);font-weight:600}.some{color:var(--mid)}
 .groups{padding-left:1.2rem}.groups li{overflow-wrap:anywhere;margin:.2rem 0}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(240px,1fr));gap:1rem 1.25rem}
@@ -142,8 +142,8 @@ def _overview(report: FeatureReport) -> str:
 
 def _importance(report: FeatureReport) -> str:
     largest = max((abs(one.loss) for one in report.importance), default=0) or 1
-    rows = []
-    for i, one in enumerate(report.importance):
+    rows, shown = [], [one for one in report.importance if one.loss or one.deviation]
+    for i, one in enumerate(shown):
         y, width = 34 * i, 240 * abs(one.loss) / largest
         kind = "pos" if one.loss >= 0 else "neg"
         rows.append(
@@ -151,14 +151,16 @@ def _importance(report: FeatureReport) -> str:
             f'<rect class="{kind}" x="0" y="{y + 17}" width="{max(width, 0.5):.1f}" height="9"/>'
             f'<text x="{width + 6:.1f}" y="{y + 26}">{one.loss:.4f} ± {one.deviation:.4f}</text>'
         )
-    height = 34 * len(report.importance)
+    height = 34 * max(1, len(shown))
     model = _text(report.model) if report.model else "the model"
-    unread = f"<p>It does not read {_text(', '.join(report.unread))}.</p>" if report.unread else ""
+    idle = [one.name for one in report.importance if not (one.loss or one.deviation)]
+    rest = f"<p>Nothing is lost without {_text(', '.join(idle))}.</p>" if idle else ""
+    rest += f"<p>It does not read {_text(', '.join(report.unread))}.</p>" if report.unread else ""
     return (
         f"<h2>Importance</h2><p>What the recall of {model} ({_number(report.metric)}) loses when one feature is "
         "shuffled, and how far the shuffles differ. Of two features that say the same, each alone may look worthless."
         f'</p><div class="bars"><svg viewBox="0 0 380 {height}" role="img" aria-label="Permutation importance">'
-        f"{''.join(rows)}</svg></div>{unread}"
+        f"{''.join(rows)}</svg></div>{rest}"
     )
 
 
@@ -172,25 +174,28 @@ def _correlation(report: FeatureReport) -> str:
 
 def _heat_map(report: FeatureReport) -> str:
     size, left, top = 16, 215, 16
+    # what does not vary goes with nothing
+    varies = [i for i, row in enumerate(report.correlation) if any(found is not None for found in row)]
     cells = []
-    for i, name in enumerate(report.correlated):
-        y = top + i * size
+    for i, place in enumerate(varies):
+        name, y = report.correlated[place], top + i * size
         cells.append(
             f'<text class="n" x="{left - 26}" y="{y + 12}" text-anchor="end">{_text(_cut(name, 32))}</text>'
             f'<text x="{left - 5}" y="{y + 12}" text-anchor="end">{i + 1}</text>'
         )
         if i % 5 == 4:
             cells.append(f'<text x="{left + i * size + 7}" y="11" text-anchor="middle">{i + 1}</text>')
-        for j, found in enumerate(report.correlation[i]):
+        for j, other in enumerate(varies):
+            found = report.correlation[place][other]
             if found is None:
                 continue
             kind = "pos" if found >= 0 else "neg"
-            said = f"{_text(name)}, {_text(report.correlated[j])}: {found:.2f}"
+            said = f"{_text(name)}, {_text(report.correlated[other])}: {found:.2f}"
             cells.append(
                 f'<rect class="{kind}" fill-opacity="{abs(found):.2f}" x="{left + j * size}" y="{y}" '
                 f'width="{size - 1}" height="{size - 1}"><title>{said}</title></rect>'
             )
-    side = size * len(report.correlated)
+    side = size * len(varies)
     return (
         f'<svg width="{left + side}" height="{top + side}" role="img" '
         f'aria-label="Rank correlation of the features">{"".join(cells)}</svg>'

@@ -82,6 +82,7 @@ def build_report(
     current: Frame,
     *,
     features: Sequence[str] | None = None,
+    aligned: Sequence[Sequence[str]] = (),
     title: str = "Features",
     redundant_above: float = 0.9,
 ) -> FeatureReport:
@@ -92,6 +93,7 @@ def build_report(
 
     Args:
         features: the columns to report on; none: all that both frames have.
+        aligned: lists whose elements belong to each other one by one; their common length is reported once.
         redundant_above: correlations at or above it, of either sign, make features redundant.
 
     Raises:
@@ -103,7 +105,8 @@ def build_report(
             raise ValueError(f"the {side} frame lacks {', '.join(missing)}; it has {', '.join(frame.columns)}")
     if not names:
         raise ValueError("expected at least one feature that both frames have, found none; name them in `features`")
-    parts = [part for name in names for part in _parts(training[name], current[name])]
+    told = {f"{name}{LENGTH}" for lists in aligned for name in [one for one in lists if one in names][1:]}
+    parts = [part for name in names for part in _parts(training[name], current[name]) if part[1].name not in told]
     numbers = [after for before, after in parts if _is_number(after) and len(after) == len(current)]
     correlation = _correlations(numbers)
     correlated = [values.name for values in numbers]

@@ -86,7 +86,7 @@ def moments(as_of: datetime) -> Iterator[tuple[str, Stamps]]:
 
 def raw_world(as_of: datetime, split: SplitSettings, seed: int) -> RawWorld:
     """The shop's rows around a night; the same night and seed give the same rows."""
-    draw = np.random.default_rng([seed, 31])
+    draw = np.random.default_rng([seed % 2**63, 31])
     planted: Counter[str] = Counter()
     found = {
         "interactions": pl.DataFrame(list(_interactions(as_of, split, draw, planted)), schema=INTERACTIONS),

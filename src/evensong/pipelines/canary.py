@@ -148,7 +148,7 @@ def _truth(settings: Settings, night: Night, world: World) -> tuple[Truth, dict[
     events = lake.scan("interactions")
     keys = {}
     for entity, drawn in (("user_id", world.users), ("item_id", world.items["item_id"])):
-        asked = drawn.unique().to_frame(entity).sort(pl.col(entity).hash(night.seed), entity)
+        asked = drawn.unique().to_frame(entity).sort(pl.col(entity).hash(worlds.seed(night)), entity)
         sizes = events.filter(pl.col(entity).is_in(asked[entity].implode())).group_by(entity).len().collect()
         few = asked.head(settings.quality.canary_users).join(sizes, on=entity, how="left", maintain_order="left")
         few = few.with_columns(pl.col("len").fill_null(0)).filter(pl.col("len") <= MAX_EVENTS_PER_KEY)
@@ -196,7 +196,7 @@ def _views(copy: Settings, night: Night, world: World, found: Findings) -> None:
     from evensong.features.shadow import entity_of, rows_of
     from evensong.pipelines import features
 
-    raw = raw_world(night.as_of, copy.split, night.seed)
+    raw = raw_world(night.as_of, copy.split, worlds.seed(night))
     world.planted.update({f"raw: {kind}": number for kind, number in raw.planted.items()})
     lake = Lake(copy.lake)
     for moment, tables in (
@@ -257,7 +257,7 @@ def _training_set(copy: Settings, night: Night, world: World, found: Findings) -
     from evensong.features.refresh import SCHEMAS
     from evensong.features.shadow import entity_of, views_of
     from evensong.features.store import RECOMMENDER
-    from evensong.pipelines import training_set
+    from evensong.pipelines import train, training_set
 
     uri = training_set.build(copy, night)
     start = holdout_start(copy, night)
@@ -278,6 +278,11 @@ def _training_set(copy: Settings, night: Night, world: World, found: Findings) -
     found.problems += _same_rows("label", [label[:-1] for label in expected], examples.select(columns).rows())
     moments = [moment - INSTANT for moment in examples["event_timestamp"]]
     _compare(found, examples, moments, oracles, world, "a label")
+
+    read = train.read_labels(copy, uri, final=False)
+    learned = [label[:4] for label in expected if label.part != "holdout"]
+    came = read.select("user_id", "item_id", "event_timestamp", "event_type").rows()
+    found.problems += _same_rows("label that a model of before the holdout learns", learned, came)
 
     for name, cutoff in (("items_train", start), ("items_final", night.as_of)):
         items = storage.read_frame(storage.join(uri, f"{name}.parquet"))

@@ -84,8 +84,13 @@ def _users(settings: Settings, night: Night, events: pl.LazyFrame) -> pl.Series:
     drawn = []
     for part in (in_holdout, pl.col("event_timestamp") <= start):
         ids = events.filter(part).select("user_id").unique().collect()["user_id"]
-        drawn.append(ids.to_frame().sort(pl.col("user_id").hash(night.seed), "user_id").head(number)["user_id"])
+        drawn.append(ids.to_frame().sort(pl.col("user_id").hash(seed(night)), "user_id").head(number)["user_id"])
     return pl.concat(drawn).unique().sort()
+
+
+def seed(night: Night) -> int:
+    """Draws others each night, so that nights together see more than one of them; a rerun draws the same."""
+    return night.seed + 1_000_003 * int(night.as_of.timestamp())
 
 
 def newest(rows: Frame, key: str, number: int, *, last: bool) -> Frame:

@@ -71,8 +71,8 @@ def _why_unknown(settings: Settings, request_id: str) -> str:
         )
     return (
         f"{request_id}: no logged request has this id in {request_log.place(settings)}; take it from an answer's "
-        "`request_id`. It may have come faster than serving.request_log_per_second, or be older than "
-        "serving.request_log_megabytes reach"
+        "`request_id`. It may have come faster than serving.request_log_per_second allows, or be older than "
+        "serving.request_log_days or serving.request_log_megabytes keep"
     )
 
 

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 FOLDER, PAGE, DATA = "feature_report", "index.html", "report.json"
 #: Columns of the examples that are no features.
 _LABEL = ("user_id", "item_id", "event_timestamp", "event_type", "value", "part", "propensity")
+#: JSON as it stands says nothing by itself; what columns read of it is in the report.
+_JSON = ("user_attributes", "item_attributes")
 _SECONDS = "_seconds"
 #: Lists whose elements belong to each other one by one, and mean nothing when only one of them is shuffled.
 _ALIGNED = (
@@ -95,7 +97,10 @@ def build(settings: Settings, night: Night) -> FeatureReport:
     except EvensongError as error:
         notes.append(f"The columns that the models read are not in the report: {error}")
     report = build_report(
-        _aged(before), _aged(after), title=f"Features of the night of {night.as_of:%Y-%m-%d %H:%M} UTC"
+        _aged(before),
+        _aged(after),
+        aligned=_ALIGNED,
+        title=f"Features of the night of {night.as_of:%Y-%m-%d %H:%M} UTC",
     )
     found: dict[str, Any] = {}
     try:
@@ -269,11 +274,11 @@ def _asked(settings: Settings, night: Night, training_set: str) -> tuple[Frame, 
 
 
 def _aged(rows: Frame) -> Frame:
-    """Moments as days before the label: a moment itself always moves on."""
+    """Moments as days before the label, since a moment itself always moves on; without what says nothing by itself."""
     names = [name for name in rows.columns if name.endswith(_SECONDS) and rows.schema[name].is_numeric()]
     now = pl.col("event_timestamp").dt.epoch("us") / 1e6
     ages = [((now - pl.col(name)) / 86_400).alias(name.removesuffix(_SECONDS) + "_days_ago") for name in names]
-    return rows.with_columns(ages).drop("event_timestamp", *names)
+    return rows.with_columns(ages).drop("event_timestamp", *names, *_JSON, strict=False)
 
 
 def _sampled(rows: pl.LazyFrame, most: int) -> Frame:

@@ -131,6 +131,15 @@ def test_features_of_a_group_are_shuffled_together() -> None:
     assert together[0].loss == 0
 
 
+def test_length_of_aligned_lists_is_told_once() -> None:
+    frame = world(1).with_columns(types="history")
+    found = build_report(frame, frame, features=["history", "types", "shares"], aligned=[("history", "types")])
+    names = [one.name for one in found.summaries]
+    lengths = ["history (length)", "history (elements)", "types (elements)", "shares (length)", "shares (elements)"]
+    assert names == lengths
+    assert found.redundant == ()
+
+
 def test_a_chain_of_correlations_is_one_group_and_a_constant_is_in_none() -> None:
     x = np.arange(50.0)
     frame = pl.DataFrame({"a": x, "b": -x, "c": np.ones(50), "d": [None] * 50, "e": x % 7})
@@ -149,7 +158,7 @@ def test_the_same_rows_give_the_same_report() -> None:
 
 def whole(report: FeatureReport) -> FeatureReport:
     """With importance, as a night has it."""
-    found = (*losses(world(2), ["signal"]), Importance(name="noise", loss=-0.01, deviation=0.002))
+    found = (*losses(world(2), ["signal", "gone"]), Importance(name="noise", loss=-0.01, deviation=0.002))
     more = {"model": "version 3", "metric": 0.93, "importance": found, "unread": ("colour",), "notes": ("A note.",)}
     return report.model_copy(update=more)
 
@@ -163,7 +172,16 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(report: FeatureRepor
     assert checker.open == []
     for one in report.summaries:
         assert one.name in page
-    for said in ("version 3", "0.93", "It does not read colour", "A note.", "signal, echo", "PSI", "KL"):
+    for said in (
+        "version 3",
+        "0.93",
+        "It does not read colour",
+        "Nothing is lost without gone",
+        "A note.",
+        "signal, echo",
+        "PSI",
+        "KL",
+    ):
         assert said in page
 
 

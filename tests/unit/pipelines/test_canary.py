@@ -29,7 +29,7 @@ from evensong.features import (
 from evensong.features.shadow import rows_of, write_view
 from evensong.features.store import feature_table_uri
 from evensong.monitoring.leaks import KINDS
-from evensong.pipelines import canary, features, training_set
+from evensong.pipelines import canary, features, train, training_set
 from evensong.settings import Settings
 from evensong.types import Frame, Night
 
@@ -374,6 +374,21 @@ def test_models_judged_by_something_else_are_caught(
     only(monkeypatch, "_training_set")
     monkeypatch.setattr(training_set, "_targets", broken_targets(change))
     assert "target: " in sings(settings)
+
+
+def test_models_that_learn_from_the_holdout_are_caught(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "_training_set")
+    right = train.read_labels
+    monkeypatch.setattr(train, "read_labels", lambda settings, uri, final: right(settings, uri, True))
+    assert "label that a model of before the holdout learns" in sings(settings)
+
+
+def test_other_users_are_looked_at_on_another_night(settings: Settings) -> None:
+    few = settings.model_copy(update={"quality": settings.quality.model_copy(update={"canary_users": 4})})
+    nights = [Night(as_of=AS_OF - timedelta(hours=hours)) for hours in range(0, 48, 8)]
+    drawn = [tuple(canary.worlds.sample(few, night).users) for night in nights]
+    assert len(set(drawn)) > 2
+    assert drawn[0] == tuple(canary.worlds.sample(few, NIGHT).users)
 
 
 def held_out(labels: Frame, item_id: str) -> Frame:
