@@ -66,7 +66,7 @@ docs: $(INSTALLED) ## write the settings guide anew
 	$(BIN)/python -m evensong.cli settings --markdown > docs/guides/settings.md
 
 lock: ## resolve pyproject.toml anew into requirements.lock
-	UV_FIND_LINKS="$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)" $(BIN)/uv pip compile --quiet --upgrade --extra dev --no-annotate --no-header pyproject.toml --output-file requirements.lock.new
+	UV_FIND_LINKS="$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)" $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --extra dev --extra text --no-annotate --no-header pyproject.toml --output-file requirements.lock.new
 	@# the local label of a CPU build exists only where that file is at hand
 	{ echo "# The environment that runs. \`make lock\` writes this file anew; \`make install\` installs it."; sed -E 's/^([a-z0-9-]+==[^+ ]+)\+[a-z0-9]+/\1/; /^(nvidia|cuda|triton)-?/d' requirements.lock.new; } > requirements.lock
 	@rm requirements.lock.new

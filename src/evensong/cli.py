@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from evensong.errors import EvensongError
+from evensong.errors import ConfigurationError, EvensongError
 from evensong.settings import Settings, describe, load_settings
 from evensong.types import Night
 
@@ -116,25 +116,70 @@ def _cell(value: Any) -> str:
 # ---------------------------------------------------------------- data
 
 
+SourceName = Annotated[str | None, typer.Option("--name", help="The source's name; else it is taken from what it is.")]
+
+
 @importing.command("movielens")
 def import_movielens(
     path: Annotated[str, typer.Argument(help="A folder of MovieLens 100K or 1M, as published.")],
+    name: SourceName = None,
     as_json: AsJson = False,
 ) -> None:
     """MovieLens ratings, movies and users."""
     from evensong.pipelines import imports
 
-    _answer(imports.movielens(load_settings(), path), as_json)
+    _bring("movielens", lambda settings: imports.movielens(settings, path, name), as_json)
 
 
 @importing.command("online-retail")
 def import_online_retail(
-    path: Annotated[str, typer.Argument(help="Online Retail (UCI) as Parquet or CSV.")], as_json: AsJson = False
+    path: Annotated[str, typer.Argument(help="Online Retail (UCI) as Parquet or CSV.")],
+    name: SourceName = None,
+    as_json: AsJson = False,
 ) -> None:
     """A year of a UK web shop: sales, returns, and all its dirt."""
     from evensong.pipelines import imports
 
-    _answer(imports.online_retail(load_settings(), path), as_json)
+    _bring("online-retail", lambda settings: imports.online_retail(settings, path, name), as_json)
+
+
+@importing.command("list")
+def import_list(as_json: AsJson = False) -> None:
+    """Every registered source, which each night reads: its kind, its place, its mapping."""
+    from evensong.pipelines import imports
+
+    def show(rows: list[dict[str, Any]]) -> None:
+        told = [row | {"mapping": ", ".join(f"{key}={value}" for key, value in row["mapping"].items())} for row in rows]
+        _rows("sources", told, ["name", "kind", "location", "mapping"])
+
+    _answer(imports.listed(load_settings()), as_json, show)
+
+
+@importing.command("remove")
+def import_remove(
+    name: Annotated[str, typer.Argument(help="The source's name, as `import list` shows it.")], as_json: AsJson = False
+) -> None:
+    """Let no night read this source any more; the rows that it brought stay."""
+    from evensong.pipelines import imports
+
+    _answer(imports.remove(load_settings(), name), as_json)
+
+
+def _bring(kind: Any, bring: Callable[[Settings], dict[str, int]], as_json: bool) -> None:
+    """Import, and say on stderr what a person should know before a night runs."""
+    from evensong.pipelines import imports
+
+    settings = load_settings()
+    _caution(imports.strangers(settings, kind))
+    added = bring(settings)
+    for warning in imports.warnings(settings):
+        _caution(warning)
+    _answer(added, as_json)
+
+
+def _caution(text: str | None) -> None:
+    if text:
+        notes.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _import_events(location: str, name: str | None, as_json: bool, **columns: Any) -> None:
@@ -145,20 +190,8 @@ def _import_events(location: str, name: str | None, as_json: bool, **columns: An
     from evensong.data.mapping import read_mapping
     from evensong.pipelines import imports
 
-    settings = load_settings()
-    added = imports.events(settings, location, read_mapping(**columns), name)
-    if strange := imports.unknown_event_types(settings):
-        types = json.dumps([*settings.validation.event_types, *strange])
-        notes.print(
-            f"event types that the nights would quarantine: {', '.join(strange)}; allow them with "
-            f"EVENSONG_VALIDATION__EVENT_TYPES='{types}', and name those that mean that the item was wanted in "
-            "EVENSONG_SPLIT__POSITIVE_EVENT_TYPES",
-            style="yellow",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    _answer(added, as_json)
+    mapping = read_mapping(**columns)
+    _bring("events", lambda settings: imports.events(settings, location, mapping, name), as_json)
 
 
 def _with_mapping_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -249,7 +282,7 @@ def _show_night(result: dict[str, Any]) -> None:
 def simulate(
     days: Annotated[int, typer.Option(min=1, help="How many days to simulate.")] = 1,
     start: Annotated[str | None, typer.Option(help="The first day; without it, the day after the last one.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The shop's seed; one folder holds one shop.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The shop's seed; one folder holds one shop.")] = None,
     policy: Annotated[
         Literal["warmup", "popularity", "champion"],
         typer.Option(help="Who fills the slates: warmup, popularity or champion."),
@@ -257,12 +290,19 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Simulate days of a shop whose truth is known."""
+    from evensong.pipelines import imports
     from evensong.pipelines import simulate as simulation
 
-    result = simulation.run(
-        load_settings(), days=days, start=date.fromisoformat(start) if start else None, seed=seed, policy=policy
-    )
-    _answer(result, as_json)
+    found = load_settings()
+    _caution(imports.strangers(found, "contract"))
+    _answer(simulation.run(found, days=days, start=_day(start), seed=seed, policy=policy), as_json)
+
+
+def _day(text: str | None) -> date | None:
+    try:
+        return date.fromisoformat(text) if text else None
+    except ValueError:
+        raise ConfigurationError(f"start: expected a day such as 2026-01-15, got {text!r}") from None
 
 
 # ---------------------------------------------------------------- registry
@@ -522,6 +562,8 @@ def _show_report(report: dict[str, Any]) -> None:
         _rows(title, [{"feature": name, "loss": loss} for name, loss in needed.items()], ["feature", "loss"])
     for group in report["redundant"]:
         screen.print(f"say the same: {', '.join(group)}", markup=False)
+    for note in report["notes"]:
+        screen.print(note, markup=False)
     screen.print(f"page: {report['page']}", markup=False)
 
 

@@ -13,9 +13,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -31,6 +32,16 @@ ENV_PREFIX = "EVENSONG_"
 OTHER_VARIABLES = {"EVENSONG_CONFIG"}
 
 
+#: The schemes that a place may have where it is no path.
+PLACES: dict[str, tuple[str, ...]] = {
+    "lake_uri": ("s3",),
+    "artifacts_uri": ("s3",),
+    "mlflow_artifacts_uri": ("s3",),
+    "online_store_uri": ("redis", "rediss"),
+    "feast_registry_uri": ("postgresql", "mysql", "sqlite", "s3"),
+}
+
+
 class Section(BaseModel):
     """A part of the settings; unknown keys are refused."""
 
@@ -41,6 +52,9 @@ class ValidationSettings(Section):
     """When bad data stops a night."""
 
     max_quarantined_share: float = Field(0.30, ge=0, le=1, description="Past this share of bad rows the night stops.")
+    min_quarantined_rows: int = Field(
+        10, ge=1, description="Fewer bad rows of a table than this stop no night, whatever their share."
+    )
     max_staleness_days: float = Field(3.0, gt=0, description="The newest event may be this much older than as_of.")
     min_volume_ratio: float = Field(0.10, ge=0, description="The last day's rows against the smallest trailing day.")
     max_volume_ratio: float = Field(20.0, gt=0, description="The last day's rows against the largest trailing day.")
@@ -263,6 +277,11 @@ class Settings(BaseSettings):
     registry: RegistrySettings = RegistrySettings()
     airflow: AirflowSettings = AirflowSettings()
 
+    @field_validator(*PLACES)
+    @classmethod
+    def _a_place(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return _place(value, PLACES[str(info.field_name)]) if value else None
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -314,6 +333,21 @@ class Settings(BaseSettings):
         return "/".join([self.artifacts.rstrip("/"), "runs", run_id, *parts])
 
 
+def _place(value: str, schemes: tuple[str, ...]) -> str:
+    """A path, absolute, or a URI of one of these schemes; `file://` is taken off."""
+    if value.startswith("file://"):
+        value = unquote(urlsplit(value).path)
+    scheme, there, rest = value.partition("://")
+    if not there:
+        return str(Path(value).expanduser().absolute())
+    if scheme.partition("+")[0] not in schemes:
+        supported = ", ".join(f"{name}://" for name in schemes)
+        raise ValueError(f"{scheme}:// is not supported; expected a path or {supported}")
+    if scheme == "s3" and not rest.strip("/"):
+        raise ValueError("expected s3://bucket/prefix, found no bucket")
+    return value
+
+
 def load_settings(**values: Any) -> Settings:
     """Read the settings; `values` win over the environment, the environment over the file.
 
@@ -324,8 +358,12 @@ def load_settings(**values: Any) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        lines = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
-        raise ConfigurationError("settings: " + "; ".join(lines) + "; see docs/guides/settings.md") from error
+        lines = [
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg'].removeprefix('Value error, ')}, got {e['input']!r}"
+            for e in error.errors()
+        ]
+        said = without_password("; ".join(lines))
+        raise ConfigurationError(f"settings: {said}; see docs/guides/settings.md") from None
     except (yaml.YAMLError, SettingsError, ValueError) as error:
         raise ConfigurationError(f"settings: cannot be read: {error}; see docs/guides/settings.md") from error
 

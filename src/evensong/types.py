@@ -55,10 +55,12 @@ CATEGORY_SEPARATOR = " > "
 
 #: What makes two rows of a table the same row: a second import adds only rows with a new key.
 TABLE_KEYS = {
-    "interactions": ("user_id", "item_id", "event_type", "event_timestamp", "session_id", "request_id", "position"),
+    "interactions": (
+        "user_id", "item_id", "event_type", "event_timestamp", "value", "session_id", "request_id", "position",
+    ),
     "items": ("item_id", "event_timestamp", "created_timestamp"),
     "users": ("user_id", "event_timestamp", "created_timestamp"),
-}
+}  # fmt: skip
 
 
 class Value(BaseModel):

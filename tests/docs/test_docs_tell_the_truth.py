@@ -56,3 +56,12 @@ def test_settings_guide_is_current() -> None:
         cwd=ROOT,
     ).stdout
     assert (ROOT / "docs/guides/settings.md").read_text() == written, "run `make docs`"
+
+
+def test_every_option_that_the_guide_to_ones_own_data_names_exists() -> None:
+    from evensong.data.mapping import EventMapping
+
+    known = {"--" + name.replace("_", "-") for name in EventMapping.model_fields} | {"--name", "--as-of", "--no-header"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "docs/guides/bring-your-own-data.md").read_text()))
+    assert named <= known
+    assert {"--time-zone", "--decimal", "--keep-order"} <= named

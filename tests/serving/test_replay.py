@@ -19,7 +19,7 @@ import polars as pl
 import pytest
 
 from evensong.data import storage
-from evensong.errors import RequestNotFoundError
+from evensong.errors import RequestNotFoundError, StorageError
 from evensong.monitoring import request_log
 from evensong.pipelines import explain, features, skew
 from evensong.registry import aliases, versions
@@ -165,6 +165,17 @@ def test_nothing_served_yet_is_no_skew(tmp_path: Path) -> None:
 def test_no_setting_turns_the_check_off(tmp_path: Path, values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="greater than"):
         Settings(home=tmp_path, **values)
+
+
+def test_log_that_cannot_be_read_proves_nothing(served: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(uri: str) -> bytes:
+        raise StorageError(f"{uri}: permission denied")
+
+    monkeypatch.setattr(storage, "read_bytes", unreadable)
+    monkeypatch.setattr(storage, "write_json", lambda uri, value: json.dumps(value))
+    told = json.loads(skew.run(served, NIGHT))
+    assert told["success"] is False
+    assert "the request log cannot be read" in told["message"]
 
 
 def test_requests_that_cannot_be_replayed_prove_nothing(served: Settings, tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ def evensong(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "words"),
     [
         (["import", "movielens", "nowhere"], "nowhere"),
+        (["import", "remove", "nothing"], "no source 'nothing'"),
+        (["import", "events", "https://x/e.csv", "--user", "u", "--item", "i", "--time", "t"], "https:// is not read"),
+        (["simulate", "--start", "nonsense"], "start: expected a day such as 2026-01-15, got 'nonsense'"),
         (["nightly", "--as-of", "soon"], "as_of"),
         (["nightly", "--as-of", "2026-13-45"], "as_of: expected a day such as 2026-01-15"),
         (["nightly", "--as-of", "2026-01-01", "--train-from", "nothing"], "train-from"),
@@ -69,6 +72,29 @@ def test_an_import_names_event_types_that_no_night_would_take(tmp_path: Path) ->
     assert "listen" in done.stderr
     assert "EVENSONG_VALIDATION__EVENT_TYPES=" in done.stderr
     assert json.loads(done.stdout)["interactions"] == 1
+
+
+def test_sources_are_listed_and_removed(tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("7;tea;2026-01-01T10:00:00;1,50\n")
+    mapping = ["--no-header", "--user", "1", "--item", "2", "--time", "3", "--value", "4", "--time-zone", "Asia/Tokyo"]
+    assert evensong(tmp_path, "import", "events", "orders.csv", *mapping).returncode == 0
+    [source] = json.loads(evensong(tmp_path, "import", "list", "--json").stdout)
+    assert (source["name"], source["kind"], source["location"]) == ("orders", "events", str(tmp_path / "orders.csv"))
+    assert source["mapping"]["header"] is False
+    assert "orders" in evensong(tmp_path, "import", "list").stdout
+    assert json.loads(evensong(tmp_path, "import", "remove", "orders", "--json").stdout)["removed"] == "orders"
+    assert json.loads(evensong(tmp_path, "import", "list", "--json").stdout) == []
+
+
+def test_an_import_beside_the_simulated_shop_says_so(tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("who,what,moment\nann,tea,2026-01-01\n")
+    (tmp_path / "state" / "lake" / "sources").mkdir(parents=True)
+    entry = json.dumps({"kind": "contract", "location": str(tmp_path), "mapping": None})
+    (tmp_path / "state" / "lake" / "sources" / "simulator.json").write_text(entry)
+    done = evensong(tmp_path, "import", "events", "orders.csv", "--user", "who", "--item", "what", "--time", "moment")
+    assert done.returncode == 0
+    assert "the data of simulator" in done.stderr
+    assert "EVENSONG_HOME=" in done.stderr
 
 
 def test_doctor_examines_an_empty_home_without_fault(tmp_path: Path) -> None:

@@ -55,3 +55,28 @@ def test_places_are_absolute_and_below_home(empty_folder: Path) -> None:
     settings = load_settings(home=Path("state"))
     assert settings.lake == str(empty_folder / "state" / "lake")
     assert settings.tracking.startswith(f"sqlite:///{empty_folder}")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("lake_uri", "gs://bucket/lake", "lake_uri: gs:// is not supported; expected a path or s3://"),
+        ("artifacts_uri", "https://host/x", "artifacts_uri: https:// is not supported"),
+        ("lake_uri", "s3://", "found no bucket"),
+        ("online_store_uri", "mongodb://ann:secret@host/0", "expected a path or redis://"),
+        ("feast_registry_uri", "redis://host/0", "expected a path or postgresql://"),
+    ],
+)
+def test_a_place_of_an_unknown_scheme_is_refused(place: str, value: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as error:
+        load_settings(**{place: value})
+    assert "secret" not in str(error.value)
+
+
+def test_a_place_may_be_a_path_a_file_uri_or_its_own_scheme(empty_folder: Path) -> None:
+    assert load_settings(lake_uri="file:///my%20shop/lake").lake == "/my shop/lake"
+    assert load_settings(lake_uri="lake").lake == str(empty_folder / "lake"), "the same in every process"
+    assert load_settings(lake_uri="s3://bucket/lake").lake == "s3://bucket/lake"
+    assert load_settings(lake_uri="").lake == str(empty_folder / "var" / "lake")
+    registry = "postgresql+psycopg2://ann@host/feast"
+    assert load_settings(feast_registry_uri=registry).feast_registry == registry

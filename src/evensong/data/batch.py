@@ -23,7 +23,7 @@ class Batch:
     items: Frame = field(default_factory=lambda: lake.empty("items"))
     users: Frame = field(default_factory=lambda: lake.empty("users"))
     first_items: Frame = field(default_factory=lambda: lake.empty("items"))
-    """One row an item, for those items only that the lake has never heard of."""
+    """One row an item, for those items only of which the lake has not heard by then."""
     first_users: Frame = field(default_factory=lambda: lake.empty("users"))
     """The same for users."""
     catalogue_items: Frame = field(default_factory=lambda: lake.empty("items"))
@@ -33,6 +33,26 @@ class Batch:
     """The same for users."""
     moment: datetime | None = None
     """When the newest of the interactions became known."""
+
+
+def arrived(events: Frame, now: datetime) -> Frame:
+    """The events with `created_timestamp` wherever their source says nothing of it.
+
+    An event became known when it happened; one that is dated after `now`, the moment of the import, became known then,
+    and not when it says that it will happen: so validation finds it.
+    """
+    own = ["created_timestamp"] if "created_timestamp" in events.columns else []
+    moment = pl.lit(now, dtype=TIMESTAMP)
+    by_now = pl.when(pl.col("event_timestamp") > moment).then(moment).otherwise("event_timestamp")
+    return events.with_columns(created_timestamp=pl.coalesce(*own, by_now))
+
+
+def earlier(rows: Frame, known: Frame, key: str) -> Frame:
+    """Those of the `rows` that tell of an id before any of the `known` ones does; so every row of an unknown id."""
+    since = pl.max_horizontal("event_timestamp", "created_timestamp")
+    first = known.group_by(key).agg(known_since=since.min())
+    compared = rows.join(first, key, "left", maintain_order="left")
+    return compared.filter(pl.col("known_since").is_null() | (since < pl.col("known_since"))).drop("known_since")
 
 
 def first_users(events: Frame, attributes: Sequence[str] = ()) -> Frame:
@@ -83,11 +103,12 @@ def changed_items(events: Frame, attributes: Sequence[str] = ()) -> Frame:
 
 
 def restated(catalogue: Frame, known: Frame, key: str, moment: datetime) -> Frame:
-    """What a list without times adds to the `known` rows: every row of a new id, and what it says anew of the others.
+    """What a list without times adds to the `known` rows: what tells of an id before they do (so all of a new one), and
+    what it says anew of the others.
 
     The latter is stamped with `moment`; where the lake already knows something as new as that, it stays.
     """
-    new = catalogue.join(known, key, "anti", maintain_order="left")
+    new = earlier(catalogue, known, key)
     said = [name for name in catalogue.columns if name not in ("event_timestamp", "created_timestamp")]
     newest = known.sort(key, "event_timestamp", "created_timestamp").unique(key, keep="last", maintain_order=True)
     older = newest.filter((pl.col("event_timestamp") < moment) & (pl.col("created_timestamp") < moment))
@@ -113,14 +134,19 @@ def as_json(columns: Sequence[str]) -> pl.Expr:
 
 
 def keep_order(events: Frame) -> Frame:
-    """The k-th of a user's events of one moment is stamped k µs later, so that the file's order survives."""
+    """The k-th of a user's events of one moment is stamped k µs later, so that their file's order survives.
+
+    `events` are those of one file: counted over several, a new file would give the events of the others new times.
+    """
     place = pl.int_range(pl.len()).over("user_id", "event_timestamp")
     return events.with_columns(event_timestamp=pl.col("event_timestamp") + pl.duration(microseconds=place))
 
 
 def _first(events: Frame, key: str) -> Frame:
     known = events.filter(pl.col(key).is_not_null() & pl.col("event_timestamp").is_not_null())
-    known = known.sort(key, "created_timestamp", "event_timestamp", maintain_order=True)
+    known = known.sort(
+        key, pl.max_horizontal("created_timestamp", "event_timestamp"), "event_timestamp", maintain_order=True
+    )
     return known.unique(key, keep="first", maintain_order=True)
 
 

@@ -8,37 +8,41 @@ from typing import Any, cast
 
 import polars as pl
 
-from evensong.data import batch, lake, tabular
+from evensong.data import batch, lake, sql, tabular, values
 from evensong.data.batch import Batch
 from evensong.data.mapping import EventMapping
 from evensong.errors import SourceError
-from evensong.types import Frame
+from evensong.types import TIMESTAMP, Frame
 
 #: Types that stand for themselves when no column has their name; any other constant is taken for a misspelt column.
 EVENT_TYPES = ("impression", "view", "click", "cart", "purchase", "rating", "return", "dwell")
 
 
-def read(location: str, mapping: EventMapping) -> Batch:
-    """Everything that the source holds, in the lake's columns.
+def read(location: str, mapping: EventMapping, now: datetime) -> Batch:
+    """Everything that the source holds at the moment `now`, in the lake's columns.
 
     Items and users that nobody describes become known with their first event.
 
     Raises:
-        SourceError: a file, table or column is missing, a value cannot be read, or there is no row.
+        SourceError: a file, table or column is missing, a value cannot be read, there is no row, or the mapping asks
+            for an order that an SQL table does not have.
     """
+    if mapping.keep_order and sql.is_sql(location):
+        raise SourceError(
+            f"{sql.shown(location)}: --keep-order keeps the order of a file, and an SQL table has none; to tell a "
+            "user's events of one moment apart, map a column that differs, such as the row's id, with --request"
+        )
     rows = _rows(location, mapping)
     if rows.is_empty():
-        raise SourceError(
-            f"{tabular.shown(location)}: expected at least one event, found none; is it the right source?"
-        )
-    if mapping.keep_order:
-        rows = batch.keep_order(rows)
-    if mapping.created is None:
-        rows = rows.with_columns(created_timestamp=pl.col("event_timestamp"))
+        raise SourceError(f"{sql.shown(location)}: expected at least one event, found none; is it the right source?")
+    rows = batch.arrived(rows, now)
     kept = [name for name in lake.SCHEMAS["interactions"] if name in rows.columns]
     interactions = lake.conform("interactions", rows.select(kept))
     about: dict[str, Any] = _about_items(mapping, rows) | _about_users(mapping, rows)
-    return Batch(interactions, **about, moment=cast(datetime | None, interactions["created_timestamp"].max()))
+    # what is dated ahead says nothing of when the list of items was as it is
+    sound = interactions.filter(pl.col("event_timestamp") <= pl.lit(now, dtype=TIMESTAMP))
+    newest = (sound if sound.height else interactions)["created_timestamp"].max()
+    return Batch(interactions, **about, moment=cast(datetime | None, newest))
 
 
 def _rows(location: str, mapping: EventMapping) -> Frame:
@@ -58,22 +62,34 @@ def _rows(location: str, mapping: EventMapping) -> Frame:
         columns |= {f"user {name}": name for name in mapping.user_attributes}
     if mapping.event_type not in EVENT_TYPES:
         columns["event_type"] = mapping.event_type
-    parts = _read(location, mapping.table, columns, mapping.separator)
-    rows = pl.concat([_typed(part, where, mapping, columns) for where, part in parts.items()], how="vertical_relaxed")
+    parts = _read(location, mapping.table, columns, mapping)
+    if mapping.keep_order:
+        parts = [batch.keep_order(part) for part in parts]
+    rows = _together(location, parts)
     if rows.height and rows["event_timestamp"].null_count() == rows.height:
-        raise SourceError(
-            f"{tabular.shown(location)}: column {mapping.time!r} holds no time at all; map another column"
-        )
+        raise SourceError(f"{sql.shown(location)}: column {mapping.time!r} holds no time at all; map another column")
     if "event_type" not in rows.columns:
         rows = rows.with_columns(event_type=pl.lit(mapping.event_type))
     return rows
 
 
-def _read(location: str, table: str | None, columns: Mapping[str, str], separator: str | None) -> dict[str, Frame]:
-    """Each file's (or the SQL table's) columns, by where they are from."""
-    if tabular.is_sql(location):
-        return {f"{tabular.shown(location)} table {table}": tabular.read_sql(location, table, columns)}
-    return {uri: tabular.read_file(uri, columns, separator) for uri in tabular.files(location)}
+def _read(location: str, table: str | None, columns: Mapping[str, str], mapping: EventMapping) -> list[Frame]:
+    """Each file's (or the SQL table's) columns, typed."""
+    if sql.is_sql(location):
+        where = f"{sql.shown(location)} table {table}"
+        return [_typed(sql.read(location, table, columns), where, mapping, columns)]
+    uris = tabular.files(location)
+    return [_typed(tabular.read_file(uri, columns, mapping.text), uri, mapping, columns) for uri in uris]
+
+
+def _together(location: str, parts: list[Frame]) -> Frame:
+    try:
+        return pl.concat(parts, how="vertical_relaxed")
+    except pl.exceptions.PolarsError as error:
+        raise SourceError(
+            f"{sql.shown(location)}: a column is of one kind in one file and of another in the next: "
+            f"{tabular.first_line(error)}; give it one kind in all of them"
+        ) from error
 
 
 def _typed(rows: Frame, where: str, mapping: EventMapping, names: Mapping[str, str]) -> Frame:
@@ -81,14 +97,24 @@ def _typed(rows: Frame, where: str, mapping: EventMapping, names: Mapping[str, s
     found: list[pl.Series] = []
     for column in rows.get_columns():
         shown = column.alias(names[column.name])
-        if column.name in ("event_timestamp", "created_timestamp"):
-            shown = tabular.times(shown, where, mapping.time_format)
+        if column.name.startswith("category ") and isinstance(column.dtype, pl.List):
+            shown = shown.cast(pl.List(pl.String)).list.join(">", ignore_nulls=True)
+        elif column.name.startswith(("item ", "user ")):
+            shown = values.plain(shown)
+        elif column.dtype.is_nested():
+            raise SourceError(
+                f"{where}: column {shown.name!r}: expected one value a row, found {column.dtype}; name a field of "
+                f"it, such as {shown.name}.id"
+            )
+        elif column.name in ("event_timestamp", "created_timestamp"):
+            read = values.times(shown, where, mapping.time_format, mapping.time_zone)
+            shown = values.within_their_day(read)
         elif column.name in ("value", "propensity", "price"):
-            shown = tabular.numbers(shown, where)
+            shown = values.numbers(shown, where, mapping.decimal)
         elif column.name == "position":
-            shown = tabular.numbers(shown, where).cast(pl.Int32)
+            shown = values.whole_numbers(shown, where)
         elif column.name in lake.SCHEMAS["interactions"] or column.name in lake.SCHEMAS["items"]:
-            shown = tabular.ids(shown)
+            shown = values.ids(shown)
         found.append(shown.alias(column.name))
     typed = pl.DataFrame(found)
     if categories := [name for name in typed.columns if name.startswith("category ")]:
@@ -113,8 +139,10 @@ def _about_items(mapping: EventMapping, events: Frame) -> dict[str, Frame]:
     rows = rows.rename({f"item {name}": name for name in attributes})
     kept = [name for name in lake.SCHEMAS["items"] if name in rows.columns and name != "attributes"]
     described = lake.conform("items", rows.select(*kept, batch.as_json(attributes)))
-    others = batch.first_items(events).join(described, "item_id", "anti")
-    return {"items" if mapping.items_time else "catalogue_items": described, "first_items": others}
+    first = batch.first_items(events)
+    if mapping.items_time:
+        return {"items": described, "first_items": first}
+    return {"catalogue_items": described, "first_items": first.join(described, "item_id", "anti")}
 
 
 def _about_users(mapping: EventMapping, events: Frame) -> dict[str, Frame]:
@@ -128,8 +156,10 @@ def _about_users(mapping: EventMapping, events: Frame) -> dict[str, Frame]:
     rows = rows.rename({f"user {name}": name for name in attributes})
     kept = ["user_id", "event_timestamp", "created_timestamp"]
     described = lake.conform("users", rows.select(*kept, batch.as_json(attributes)))
-    others = batch.first_users(events).join(described, "user_id", "anti")
-    return {"users" if mapping.users_time else "catalogue_users": described, "first_users": others}
+    first = batch.first_users(events)
+    if mapping.users_time:
+        return {"users": described, "first_users": first}
+    return {"catalogue_users": described, "first_users": first.join(described, "user_id", "anti")}
 
 
 def _catalogue(
@@ -139,15 +169,14 @@ def _catalogue(
     key = next(iter(columns))
     if time is not None:
         columns = columns | {"event_timestamp": time}
-    parts = _read(location, table, columns, mapping.separator)
-    rows = pl.concat([_typed(part, where, mapping, columns) for where, part in parts.items()], how="vertical_relaxed")
+    rows = _together(location, _read(location, table, columns, mapping))
     if rows.is_empty():
-        raise SourceError(
-            f"{tabular.shown(location)}: expected at least one row, found none; leave it out, or correct it"
-        )
+        raise SourceError(f"{sql.shown(location)}: expected at least one row, found none; leave it out, or correct it")
     if time is not None:
         return rows.with_columns(created_timestamp=pl.col("event_timestamp"))
     moments = ["event_timestamp", "created_timestamp"]
+    # an event that is dated ahead of its arrival says nothing of when what it is about will be there
+    events = events.with_columns(event_timestamp=pl.min_horizontal(*moments))
     seen = events.group_by(key).agg(pl.col(moments).min())
     rows = rows.join(seen, key, "left", maintain_order="left")
     return rows.with_columns(pl.col(name).fill_null(events[name].min()) for name in moments)

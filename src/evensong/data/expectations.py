@@ -162,6 +162,7 @@ def row_rules(table: str, settings: Settings) -> list[Rule]:
         Rule("ExpectColumnValuesToNotBeNull", "event_timestamp", "event_timestamp is missing"),
         Rule("ExpectColumnValuesToBeBetween", "event_year", "event_timestamp is before 1971", {"min_value": 1971}),
     ]
+    times.append(Rule("ExpectColumnValuesToBeNull", "never_known", "created_timestamp is missing"))
     first = Rule("ExpectColumnValuesToBeInSet", REPEAT, DUPLICATE, {"value_set": [0]})
     if table == "users":
         return [Rule("ExpectColumnValuesToNotBeNull", "user_id", NO_USER), *times, first]
@@ -217,10 +218,13 @@ def row_rules(table: str, settings: Settings) -> list[Rule]:
     ]
 
 
-def share_rule(table: str, limits: ValidationSettings) -> Rule:
-    """At most this share of a night's rows is bad."""
-    most = limits.max_quarantined_share
+def share_rule(table: str, limits: ValidationSettings, quarantined: int) -> Rule:
+    """At most this share of a night's rows is bad; a handful of `quarantined` ones says nothing about a source."""
+    few = quarantined < limits.min_quarantined_rows
+    most = 1.0 if few else limits.max_quarantined_share
     message = f"expected at most a share of {most:g} of the rows to be quarantined"
+    if few:
+        message += f" (any of fewer than {limits.min_quarantined_rows} rows, validation.min_quarantined_rows)"
     return Rule("ExpectColumnValuesToBeBetween", f"quarantined_share_of_{table}", message, {"max_value": most})
 
 
@@ -264,13 +268,22 @@ def _outcome(table: str, rule: Rule, success: bool | None, message: str, unexpec
 
 def _subject(table: str, rows: Frame, known: Mapping[str, pl.Series]) -> Frame:
     """The columns that the rules are about; a row's place in it is its place in `rows`."""
+    happened = pl.col("event_timestamp").is_not_null()
+    never = pl.when(happened & pl.col("created_timestamp").is_null()).then("event_timestamp").alias("never_known")
     year = pl.col("event_timestamp").dt.year().alias("event_year")
     if table == "users":
-        return rows.select("user_id", "event_timestamp", year, REPEAT)
+        return rows.select("user_id", "event_timestamp", year, never, REPEAT)
     if table == "items":
         other = pl.col("attributes").str.contains(r'"product":\s*false')
         return rows.select(
-            "item_id", "title", "price", "event_timestamp", year, REPEAT, not_a_product=pl.when(other).then("item_id")
+            "item_id",
+            "title",
+            "price",
+            "event_timestamp",
+            year,
+            never,
+            REPEAT,
+            not_a_product=pl.when(other).then("item_id"),
         )
     until = (pl.col("created_timestamp") - pl.col("event_timestamp")).dt.total_microseconds() / 1e6
     unknown = {
@@ -282,6 +295,7 @@ def _subject(table: str, rows: Frame, known: Mapping[str, pl.Series]) -> Frame:
         "item_id",
         "event_timestamp",
         year,
+        never,
         "event_type",
         "value",
         "position",

@@ -55,8 +55,13 @@ class Lake:
         A row is known when both its `event_timestamp` and its `created_timestamp` are at or before `as_of`; a table
         with just one time column is cut by that one. `version` reads the table as an earlier commit left it. A table
         that nobody wrote yet is empty.
+
+        Raises:
+            StorageError: as `scan`, or the store cannot be reached.
         """
-        return in_order(table, self.scan(table, as_of, version=version).collect())
+        rows = self.scan(table, as_of, version=version)
+        with storage.reaching(storage.join(self.uri, table)):
+            return in_order(table, rows.collect())
 
     def scan(self, table: str, as_of: datetime | None = None, *, version: int | None = None) -> pl.LazyFrame:
         """The same rows as `read`, lazily and in no particular order.
@@ -153,7 +158,8 @@ class Lake:
 
         uri = storage.join(self.uri, table)
         try:
-            return DeltaTable(uri, version=version, storage_options=storage.storage_options(uri) or None)
+            with storage.reaching(uri):
+                return DeltaTable(uri, version=version, storage_options=storage.storage_options(uri) or None)
         except TableNotFoundError:
             if version is None:
                 return None
@@ -171,7 +177,8 @@ class Lake:
             held = held.filter(
                 pl.col("event_timestamp").is_between(rows["event_timestamp"].min(), rows["event_timestamp"].max())
             )
-        return held.select(keys).collect()
+        with storage.reaching(self.uri):
+            return held.select(keys).collect()
 
     def _commit(self, table: str, rows: Frame, found: Any, **options: Any) -> bool:
         """Whether the rows went in as the commit right after `found`, or as the very first one."""
@@ -183,13 +190,14 @@ class Lake:
             # an append would join a table that another writer has created since we looked
             options = {"mode": "error"}
         try:
-            write_deltalake(
-                uri if found is None else found,
-                rows,
-                storage_options=storage.storage_options(uri) or None,
-                commit_properties=CommitProperties(max_commit_retries=0),
-                **options,
-            )
+            with storage.reaching(uri):
+                write_deltalake(
+                    uri if found is None else found,
+                    rows,
+                    storage_options=storage.storage_options(uri) or None,
+                    commit_properties=CommitProperties(max_commit_retries=0),
+                    **options,
+                )
         except CommitFailedError:
             return False
         except DeltaError as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from evensong.data import values
+from evensong.data.tabular import TextFormat
 from evensong.errors import SourceError
 from evensong.types import Value
 
@@ -28,17 +30,31 @@ class EventMapping(Value):
     propensity: str | None = Field(None, description="Column of the logging policy's probability.")
     created: str | None = Field(None, description="Column of the moment at which the row became known; else its time.")
     time_format: str | None = Field(None, description="How times are written, such as %d.%m.%Y %H:%M, if not ISO.")
+    time_zone: str | None = Field(
+        None, description="Zone of times that name none, such as Europe/Berlin; else they are UTC."
+    )
     separator: str | None = Field(None, description="What separates the columns of a text file, if it is not plain.")
+    encoding: str | None = Field(
+        None, description="How a text file is encoded, such as cp1251; else UTF-8 or Windows-1252, by its content."
+    )
+    header: bool = Field(True, description="The first line names the columns; without it they are called 1, 2, 3 …")
+    decimal: Literal[".", ","] | None = Field(
+        None, description="The decimal mark, '.' or ',', where '1,234' could mean two things."
+    )
     table: str | None = Field(None, description="The table, for an SQL source.")
     guests: bool = Field(False, description="Rows without a user are usual: quarantined, not held against the source.")
-    keep_order: bool = Field(False, description="A user's events of one moment happened in the file's order.")
+    keep_order: bool = Field(
+        False, description="A user's events of one moment happened in their file's order, and are all different ones."
+    )
 
     title: str | None = Field(None, description="Column of the item's title.")
-    category: tuple[str, ...] = Field((), max_length=3, description="Columns of the item's category, broad to narrow.")
+    category: tuple[str, ...] = Field(
+        (), max_length=3, description="Columns of the item's category, broad to narrow, once for each."
+    )
     price: str | None = Field(None, description="Column of the item's price.")
     image: str | None = Field(None, description="Column of the item's image URI.")
-    item_attributes: tuple[str, ...] = Field((), description="Other columns to keep about the item.")
-    user_attributes: tuple[str, ...] = Field((), description="Columns to keep about the user.")
+    item_attributes: tuple[str, ...] = Field((), description="Other columns to keep about the item, once for each.")
+    user_attributes: tuple[str, ...] = Field((), description="Columns to keep about the user, once for each.")
 
     items: str | None = Field(None, description="Where the items are described: a file, a folder or an SQL URL.")
     items_id: str | None = Field(
@@ -62,6 +78,23 @@ class EventMapping(Value):
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("separator")
+    @classmethod
+    def _as_typed(cls, value: str | None) -> str | None:
+        return {"\\t": "\t", "tab": "\t"}.get(value, value) if value else value
+
+    @field_validator("time_zone")
+    @classmethod
+    def _a_zone(cls, value: str | None) -> str | None:
+        if value is not None and not values.is_time_zone(value):
+            raise ValueError(f"no time zone {value!r}; expected a name such as Europe/Berlin")
+        return value
+
+    @property
+    def text(self) -> TextFormat:
+        """How its text files are written."""
+        return TextFormat(self.separator, self.encoding, self.header)
+
 
 def read_mapping(**columns: Any) -> EventMapping:
     """A mapping from loose values, such as a command line's; what is None counts as not given.
@@ -72,7 +105,8 @@ def read_mapping(**columns: Any) -> EventMapping:
     try:
         return EventMapping(**{key: value for key, value in columns.items() if value not in (None, (), [])})
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors()]
+        said = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+        problems = [f"{place}: {text[:1].lower()}{text[1:]}" for place, text in said]
         raise SourceError(
             f"mapping: {'; '.join(problems)}; it may have {', '.join(EventMapping.model_fields)}"
         ) from error

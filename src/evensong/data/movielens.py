@@ -12,7 +12,7 @@ from typing import cast
 
 import polars as pl
 
-from evensong.data import batch, lake, storage, tabular
+from evensong.data import batch, lake, storage, tabular, values
 from evensong.data.batch import Batch
 from evensong.errors import SourceError, StorageError
 from evensong.types import CATEGORY_SEPARATOR, Frame
@@ -36,14 +36,14 @@ OCCUPATIONS = (
 COMPUTED = ("item_id", "title", "genres", "release_date")
 
 
-def read(location: str) -> Batch:
-    """Ratings, movies and users of a MovieLens folder.
+def read(location: str, now: datetime) -> Batch:
+    """Ratings, movies and users of a MovieLens folder, as it is at the moment `now`.
 
     Raises:
         SourceError: the folder holds no edition that we know, or a file of it cannot be read.
     """
     edition, (ratings_uri, movies_uri, users_uri) = _edition(location)
-    ratings = _ratings(edition, ratings_uri)
+    ratings = lake.conform("interactions", batch.arrived(_ratings(edition, ratings_uri), now))
     if ratings.is_empty():
         raise SourceError(f"{ratings_uri}: expected ratings, found none; download the data set again")
     if edition == "MovieLens 100K":
@@ -61,7 +61,10 @@ def read(location: str) -> Batch:
 
 def fingerprints(location: str) -> dict[str, str]:
     """Each file of the edition with a mark that changes when the file does."""
-    return {uri: storage.fingerprint(uri) for uri in _edition(location)[1]}
+    try:
+        return {uri: storage.fingerprint(uri) for uri in _edition(location)[1]}
+    except StorageError as error:
+        raise SourceError(str(error)) from error
 
 
 def _edition(location: str) -> tuple[str, tuple[str, str, str]]:
@@ -90,14 +93,14 @@ def _ratings(edition: str, uri: str) -> Frame:
     raw = raw.rename(dict(zip(raw.columns, ("user", "item", "rating", "time"), strict=True)))
     rows = pl.DataFrame(
         [
-            tabular.ids(raw["user"]).alias("user_id"),
-            tabular.ids(raw["item"]).alias("item_id"),
-            tabular.times(raw["time"], uri).alias("event_timestamp"),
-            tabular.numbers(raw["rating"], uri).alias("value"),
+            values.ids(raw["user"]).alias("user_id"),
+            values.ids(raw["item"]).alias("item_id"),
+            values.times(raw["time"], uri).alias("event_timestamp"),
+            values.numbers(raw["rating"], uri).alias("value"),
         ]
     ).with_columns(event_type=pl.lit("rating"))
     # the Parquet edition's order within a user is exact where its times are not
-    return lake.conform("interactions", batch.keep_order(rows) if uri.endswith(".parquet") else rows)
+    return batch.keep_order(rows) if uri.endswith(".parquet") else rows
 
 
 def _movies_100k(uri: str) -> Frame:

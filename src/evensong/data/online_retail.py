@@ -11,7 +11,7 @@ from typing import cast
 
 import polars as pl
 
-from evensong.data import batch, lake, tabular
+from evensong.data import batch, lake, tabular, values
 from evensong.data.batch import Batch
 from evensong.errors import SourceError
 from evensong.types import Frame
@@ -34,11 +34,12 @@ NOT_PRODUCTS = (
     r"\?.*|check(s|ed)?|damage[sd]?\W*|damages .*|found( .*)?|lost( .*)?|missing|"
     r"thrown away.*|mixed up|smashed|wet( .*)?|wrongly .*"
 )
-TIME_FORMAT_2010 = "%m/%d/%Y %H:%M"
+#: How a spreadsheet writes times as text, depending on whose it is: the published CSV has months first.
+TIME_FORMATS = ("%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%d.%m.%Y %H:%M", "%m/%d/%y %H:%M", "%d/%m/%y %H:%M")
 
 
-def read(location: str) -> Batch:
-    """The shop's lines as interactions, its products as items, its customers as users.
+def read(location: str, now: datetime) -> Batch:
+    """The shop's lines as interactions, its products as items, its customers as users, as they are at `now`.
 
     An event's value is quantity × unit price, negative for a return. An item becomes known with its first sale, at that
     sale's price; a materially other price holds from the month after it was seen. An item's id is its stock code, or
@@ -48,10 +49,17 @@ def read(location: str) -> Batch:
         SourceError: the file is missing, empty, or has other columns.
     """
     lines = pl.concat([_lines(uri) for uri in tabular.files(location)], how="vertical_relaxed")
+    lines = batch.arrived(lines, now)
     if lines.is_empty():
         raise SourceError(f"{location}: expected invoice lines, found none; download the data set again")
     interactions = lines.select(
-        "user_id", "item_id", "event_type", "event_timestamp", "session_id", value=pl.col("quantity") * pl.col("price")
+        "user_id",
+        "item_id",
+        "event_type",
+        "event_timestamp",
+        "session_id",
+        "created_timestamp",
+        value=pl.col("quantity") * pl.col("price"),
     )
     sold = lines.filter((pl.col("quantity") > 0) & (pl.col("price") > 0))
     about = ("product",)
@@ -60,7 +68,7 @@ def read(location: str) -> Batch:
         items=batch.changed_items(sold, about),
         first_items=batch.first_items(sold, about),
         first_users=batch.first_users(lines, ("country",)),
-        moment=cast(datetime | None, lines["event_timestamp"].max()),
+        moment=cast(datetime | None, lines["created_timestamp"].max()),
     )
 
 
@@ -76,22 +84,20 @@ def _lines(uri: str) -> Frame:
     raw = tabular.read_file(uri, called)
     wording = raw["description"].cast(pl.String).str.strip_chars().str.replace_all(r"\s+", " ")
     wording = wording.set(wording == "", None)
-    quantity = tabular.numbers(raw["quantity"], uri)
-    moments = tabular.times(raw["time"], uri, _time_format(raw["time"]))
+    quantity = values.numbers(raw["quantity"], uri)
     rows = pl.DataFrame(
         [
-            tabular.ids(raw["customer"]).alias("user_id"),
+            values.ids(raw["customer"]).alias("user_id"),
             wording.alias("title"),
             quantity.alias("quantity"),
-            tabular.numbers(raw["price"], uri).alias("price"),
-            moments.alias("event_timestamp"),
-            moments.alias("created_timestamp"),
+            values.numbers(raw["price"], uri).alias("price"),
+            values.times(raw["time"], uri, _time_format(raw["time"])).alias("event_timestamp"),
             raw["country"].cast(pl.String).alias("country"),
         ]
     )
     slug = pl.col("title").str.to_lowercase().str.replace_all(r"[^a-z0-9]+", "-").str.strip_chars("-")
-    code = tabular.ids(raw["code"]).str.to_uppercase() if "code" in called else slug
-    session = tabular.ids(raw["invoice"]) if "invoice" in called else pl.lit(None, pl.String)
+    code = values.ids(raw["code"]).str.to_uppercase() if "code" in called else slug
+    session = values.ids(raw["invoice"]) if "invoice" in called else pl.lit(None, pl.String)
     return rows.with_columns(
         item_id=code if isinstance(code, pl.Expr) else pl.Series(code),
         session_id=session,
@@ -101,6 +107,8 @@ def _lines(uri: str) -> Frame:
 
 
 def _time_format(times: pl.Series) -> str | None:
-    """The first CSV edition writes months first: 12/1/2010 8:26."""
-    slashed = times.dtype == pl.String and times.drop_nulls().str.contains(r"^\d{1,2}/\d{1,2}/\d{4} ").all()
-    return TIME_FORMAT_2010 if slashed else None
+    """The first format that reads every time; None where they are ISO text, or no text at all."""
+    if times.dtype != pl.String or not times.str.contains(r"^\d{1,2}[/.]\d{1,2}[/.]\d{2,4} ").any():
+        return None
+    readable = [f for f in TIME_FORMATS if times.str.to_datetime(f, strict=False).null_count() == times.null_count()]
+    return readable[0] if readable else TIME_FORMATS[0]

@@ -6,12 +6,22 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import boto3
 import polars as pl
-from botocore.exceptions import ClientError
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
 
 from evensong.errors import StorageError
 from evensong.types import Frame
@@ -28,60 +38,89 @@ def join(uri: str, *parts: str) -> str:
 
 
 def storage_options(uri: str) -> dict[str, str]:
-    """What polars and deltalake need to reach the URI: empty for a local path, boto3's credentials for S3."""
+    """What polars and deltalake need to reach the URI: empty for a local path, boto3's credentials for S3.
+
+    Raises:
+        StorageError: boto3 knows no credentials.
+    """
     if not is_remote(uri):
         return {}
     session = boto3.Session()
     options = {"aws_region": session.region_name or "us-east-1", "aws_conditional_put": "etag"}
-    if credentials := session.get_credentials():
+    with reaching(uri):
+        credentials = session.get_credentials()
+        if credentials is None:
+            # left to themselves, they would look for a cloud's metadata service, and for long
+            raise NoCredentialsError
         frozen = credentials.get_frozen_credentials()
-        options |= {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
-        if frozen.token:
-            options["aws_session_token"] = frozen.token
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+    options |= {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
+    if frozen.token:
+        options["aws_session_token"] = frozen.token
+    if endpoint := _endpoint():
         options["aws_endpoint_url"] = endpoint
         if endpoint.startswith("http://"):
             options["aws_allow_http"] = "true"
     return options
 
 
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Let what S3 or the file system answers about the URI be a StorageError that says what came and what to do."""
+    try:
+        yield
+    except (ClientError, BotoCoreError, Boto3Error, OSError) as error:
+        raise StorageError(f"{uri}: {_said(uri, error)}") from error
+
+
 def exists(uri: str) -> bool:
-    """Whether a file or a folder with content is there."""
-    if not is_remote(uri):
-        return Path(uri).exists()
-    bucket, key = _split(uri)
-    found = _client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1000).get("Contents", [])
-    return any(entry["Key"] == key or entry["Key"].startswith(key.rstrip("/") + "/") for entry in found)
+    """Whether a file or a folder with content is there.
+
+    Raises:
+        StorageError: the place cannot be asked: no credentials, no bucket, no answer, no permission.
+    """
+    with reaching(uri):
+        if not is_remote(uri):
+            return Path(uri).exists()
+        bucket, key = _split(uri)
+        return _first_key(bucket, key) == key or _first_key(bucket, f"{key.rstrip('/')}/" if key else "") is not None
+
+
+def is_file(uri: str) -> bool:
+    """Whether one file is there under this very URI."""
+    with reaching(uri):
+        if not is_remote(uri):
+            return Path(uri).is_file()
+        bucket, key = _split(uri)
+        return _first_key(bucket, key) == key
 
 
 def read_bytes(uri: str) -> bytes:
     """The content of one file.
 
     Raises:
-        StorageError: nothing is there.
+        StorageError: nothing is there, or it cannot be read.
     """
-    try:
+    with reaching(uri):
         if not is_remote(uri):
             return Path(uri).read_bytes()
         bucket, key = _split(uri)
         content: bytes = _client().get_object(Bucket=bucket, Key=key)["Body"].read()
         return content
-    except (FileNotFoundError, ClientError) as error:
-        raise StorageError(f"{uri}: expected a file, found none; run the step that writes it first") from error
 
 
 def write_bytes(uri: str, content: bytes) -> str:
     """Write one file, whole or not at all, and return its URI."""
-    if is_remote(uri):
-        bucket, key = _split(uri)
-        _client().put_object(Bucket=bucket, Key=key, Body=content)
+    with reaching(uri):
+        if is_remote(uri):
+            bucket, key = _split(uri)
+            _client().put_object(Bucket=bucket, Key=key, Body=content)
+            return uri
+        path = Path(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        draft.write_bytes(content)
+        draft.replace(path)
         return uri
-    path = Path(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    draft.write_bytes(content)
-    draft.replace(path)
-    return uri
 
 
 def create_bytes(uri: str, content: bytes) -> str:
@@ -93,41 +132,45 @@ def create_bytes(uri: str, content: bytes) -> str:
     taken = StorageError(f"{uri}: expected nothing there, found a file; another process wrote it first")
     if is_remote(uri):
         bucket, key = _split(uri)
-        try:
-            _client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
-        except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
-                raise taken from error
-            raise
+        with reaching(uri):
+            try:
+                _client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+                    raise taken from error
+                raise
         return uri
-    path = Path(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    draft.write_bytes(content)
-    try:
-        os.link(draft, path)
-    except FileExistsError as error:
-        raise taken from error
-    finally:
-        draft.unlink()
+    with reaching(uri):
+        path = Path(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        draft.write_bytes(content)
+        try:
+            os.link(draft, path)
+        except FileExistsError as error:
+            raise taken from error
+        finally:
+            draft.unlink()
     return uri
 
 
 def remove(uri: str) -> None:
     """Remove one file; nothing happens when there is none."""
-    if is_remote(uri):
-        bucket, key = _split(uri)
-        _client().delete_object(Bucket=bucket, Key=key)
-    else:
-        Path(uri).unlink(missing_ok=True)
+    with reaching(uri):
+        if is_remote(uri):
+            bucket, key = _split(uri)
+            _client().delete_object(Bucket=bucket, Key=key)
+        else:
+            Path(uri).unlink(missing_ok=True)
 
 
 def remove_folder(uri: str) -> None:
     """Remove a folder with everything below it; nothing happens when there is none."""
     if is_remote(uri):
         bucket, prefix = _split(uri)
-        for key in _keys(bucket, prefix.rstrip("/") + "/"):
-            _client().delete_object(Bucket=bucket, Key=key)
+        with reaching(uri):
+            for key in _marks(bucket, prefix.rstrip("/") + "/"):
+                _client().delete_object(Bucket=bucket, Key=key)
     elif Path(uri).exists():
         shutil.rmtree(uri)
 
@@ -143,23 +186,32 @@ def write_json(uri: str, value: Any) -> str:
 
 
 def read_frame(uri: str) -> Frame:
-    """A Parquet file as a frame."""
+    """A Parquet file as a frame.
+
+    Raises:
+        StorageError: nothing is there, or it is no Parquet file.
+    """
     if not exists(uri):
         raise StorageError(f"{uri}: expected a Parquet file, found none; run the step that writes it first")
-    return pl.read_parquet(uri, storage_options=storage_options(uri))
+    with reaching(uri):
+        try:
+            return pl.read_parquet(uri, storage_options=storage_options(uri))
+        except pl.exceptions.PolarsError as error:
+            raise StorageError(f"{uri}: expected a Parquet file, cannot be read: {_first_line(error)}") from error
 
 
 def write_frame(uri: str, frame: Frame) -> str:
     """Write a frame as Parquet, whole or not at all."""
-    if is_remote(uri):
-        frame.write_parquet(uri, storage_options=storage_options(uri))
+    with reaching(uri):
+        if is_remote(uri):
+            frame.write_parquet(uri, storage_options=storage_options(uri))
+            return uri
+        path = Path(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        frame.write_parquet(draft)
+        draft.replace(path)
         return uri
-    path = Path(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    frame.write_parquet(draft)
-    draft.replace(path)
-    return uri
 
 
 def write_folder(source: Path, uri: str) -> str:
@@ -184,13 +236,14 @@ def write_folder(source: Path, uri: str) -> str:
     bucket, prefix = _split(uri)
     prefix = prefix.rstrip("/") + "/"
     written = set()
-    for path in sorted(p for p in source.rglob("*") if p.is_file()):
-        key = prefix + path.relative_to(source).as_posix()
-        _client().upload_file(str(path), bucket, key)
-        written.add(key)
-    for key in _keys(bucket, prefix):
-        if key not in written:
-            _client().delete_object(Bucket=bucket, Key=key)
+    with reaching(uri):
+        for path in sorted(p for p in source.rglob("*") if p.is_file()):
+            key = prefix + path.relative_to(source).as_posix()
+            _client().upload_file(str(path), bucket, key)
+            written.add(key)
+        for key in _marks(bucket, prefix):
+            if key not in written:
+                _client().delete_object(Bucket=bucket, Key=key)
     return uri
 
 
@@ -202,7 +255,8 @@ def fetch_folder(uri: str, target: Path) -> Path:
         return Path(uri)
     bucket, prefix = _split(uri)
     prefix = prefix.rstrip("/") + "/"
-    keys = list(_keys(bucket, prefix))
+    with reaching(uri):
+        keys = list(_marks(bucket, prefix))
     if not keys:
         raise StorageError(f"{uri}: expected objects below this prefix, found none; run the step that writes it first")
     for key in keys:
@@ -210,34 +264,128 @@ def fetch_folder(uri: str, target: Path) -> Path:
         if not path.resolve().is_relative_to(target.resolve()):
             raise StorageError(f"{uri}: the key {key} points outside the folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _client().download_file(bucket, key, str(path))
+        with reaching(uri):
+            _client().download_file(bucket, key, str(path))
     return target
 
 
 def fingerprint(uri: str) -> str:
-    """A mark of a file that changes when the file does: size and time of change, or S3's ETag."""
-    if not is_remote(uri):
-        found = Path(uri).stat()
-        return f"{found.st_size}-{found.st_mtime_ns}"
-    bucket, key = _split(uri)
-    return str(_client().head_object(Bucket=bucket, Key=key)["ETag"])
+    """A mark of a file that changes when the file does: size and time of change, or S3's ETag.
+
+    Raises:
+        StorageError: it is gone, or cannot be asked.
+    """
+    with reaching(uri):
+        if not is_remote(uri):
+            return _mark(uri)
+        bucket, key = _split(uri)
+        return str(_client().head_object(Bucket=bucket, Key=key)["ETag"])
 
 
-def list_files(uri: str) -> list[str]:
-    """The URIs of all files below a folder, sorted."""
+def fingerprints(uri: str) -> dict[str, str]:
+    """The URIs of all files below a folder, sorted, each with its mark.
+
+    Raises:
+        StorageError: the folder or one below it cannot be listed.
+    """
     if not is_remote(uri):
-        return sorted(str(p) for p in Path(uri).rglob("*") if p.is_file())
+        marks = {}
+        for path in list_files(uri):
+            # a draft may have moved to its place meanwhile
+            with suppress(FileNotFoundError), reaching(uri):
+                marks[path] = _mark(path)
+        return marks
     bucket, prefix = _split(uri)
-    return sorted(f"s3://{bucket}/{key}" for key in _keys(bucket, prefix.rstrip("/") + "/"))
+    with reaching(uri):
+        found = _marks(bucket, f"{prefix.rstrip('/')}/" if prefix else "")
+    return {f"s3://{bucket}/{key}": found[key] for key in sorted(found)}
 
 
 def sizes(uri: str) -> dict[str, int]:
-    """The bytes of each file below a folder, by URI."""
-    if not is_remote(uri):
-        return {str(path): path.stat().st_size for path in Path(uri).rglob("*") if path.is_file()}
-    bucket, prefix = _split(uri)
-    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix.rstrip("/") + "/")
-    return {f"s3://{bucket}/{entry['Key']}": entry["Size"] for page in pages for entry in page.get("Contents", [])}
+    """The bytes of each file below a folder, by URI.
+
+    Raises:
+        StorageError: the place cannot be asked.
+    """
+    with reaching(uri):
+        if not is_remote(uri):
+            return {str(path): path.stat().st_size for path in Path(uri).rglob("*") if path.is_file()}
+        bucket, prefix = _split(uri)
+        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix.rstrip("/") + "/")
+        found = [entry for page in pages for entry in page.get("Contents", [])]
+    return {f"s3://{bucket}/{entry['Key']}": entry["Size"] for entry in found}
+
+
+def list_files(uri: str) -> list[str]:
+    """The URIs of all files below a folder, sorted.
+
+    Raises:
+        StorageError: the folder or one below it cannot be listed.
+    """
+    if is_remote(uri):
+        return list(fingerprints(uri))
+    with reaching(uri):
+        # `rglob` would pass over a folder that may not be read
+        found = [os.path.join(folder, name) for folder, _, names in os.walk(uri, onerror=_fail) for name in names]
+    return sorted(path for path in found if os.path.isfile(path))
+
+
+def _mark(path: str) -> str:
+    found = Path(path).stat()
+    return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _fail(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _said(uri: str, error: Exception) -> str:
+    """What an answer means, and what to do about it."""
+    where = f"bucket {_split(uri)[0]} at {_endpoint() or 'AWS'}"
+    if isinstance(error, ClientError):
+        code = str(error.response.get("Error", {}).get("Code", "unknown"))
+        if code in ("NoSuchKey", "404", "NotFound"):
+            return "expected a file, found none; run the step that writes it first"
+        if code == "NoSuchBucket":
+            return f"expected the {where}, it is not there; create it, or correct the URI or AWS_ENDPOINT_URL"
+        if code in REFUSALS:
+            return f"the {where} refuses ({code}); check boto3's credentials and what they may do there"
+        return f"the {where} answers {code}: {_first_line(error)}; try again, or look at the store"
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return (
+            f"no credentials for the {where}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or any other that "
+            "boto3 reads"
+        )
+    if isinstance(error, HTTPClientError | ConnectionError):
+        return f"the {where} does not answer ({_first_line(error)}); is the store up, and AWS_ENDPOINT_URL right?"
+    if isinstance(error, OSError) and is_remote(uri):
+        # polars and deltalake say little of what went wrong: ask the store itself
+        try:
+            _first_key(*_split(uri))
+        except (ClientError, BotoCoreError) as answer:
+            return _said(uri, answer)
+        return f"the {where} cannot be used: {_first_line(error)}; try again, or look at the store"
+    if isinstance(error, FileNotFoundError):
+        return "expected a file, found none; run the step that writes it first"
+    if isinstance(error, OSError):
+        return f"cannot be used: {error.strerror or error}; correct the path or its permissions"
+    return f"the {where} cannot be used: {_first_line(error)}; check the URI and boto3's configuration"
+
+
+#: S3's words for a key that is wrong, has run out, or may not do this.
+REFUSALS = (
+    "403", "401", "AccessDenied", "AllAccessDisabled", "ExpiredToken", "Forbidden", "InvalidAccessKeyId",
+    "InvalidClientTokenId", "InvalidToken", "SignatureDoesNotMatch", "Unauthorized",
+)  # fmt: skip
+
+
+def _first_line(error: object) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def _client() -> Any:
@@ -249,6 +397,13 @@ def _split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _keys(bucket: str, prefix: str) -> list[str]:
+def _first_key(bucket: str, prefix: str) -> str | None:
+    """The first key that begins with the prefix; the prefix itself, where it is a key, sorts before all others."""
+    listed = _client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", [])
+    return str(listed[0]["Key"]) if listed else None
+
+
+def _marks(bucket: str, prefix: str) -> dict[str, str]:
+    """The keys below a prefix with their ETags."""
     pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+    return {entry["Key"]: str(entry["ETag"]) for page in pages for entry in page.get("Contents", [])}

@@ -26,12 +26,19 @@ from evensong.types import Frame
 _LOOKED_AT = 1000
 
 
-def categories(frame: Frame, column: CategoricalColumn, *, fitting: bool = False) -> pl.Series:
+def categories(frame: Frame, column: CategoricalColumn, *, fitting: bool = False, groups: bool = False) -> pl.Series:
     """The values as text, null where there is none; an empty text is none.
+
+    With `groups`, a text that is no number is a bucket of its own, such as the age group 25-34.
 
     Raises:
         SourceError: the frame lacks the column, or it holds fractions, lists or times.
     """
+    if column.bins is not None and groups:
+        written = _find(frame, column.name, column.place, fitting)[0].cast(pl.String).str.strip_chars()
+        numbers = written.cast(pl.Float64, strict=False)
+        cut = bucketed(numbers.set(~numbers.is_finite().fill_null(True), None), column.bins)
+        return cut.zip_with(numbers.is_not_null(), written.replace("", None))
     if column.bins is not None:
         return bucketed(_numbers(frame, column.name, column.place, fitting), column.bins)
     values, from_json = _find(frame, column.name, column.place, fitting)

@@ -75,11 +75,13 @@ _MAX_CELLS = 8_000_000
 
 
 def positive_events(interactions: Frame, split: SplitSettings) -> Frame:
-    """The interactions that count as wanting the item: a positive type, at or above the type's smallest value."""
+    """The interactions that count as wanting the item: a positive type, at or above the type's smallest value.
+
+    Where a type has one, an event without a value does not reach it.
+    """
     keep = pl.col("event_type").is_in(list(split.positive_event_types))
     for event_type, smallest in sorted(split.min_value.items()):
-        # An event without a value has said nothing against the item.
-        keep &= (pl.col("event_type") != event_type) | (pl.col("value") >= smallest).fill_null(True)
+        keep &= (pl.col("event_type") != event_type) | (pl.col("value") >= smallest).fill_null(False)
     return interactions.filter(keep)
 
 

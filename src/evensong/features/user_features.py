@@ -85,7 +85,7 @@ def user_profile(
     chosen = [column for column in columns.root if isinstance(column, CategoricalColumn)]
     return said_at_each_moment(
         users,
-        lambda rows: pl.DataFrame([categories(rows, column).alias(column.name) for column in chosen]),
+        lambda rows: pl.DataFrame([categories(rows, column, groups=True).alias(column.name) for column in chosen]),
         entity="user_id",
         since=since,
         until=until,

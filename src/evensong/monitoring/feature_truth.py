@@ -273,7 +273,7 @@ class Truth:
         if newest is None:
             return None
         row = pl.DataFrame([newest.values], schema={"attributes": pl.String})
-        return {column.name: categories(row, column)[0] for column in STATIC_COLUMNS.root}  # type: ignore[arg-type]
+        return {column.name: categories(row, column, groups=True)[0] for column in STATIC_COLUMNS.root}  # type: ignore[arg-type]
 
     def _user_seen(self, key: str, moment: datetime) -> Values | None:
         known = [one for one in self._met.get(key, ()) if one.known <= moment]
@@ -455,7 +455,7 @@ def agrees(value: Any, expected: Any) -> bool:
 def is_positive(split: SplitSettings, kind: str, value: float | None) -> bool:
     """Whether an interaction counts as wanting the item."""
     smallest = split.min_value.get(kind)
-    return kind in split.positive_event_types and (smallest is None or value is None or value >= smallest)
+    return kind in split.positive_event_types and (smallest is None or (value is not None and value >= smallest))
 
 
 def level_one(path: str | None) -> str | None:

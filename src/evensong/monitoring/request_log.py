@@ -130,6 +130,8 @@ def _lines(uri: str) -> list[bytes]:
     try:
         return storage.read_bytes(uri).splitlines()
     except StorageError:
+        if storage.exists(uri):
+            raise
         return []  # it has just been removed for its age
 
 

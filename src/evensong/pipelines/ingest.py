@@ -21,14 +21,21 @@ def run(settings: Settings, night: Night) -> dict[str, int]:
     Rows that become known after the night's `as_of` come in too: every later step cuts them off itself.
 
     Raises:
-        SourceError: an unknown source, none at all, or one that has vanished.
+        SourceError: an unknown source, none at all, or one that has vanished or cannot be read.
     """
     chosen = sources.find(settings.lake, night.source)
     if not chosen and Lake(settings.lake).version("raw_interactions") is None:
         raise SourceError("no source is registered; run `evensong import` or `evensong simulate` first")
     added = dict.fromkeys(TABLES, 0)
     for source in chosen:
-        for table, count in pull(settings.lake, source).items():
+        try:
+            found = pull(settings.lake, source)
+        except SourceError as error:
+            raise SourceError(
+                f"source {source.name}: {error}; if it is gone for good, `evensong import remove {source.name}` (the "
+                "rows that it brought stay)"
+            ) from error
+        for table, count in found.items():
             added[table] += count
     return added
 
@@ -44,7 +51,7 @@ def pull(lake_uri: str, source: Source, asked: Source | None = None) -> dict[str
         SourceError: it has vanished, is empty, or is not what its mapping says.
     """
     marks = sources.fingerprints(asked or source)
-    note_uri = storage.join(lake_uri, "ingested", f"{source.name}.json")
+    note_uri = sources.note_uri(lake_uri, source.name)
     note: dict[str, Any] = storage.read_json(note_uri) if storage.exists(note_uri) else {}
     shape = source.model_dump(mode="json")
     seen: dict[str, str] = note.get("files", {}) if note.get("source") == shape else {}
@@ -66,12 +73,13 @@ def add(lake: Lake, found: Batch) -> dict[str, int]:
 
 def _about(lake: Lake, table: str, key: str, found: Batch) -> int:
     """Add items or users: dated rows as they are, first words about unknown ids, and what a catalogue says anew."""
-    rows: list[Frame] = [getattr(found, table)]
+    dated: Frame = getattr(found, table)
+    rows = [dated]
     first: Frame = getattr(found, f"first_{table}")
     catalogue: Frame = getattr(found, f"catalogue_{table}")
     if first.height or catalogue.height:
-        known = lake.scan(RAW + table).drop("repeat").collect()
-        rows.append(first.join(known, key, "anti", maintain_order="left"))
+        known = pl.concat([lake.scan(RAW + table).drop("repeat").collect(), dated])
+        rows.append(batch.earlier(first, known, key))
         if catalogue.height:
             assert found.moment is not None
             rows.append(batch.restated(catalogue, known, key, found.moment))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import ValidationError
 
 from evensong.data import sources, storage
 from evensong.data.simulator import (
@@ -22,10 +23,12 @@ from evensong.data.simulator import (
 )
 from evensong.data.simulator.world import Generator
 from evensong.errors import ConfigurationError
+from evensong.pipelines.night import hold_home
 from evensong.settings import Settings
 from evensong.types import TABLES, Value
 
 SOURCE = "simulator"
+WAIT_SECONDS = 30.0
 PolicyName = Literal["warmup", "popularity", "champion"]
 POLICIES: tuple[PolicyName, ...] = ("warmup", "popularity", "champion")
 
@@ -77,6 +80,7 @@ def run(
 
     Raises:
         ConfigurationError: another shop lives here, or the days do not join on to those that were simulated.
+        BusyError: a night or another simulation runs in this home.
     """
     if days < 1:
         raise ConfigurationError(f"days: expected 1 or more, got {days}")
@@ -85,18 +89,28 @@ def run(
     if not 0 <= exploration <= 1:
         raise ConfigurationError(f"exploration: expected a share from 0 to 1, got {exploration}")
     location = settings.place("simulator")
-    shop = Shop(_config(location, config, seed, start))
-    first = start or _next_day(location, shop.config)
-    _replay(location, shop, first)
-    lived = []
-    for number in range(days):
-        record = _day(settings, location, shop, first + timedelta(days=number), policy, exploration)
-        lived.append(record.summary)
-        if on_day:
-            on_day(record.summary)
-    sources.register(settings.lake, "contract", location, name=SOURCE)
+    # a night that runs meanwhile would change the features that a champion's slates come from
+    with hold_home(settings, WAIT_SECONDS):
+        shop = Shop(_config(location, config, seed, start))
+        first = start or _next_day(location, shop.config)
+        _replay(location, shop, first)
+        lived = []
+        for number in range(days):
+            record = _day(settings, location, shop, first + timedelta(days=number), policy, exploration)
+            lived.append(record.summary)
+            if on_day:
+                on_day(record.summary)
+        _register(settings, location)
     totals = {name: sum(day[name] for day in lived) for name in ("events", "impressions", "clicks", "purchases")}
     return {"location": location, "source": SOURCE, "start": first.isoformat(), "days": lived, **totals}
+
+
+def _register(settings: Settings, location: str) -> None:
+    known = sources.registered(settings.lake).get(SOURCE)
+    if known and known.location != location:
+        # the home was moved, and its shop with it
+        sources.remove(settings.lake, SOURCE)
+    sources.register(settings.lake, "contract", location, name=SOURCE)
 
 
 def _day(settings: Settings, location: str, shop: Shop, day: date, policy: PolicyName, exploration: float) -> DayRecord:
@@ -118,7 +132,8 @@ def _day(settings: Settings, location: str, shop: Shop, day: date, policy: Polic
     else:
         filled = widen(slates or popularity_policy(shop), shop, exploration)
     log = shop.day(day, filled)
-    for name, frame in (("interactions", log.interactions), ("items", log.items), ("users", log.users)):
+    # whoever reads the folder in between finds no event without what it is about
+    for name, frame in (("items", log.items), ("users", log.users), ("interactions", log.interactions)):
         storage.write_frame(_table(location, name, day), frame)
     summary = log.summary | {"policy": _described(policy, used, version)}
     record = DayRecord(date=day, asked=policy, used=used, champion=version, exploration=exploration, summary=summary)
@@ -188,10 +203,10 @@ def _config(location: str, config: ShopConfig | None, seed: int | None, start: d
     uri = storage.join(location, "shop.json")
     if not storage.exists(uri):
         new = config or ShopConfig()
-        new = new.model_copy(update={"seed": new.seed if seed is None else seed, "start": start or new.start})
+        new = _validated({"seed": new.seed if seed is None else seed, "start": start or new.start}, new, "seed")
         storage.write_json(uri, new.model_dump(mode="json"))
         return new
-    known = ShopConfig.model_validate(storage.read_json(uri))
+    known = _validated(storage.read_json(uri), None, uri)
     wanted = config.model_copy(update={"start": known.start}) if config else known
     if seed is not None:
         wanted = wanted.model_copy(update={"seed": seed})
@@ -202,6 +217,15 @@ def _config(location: str, config: ShopConfig | None, seed: int | None, start: d
             "simulate it in another EVENSONG_HOME, or remove the folder"
         )
     return known
+
+
+def _validated(values: dict[str, Any], other: ShopConfig | None, where: str) -> ShopConfig:
+    """The config of these values, the others as in `other`."""
+    try:
+        return ShopConfig.model_validate((other.model_dump() if other else {}) | values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        raise ConfigurationError(f"{where}: expected the config of a shop: {problems}") from error
 
 
 def _next_day(location: str, config: ShopConfig) -> date:

@@ -66,9 +66,13 @@ def run(settings: Settings, night: Night) -> str:
     Where nothing was ever served nothing can differ. Where something was, the check passes on evidence alone: the
     service logs a request in ten minutes whatever the sample is.
     """
-    request_log.clear_out(settings)
-    records = request_log.newest(settings, settings.quality.skew_requests)
-    compared = compare(settings, records)
+    records: list[Record] = []
+    try:
+        request_log.clear_out(settings)
+        records = request_log.newest(settings, settings.quality.skew_requests)
+        compared = compare(settings, records)
+    except EvensongError as error:
+        compared = Comparison(failures=[f"the request log cannot be read: {error}"])
     found, tolerance = compared.found, settings.quality.skew_tolerance
     above = [skew.name for skew in found if skew.max_difference > tolerance]
     success = not above and not compared.failures
@@ -387,7 +391,7 @@ def _frame(items: Rows) -> Frame:
 
 
 def _message(found: list[Skew], above: list[str], compared: Comparison, num_requests: int, tolerance: float) -> str:
-    if not num_requests:
+    if not num_requests and not compared.failures:
         return "no request was answered yet, so nothing can differ"
     values = sum(skew.num_values for skew in found)
     if above:

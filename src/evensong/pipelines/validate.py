@@ -4,6 +4,9 @@ The order of the writes makes a kill at any moment harmless. A night that fails 
 good rows unjudged, so a rerun judges the same rows and fails the same. A night that passes writes its quarantine, then
 its verdict (`validations/` in the lake), then the clean tables; a rerun that finds the verdict on the same raw rows
 only finishes the move. A row is judged once: one that is in quarantine stays there.
+
+An import may come in between at any moment, on any machine. It writes items and users before their events, so events
+are read at a version that was taken before those of items and users: none is judged without what it is about.
 """
 
 from __future__ import annotations
@@ -24,6 +27,10 @@ from evensong.types import Frame, Night
 #: Items and users first: an event is judged by whether they exist.
 TABLES = ("items", "users", "interactions")
 SAMPLE_ROWS = 3
+REPEATS = (
+    "if these are different events that a coarse clock (days, minutes) cannot tell apart, import them into a new home "
+    "with --keep-order, or map an id of the row with --request"
+)
 #: Fewer days of history than this say nothing about what a usual day is: a week has days of its own.
 MIN_TRAILING_DAYS = 7
 
@@ -43,15 +50,15 @@ def run(settings: Settings, night: Night) -> str:
     held = lake.read(quarantine.TABLE)
     own = held.filter(pl.col("as_of") == night.as_of)
     others = held.filter(pl.col("as_of") != night.as_of)
-    rules, versions = _rules(settings), {RAW + table: lake.version(RAW + table) for table in TABLES}
-    pending = {table: _pending(lake, table, night, others, settings) for table in TABLES}
+    rules, versions = _rules(settings), {RAW + table: lake.version(RAW + table) for table in reversed(TABLES)}
+    pending = {table: _pending(lake, table, night, others, settings, versions[RAW + table]) for table in TABLES}
     nothing_new = all(_without(table, rows, own).is_empty() for table, rows in pending.items())
     if nothing_new and verdict.get("rules") == rules:
         return storage.write_json(report_uri, verdict["report"])
     judge = Judge(settings.place("gx", "data_docs", night.run_id))
     judged = _judge(lake, judge, pending, night, settings)
     if verdict.get("rules") != rules or verdict.get("versions") != versions:
-        accepted = {table: found["accepted"] for table, found in verdict.get("report", {}).get("tables", {}).items()}
+        accepted = _accepted(lake, verdict, own, others, night, settings)
         report = _report(lake, judge, judged, accepted, night, settings)
         bad = pl.concat([quarantine.rows_of(table, judged[table].bad, night.as_of) for table in TABLES])
         quarantine.replace(lake, bad, night.as_of)
@@ -86,8 +93,23 @@ def _rules(settings: Settings) -> dict[str, Any]:
     return {**settings.validation.model_dump(mode="json"), "positive": list(settings.split.positive_event_types)}
 
 
-def _pending(lake: Lake, table: str, night: Night, others: Frame, settings: Settings) -> Frame:
-    """The raw rows known at `as_of` that are neither clean nor in another night's quarantine, in a fixed order.
+def _accepted(
+    lake: Lake, verdict: Mapping[str, Any], own: Frame, others: Frame, night: Night, settings: Settings
+) -> dict[str, int]:
+    """How many rows of each table this night put into the clean tables when it ran before.
+
+    What an earlier verdict let through and a kill kept from its table is judged again, so it does not count.
+    """
+    accepted = {}
+    for table, found in verdict.get("report", {}).get("tables", {}).items():
+        rows = _pending(lake, table, night, others, settings, verdict["versions"][RAW + table])
+        accepted[table] = max(found["accepted"] - _without(table, rows, own).height, 0)
+    return accepted
+
+
+def _pending(lake: Lake, table: str, night: Night, others: Frame, settings: Settings, version: int | None) -> Frame:
+    """The raw rows of a version that are known at `as_of` and neither clean nor in another night's quarantine, in a
+    fixed order.
 
     An event dated after `as_of` is looked at only when it is dated after its own arrival too, beyond what clocks may
     differ: then no later night will find it sound.
@@ -97,7 +119,8 @@ def _pending(lake: Lake, table: str, night: Night, others: Frame, settings: Sett
     happened = event.is_null() | (event <= moment)
     if table == "interactions":
         happened |= event > created + timedelta(seconds=settings.validation.max_clock_skew_seconds)
-    rows = lake.scan(RAW + table).filter((created.is_null() | (created <= moment)) & happened).collect()
+    raw = lake.scan(RAW + table, version=version)
+    rows = raw.filter((created.is_null() | (created <= moment)) & happened).collect()
     keys = list(KEYS[RAW + table])
     clean = lake.scan(table).select(*keys[:-1], pl.lit(0, pl.Int32).alias(REPEAT)).collect()
     rows = rows.join(clean, keys, "anti", nulls_equal=True) if clean.height else rows
@@ -142,7 +165,10 @@ def _report(
     tables = {table: _counts(judged[table], accepted.get(table, 0), guests) for table in TABLES}
     figures = {f"quarantined_share_of_{table}": tables[table]["share"] for table in TABLES}
     figures |= {name: value for name, value in volume.items() if isinstance(value, (int, float))}
-    rules = {table: [expectations.share_rule(table, settings.validation)] for table in TABLES}
+    rules = {
+        table: [expectations.share_rule(table, settings.validation, found["quarantined"] - found["guests"])]
+        for table, found in tables.items()
+    }
     rules["interactions"] += _rules_in_time(volume, settings)
     of_tables = judge.schemas({RAW + table: lake.scan(RAW + table).collect_schema() for table in TABLES})
     of_tables += judge.whole(figures, rules)
@@ -192,11 +218,13 @@ def _volume(lake: Lake, good: Frame, night: Night, trailing_days: int) -> dict[s
 
 
 def _rules_in_time(volume: Mapping[str, Any], settings: Settings) -> list[Rule]:
-    """Freshness where there is any event; volume where the history is long enough to know a usual day."""
+    """Freshness where there is any event; volume where the history is long enough, and not empty, to know a usual
+    day."""
     asked = []
     if volume["days_since_newest_event"] is not None:
         asked.append(expectations.freshness_rule(settings.validation))
-    if len(volume["trailing_days"]) >= min(MIN_TRAILING_DAYS, settings.validation.trailing_days):
+    trailing = volume["trailing_days"]
+    if len(trailing) >= min(MIN_TRAILING_DAYS, settings.validation.trailing_days) and any(trailing):
         asked.append(expectations.volume_rule(settings.validation, volume["trailing_days"]))
     return asked
 
@@ -213,6 +241,8 @@ def _failure(report: Mapping[str, Any], judged: Mapping[str, Judgement], night: 
         found = [o for o in report["expectations"] if about_rows and o["table"] == table and o["unexpected"]]
         for rule in sorted(found, key=lambda o: (-o["unexpected"], o["message"])):
             lines.append(f"  {rule['unexpected']} rows fail {rule['expectation']}({rule['column']}): {rule['message']}")
+            if rule["message"] == expectations.DUPLICATE:
+                lines.append(f"  {REPEATS}")
         rows = judged[table].bad if about_rows else judged[table].good
         lines += [f"  row {row}" for row in _sample(table, rows, night)]
     lines.append(f"report: {report_uri}; Data Docs: {report['data_docs']}")

@@ -56,9 +56,9 @@ def test_nulls_in_a_key_count_as_equal(tmp_path: Path) -> None:
 
 def test_a_clean_table_keeps_the_first_of_equal_keys(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
-    twice = pl.concat([views(("ann", "tea", 0))] * 2).with_columns(value=pl.Series([1.0, 2.0]))
+    twice = pl.concat([views(("ann", "tea", 0))] * 2).with_columns(propensity=pl.Series([0.1, 0.2]))
     assert lake.append_new("interactions", twice) == 1
-    assert lake.read("interactions")["value"].to_list() == [1.0]
+    assert lake.read("interactions")["propensity"].to_list() == [0.1]
 
 
 def test_raw_repeats_survive_numbered_and_arrive_once(tmp_path: Path) -> None:

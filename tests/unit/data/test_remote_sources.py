@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 
-from evensong.data import sources, storage, tabular
+from evensong.data import sources, sql, storage
 from evensong.data.lake import Lake
 from evensong.data.mapping import EventMapping
 from evensong.errors import SourceError
@@ -117,7 +117,7 @@ def test_a_wrong_table_column_or_file_of_a_database_says_what_there_is(tmp_path:
     with pytest.raises(SourceError, match="expected a SQLite file, found none"):
         imports.events(settings, f"sqlite:///{tmp_path}/absent.db", MAPPING)
     assert not (tmp_path / "absent.db").exists()
-    with pytest.raises(SourceError, match="expected postgresql://, mysql:// or sqlite"):
+    with pytest.raises(SourceError, match=r"oracledb2:// is not read; expected .*postgresql://, mysql:// or sqlite"):
         imports.events(settings, "oracledb2://host/shop", MAPPING)
 
 
@@ -137,7 +137,14 @@ def test_postgresql_gives_what_the_file_gives_and_keeps_its_password(
     with pytest.raises(SourceError, match="SOURCE_SHOP_PASSWORD, it is not set"):
         ingest.run(settings, NIGHT)
     monkeypatch.setenv("SOURCE_SHOP_PASSWORD", secret)
-    assert ingest.run(settings, NIGHT)["interactions"] == 0
+    assert ingest.run(settings, NIGHT) == {"interactions": 0, "items": 0, "users": 0}
+    engine = sa.create_engine(postgres)
+    with engine.begin() as connection:
+        connection.execute(sa.text("insert into sales values (99, 7, 'item0', '2026-01-05 00:30', 1)"))
+        connection.execute(sa.text("insert into sales values (98, 100, 'new', '2026-01-10', 1)"))
+    engine.dispose()
+    assert ingest.run(settings, NIGHT) == {"interactions": 2, "items": 1, "users": 1}, "sorted in between or not"
+    assert ingest.run(settings, NIGHT) == {"interactions": 0, "items": 0, "users": 0}
 
 
 def test_a_whole_url_may_stay_in_the_environment(
@@ -190,7 +197,7 @@ def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path
 
 
 def test_mysql_goes_through_a_driver_of_the_environment() -> None:
-    assert sa.create_engine(tabular.sql_url("mysql://ann@127.0.0.1/shop")).dialect.driver == "pymysql"
+    assert sa.create_engine(sql.sql_url("mysql://ann@127.0.0.1/shop")).dialect.driver == "pymysql"
 
 
 def test_a_folder_on_s3_goes_into_a_lake_on_s3_and_is_judged_there(s3: str, tmp_path: Path) -> None:
@@ -223,8 +230,35 @@ def test_what_is_not_on_s3_is_named(s3: str, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     with pytest.raises(SourceError, match="s3://shop/nothing: expected a CSV or Parquet file or folder, found nothing"):
         imports.events(settings, f"{s3}/nothing", MAPPING)
-    with pytest.raises(SourceError, match=r"s3://no-bucket/in: cannot be listed.*credentials"):
+    with pytest.raises(SourceError, match=r"s3://no-bucket/in: expected the bucket no-bucket at .*, it is not there"):
         imports.events(settings, "s3://no-bucket/in", MAPPING)
     storage.write_bytes(f"{s3}/one/sales.csv", b"who,what\n")
     with pytest.raises(SourceError, match=r"s3://shop/one/sales\.csv: no column 'at'"):
         imports.events(settings, f"{s3}/one/sales.csv", MAPPING)
+
+
+# ---------------------------------------------------------------- passwords
+
+
+@pytest.mark.parametrize("secret", ["pa:ss", "p@ss/w0rd", "plain"])
+def test_no_password_is_shown_or_stored(secret: str) -> None:
+    url = f"postgresql://ann:{secret}@host:5432/shop"
+    assert secret not in sql.shown(url)
+    stored = sql.without_secret(url.replace("p@ss/w0rd", "p%40ss%2Fw0rd"), "my-shop")
+    assert stored == "postgresql://ann:${SOURCE_MY_SHOP_PASSWORD}@host:5432/shop"
+
+
+def test_a_stored_password_comes_back_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = "postgresql://ann:${SOURCE_MY_SHOP_PASSWORD}@host/shop"
+    with pytest.raises(SourceError, match="SOURCE_MY_SHOP_PASSWORD, it is not set"):
+        sql.sql_url(stored)
+    monkeypatch.setenv("SOURCE_MY_SHOP_PASSWORD", "p@ss/w0rd")
+    assert sql.sql_url(stored).password == "p@ss/w0rd"
+    monkeypatch.setenv("SHOP_URL", "mysql://ann:secret@host/shop")
+    assert sql.sql_url("env:SHOP_URL").drivername == "mysql+pymysql"
+
+
+def test_a_secret_in_the_urls_query_is_refused_without_showing_it() -> None:
+    with pytest.raises(SourceError, match="env:NAME") as error:
+        sql.without_secret("postgresql://host/shop?user=ann&password=hunter2", "shop")
+    assert "hunter2" not in str(error.value)

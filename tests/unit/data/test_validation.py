@@ -116,6 +116,7 @@ def test_each_bad_row_is_quarantined_with_its_reasons(settings: Settings, lake: 
         (bad(item_id="nothing"), "the item is not in the catalogue"),
         (bad(event_timestamp=START + timedelta(days=400)), early),
         (bad(event_timestamp=None, created_timestamp=None), "event_timestamp is missing"),
+        (bad(created_timestamp=None, session_id="e"), "created_timestamp is missing"),
         (bad(event_timestamp=datetime(1970, 1, 1, tzinfo=UTC)), "event_timestamp is before 1971"),
         (bad(user_id=None, item_id="nothing", event_type="telepathy"), three),
     ]
@@ -246,6 +247,44 @@ def test_a_night_killed_at_any_write_ends_as_an_undisturbed_one(
     assert writes == 6, "quarantine, verdict, items, users, interactions, report"
 
 
+def test_rows_that_a_kill_kept_from_their_table_are_counted_once(
+    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the verdict and the move, then run again with a row more."""
+    lake.append_new("raw_interactions", bad(user_id=None))
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "append_new", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            validate.run(settings, night(12))
+    lake.append_new("raw_interactions", bad(item_id="nothing"))
+    found = report(settings, 12)["tables"]
+    assert (found["interactions"]["judged"], found["interactions"]["accepted"]) == (482, 480)
+    assert (found["items"]["judged"], found["users"]["judged"]) == (5, 10)
+    lake.append_new("raw_interactions", bad(item_id="no such thing"))
+    assert report(settings, 12)["tables"]["interactions"]["judged"] == 483, "what was moved counts as before"
+
+
+def test_an_import_between_two_readings_of_a_night_costs_no_event(
+    settings: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = validate._pending
+
+    def and_import(lake: Lake, table: str, *rest: Any) -> Frame:
+        found = read(lake, table, *rest)
+        if table == "items":
+            lake.append_new("raw_items", items("fresh"))
+            lake.append_new("raw_users", users("newcomer"))
+            lake.append_new("raw_interactions", bad(item_id="fresh", user_id="newcomer"))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validate, "_pending", and_import)
+        validate.run(settings, night(12))
+    assert lake.read("quarantine").is_empty()
+    validate.run(settings, night(12))
+    assert lake.read("interactions").height == 481
+
+
 # ---------------------------------------------------------------- what stops a night
 
 
@@ -297,6 +336,25 @@ def test_guests_count_only_where_they_are_usual(settings: Settings, lake: Lake) 
     assert (found["quarantined"], found["guests"], found["share"]) == (80, 80, 0.0)
 
 
+def test_a_handful_of_bad_rows_stops_no_night(settings: Settings, lake: Lake) -> None:
+    validate.run(settings, night(11))
+    lake.append_new("raw_items", items("fine", "gold").with_columns(price=pl.Series([1.0, 1e7])))
+    found = report(settings, 12)
+    assert found["tables"]["items"]["share"] == 0.5
+    assert any("fewer than 10 rows, validation.min_quarantined_rows" in e["message"] for e in found["expectations"])
+    every = settings.model_copy(update={"validation": ValidationSettings(min_quarantined_rows=1)})
+    lake.append_new("raw_items", items("silver", price=1e7))
+    assert "found 0.666667" in stopped(every, 12)
+
+
+def test_a_night_that_stops_for_repeats_says_how_to_keep_them_apart(settings: Settings, lake: Lake) -> None:
+    validate.run(settings, night(11))
+    lake.append_new("raw_interactions", pl.concat([day_of_views(11).with_columns(session_id=pl.lit("x"))] * 2))
+    said = stopped(settings, 12)
+    assert "40 rows fail expect_column_values_to_be_in_set(repeat): duplicate of an earlier row" in said
+    assert "--keep-order" in said
+
+
 def test_stale_data_stops_the_night(settings: Settings, lake: Lake) -> None:
     said = stopped(settings, 20)
     assert "expect_column_values_to_be_between(days_since_newest_event)" in said
@@ -321,6 +379,11 @@ def test_a_shop_that_closes_on_saturdays_is_not_stopped_on_a_saturday(settings: 
     lake.append_new("raw_interactions", pl.concat([day_of_views(day) for day in open_days]))
     for day in (7, 9, 10, 11):
         assert report(settings, day)["success"], f"day {day}"
+
+
+def test_a_shop_that_reopens_after_weeks_is_not_stopped(settings: Settings, lake: Lake) -> None:
+    lake.append_new("raw_interactions", day_of_views(40))
+    assert report(settings, 41)["success"], "of empty days alone nobody knows what a usual one is"
 
 
 def test_a_first_import_of_a_long_history_passes_at_once(settings: Settings, lake: Lake) -> None:

@@ -111,6 +111,12 @@ def test_an_impression_and_a_low_rating_are_no_positive_events() -> None:
     assert t.positive_events(low.with_columns(value=pl.lit(4.0)), split)["item_id"].to_list() == ["b"]
 
 
+def test_a_rating_without_a_value_does_not_reach_the_smallest_one() -> None:
+    unknown = events(("u", "b", 2), event_type="rating").with_columns(value=pl.lit(None, pl.Float64))
+    assert t.positive_events(unknown, SplitSettings(min_value={"rating": 4.0})).is_empty()
+    assert t.positive_events(unknown, SplitSettings(min_value={"view": 4.0})).height == 1
+
+
 def test_activity_falls_to_zero_when_the_last_window_empties() -> None:
     rows = t.user_activity(events(("u", "a", 0.5)), until=LATER)
     told = rows.select("event_timestamp", "num_events_1d", "num_events_7d", "num_events_30d").rows()

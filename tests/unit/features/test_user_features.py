@@ -72,6 +72,12 @@ def test_a_profile_has_a_row_a_change_and_none_for_a_row_that_says_the_same() ->
     assert_frame_equal(user_profile(users, since=at(5), until=at(100)), found[[2]])
 
 
+def test_ages_that_are_groups_already_are_buckets_of_their_own() -> None:
+    said = ['{"age": "25-34"}', '{"age": "45+"}', '{"age": ""}', '{"age": "30"}', '{"age": "nan"}']
+    users = table(USERS, *(person(f"u{n}", text, n) for n, text in enumerate(said)))
+    assert user_profile(users, until=at(100))["age_bucket"].to_list() == ["25-34", "45+", None, "25 to 35", None]
+
+
 def test_a_profile_that_arrives_late_counts_from_then_and_never_displaces_a_newer_one() -> None:
     users = table(
         USERS,

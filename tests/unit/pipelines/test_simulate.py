@@ -7,10 +7,11 @@ import pytest
 
 from evensong.data import sources
 from evensong.data.simulator import ShopConfig
-from evensong.errors import ConfigurationError
-from evensong.pipelines import simulate
+from evensong.errors import BusyError, ConfigurationError
+from evensong.pipelines import ingest, simulate
+from evensong.pipelines.night import hold_home
 from evensong.settings import Settings
-from evensong.types import TABLES
+from evensong.types import TABLES, Night
 
 SMALL = ShopConfig(seed=5, num_users=150, num_items=120, new_users_per_day=2, new_items_per_day=2)
 START = date(2026, 3, 2)
@@ -68,6 +69,50 @@ def test_half_written_day_is_written_again(settings):
     result = simulate.run(settings, policy="warmup")
     assert result["start"] == "2026-03-03"
     assert contents(settings.home) == before
+
+
+def test_a_day_that_is_not_done_has_no_events_without_their_items_and_is_not_ingested(settings, monkeypatch):
+    simulate.run(settings, start=START, config=SMALL, policy="warmup")
+    night = Night(as_of="2026-03-05")
+    assert ingest.run(settings, night)["interactions"] > 0
+    written = []
+    write = simulate.storage.write_frame
+
+    def killed(uri, frame):
+        written.append(uri.split("/")[-2])
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return write(uri, frame)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(simulate.storage, "write_frame", killed)
+        with pytest.raises(KeyboardInterrupt):
+            simulate.run(settings, policy="warmup")
+    assert written == ["items", "users", "interactions"]
+    assert ingest.run(settings, night) == {"interactions": 0, "items": 0, "users": 0}
+    result = simulate.run(settings, policy="warmup")
+    assert ingest.run(settings, night)["interactions"] == result["events"]
+
+
+def test_a_shop_does_not_live_while_a_night_runs(settings, monkeypatch):
+    monkeypatch.setattr(simulate, "WAIT_SECONDS", 0.0)
+    with hold_home(settings), pytest.raises(BusyError):
+        simulate.run(settings, start=START, config=SMALL, policy="warmup")
+    assert not (settings.home / "simulator").exists()
+
+
+def test_a_home_that_was_moved_takes_its_shop_along(settings, tmp_path):
+    old = settings.model_copy(update={"home": tmp_path / "old"})
+    simulate.run(old, start=START, config=SMALL, policy="warmup")
+    new = old.model_copy(update={"home": old.home.rename(tmp_path / "new")})
+    result = simulate.run(new, policy="warmup")
+    assert sources.registered(new.lake)["simulator"].location == result["location"] == new.place("simulator")
+
+
+def test_a_seed_that_is_none_makes_no_shop(settings):
+    with pytest.raises(ConfigurationError, match=r"seed: .*greater than or equal to 0, got -1"):
+        simulate.run(settings, seed=-1, policy="warmup")
+    assert not (settings.home / "simulator").exists()
 
 
 def test_without_a_champion_the_warmup_policy_stands_in_and_says_so(settings):
