@@ -44,9 +44,13 @@ test: $(INSTALLED) browser lint ## everything that is checked, but for the tests
 test-slow: $(INSTALLED) browser ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+# What the modules import that Feast's tests share, and the plugins that its pytest.ini names, without which pytest refuses it.
+FEAST_TESTS_NEED := minio testcontainers docker wrapt pycryptodome argon2-cffi argon2-cffi-bindings \
+	python-keycloak jwcrypto deprecation aiofiles async-property requests-toolbelt pytest-asyncio pytest-env
+
 feast-suite: $(INSTALLED) ## Feast's own offline-store tests on ours: make feast-suite FEAST=a checkout of v0.67.0
 	@test -d "$(FEAST)/sdk/python/tests/universal/offline_store" || { echo "Feast ships its tests in no package: git clone --branch v0.67.0 https://github.com/feast-dev/feast, then make feast-suite FEAST=path/to/feast" >&2; exit 2; }
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --target "$(FEAST)/.suite" --no-deps minio testcontainers docker wrapt pycryptodome argon2-cffi argon2-cffi-bindings
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target "$(FEAST)/.suite" --no-deps $(FEAST_TESTS_NEED)
 	cd "$(FEAST)/sdk/python" && FULL_REPO_CONFIGS_MODULE=evensong_offline_stores FEAST_IS_LOCAL_TEST=True FEAST_USAGE=False \
 		PYTHONPATH="$(CURDIR)/src:$(CURDIR)/tests/feast_suite:$$PWD:$(abspath $(FEAST))/.suite" \
 		"$(abspath $(BIN))/python" -m pytest --integration tests/universal/offline_store --ignore tests/universal/offline_store/test_dqm_validation.py

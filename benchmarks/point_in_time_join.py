@@ -79,7 +79,8 @@ def main(argv: list[str]) -> None:
 
 
 def make(folder: Path, shape: Shape, seed: int = 7) -> None:
-    """A feature table (late arrivals among its rows, microseconds) and an entity frame, as Parquet."""
+    """A feature table (late arrivals among its rows, microseconds) and an entity frame, as Parquet, in what pandas,
+    Spark and DuckDB compress by."""
     rng = np.random.default_rng(seed)
     micros = int(START.timestamp()) * 1_000_000
 
@@ -97,14 +98,16 @@ def make(folder: Path, shape: Shape, seed: int = 7) -> None:
         }
     )
     stamps = pl.col("event_timestamp", "created").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    features.with_columns(stamps).write_parquet(folder / "features.parquet", row_group_size=250_000)
+    features.with_columns(stamps).write_parquet(
+        folder / "features.parquet", compression="snappy", row_group_size=250_000
+    )
     labels = pl.DataFrame(
         {"entity_id": rng.integers(0, shape.entities, shape.labels), "event_timestamp": moments(shape.labels)}
     )
     # No two labels of one entity at one moment: the peer would give one row for both.
     labels = labels.unique(maintain_order=True).with_row_index("label")
     stamp = pl.col("event_timestamp").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    labels.with_columns(stamp).write_parquet(folder / "labels.parquet")
+    labels.with_columns(stamp).write_parquet(folder / "labels.parquet", compression="snappy")
 
 
 def open_store(folder: Path, offline_store: str, columns: int) -> Any:

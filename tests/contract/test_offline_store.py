@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
+import struct
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +16,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pytest
 from feast import (
     Entity,
@@ -30,6 +36,7 @@ from feast.infra.offline_stores.file_source import FileLoggingDestination, Saved
 from feast.on_demand_feature_view import OnDemandFeatureView, PandasTransformation
 from feast.types import Array, Float32, Float64, Int64, String
 
+from evensong.data import storage
 from evensong.errors import StorageError
 from evensong.features import offline_store
 
@@ -58,8 +65,10 @@ def plus(frame: pd.DataFrame) -> pd.DataFrame:
 class World:
     """Drivers with hourly rates, orders keyed by two entities, one table without an entity."""
 
-    def __init__(self, folder: Path, offline_store: str, kind: str, root: str | None = None) -> None:
-        self.folder, self.kind, self.root = folder, kind, root or str(folder)
+    def __init__(
+        self, folder: Path, offline_store: str, kind: str, root: str | None = None, endpoint: str | None = None
+    ) -> None:
+        self.folder, self.kind, self.root, self.endpoint = folder, kind, root or str(folder), endpoint
         self.store = FeatureStore(
             config=RepoConfig(
                 project="contract",
@@ -119,25 +128,24 @@ class World:
         self.logged = FeatureService(
             name="logged",
             features=[self.rates],
-            logging_config=LoggingConfig(destination=FileLoggingDestination(path=str(folder / "logs"))),
+            logging_config=LoggingConfig(
+                destination=FileLoggingDestination(path=f"{self.root}/logs", s3_endpoint_override=endpoint or "")
+            ),
         )
         self.store.apply([driver, customer, self.rates, orders, world, on_demand, self.pairs, self.logged])
 
     def source(self, name: str, rows: pl.DataFrame, mapping: dict[str, str] | None = None) -> FileSource:
         place = f"{self.root}/{name}" + (".parquet" if self.kind == "parquet" else "")
+        options = storage.storage_options(place, storage.Access(endpoint=self.endpoint)) or None
         if self.kind == "delta":
             from deltalake import write_deltalake
 
-            from evensong.data.storage import storage_options
-
-            write_deltalake(place, rows, storage_options=storage_options(place) or None)
+            write_deltalake(place, rows, storage_options=options)
+        elif self.kind == "folder":
+            rows.head(2).write_parquet(f"{place}/a.parquet", storage_options=options, mkdir=True)
+            rows.slice(2).write_parquet(f"{place}/b.parquet", storage_options=options)
         else:
-            if self.kind == "folder":
-                Path(place).mkdir()
-                rows.head(2).write_parquet(f"{place}/a.parquet")
-                rows.slice(2).write_parquet(f"{place}/b.parquet")
-            else:
-                rows.write_parquet(place)
+            rows.write_parquet(place, storage_options=options)
         return FileSource(
             name=name,
             path=place,
@@ -145,6 +153,7 @@ class World:
             timestamp_field="event_timestamp",
             created_timestamp_column="created",
             field_mapping=mapping or {},
+            s3_endpoint_override=self.endpoint,
         )
 
     def join(self, entities: Any, features: list[str], **options: Any) -> pd.DataFrame:
@@ -322,18 +331,18 @@ def test_a_saved_dataset_comes_back_and_is_not_overwritten(world: World) -> None
     asked = entities((1, "x", 3), (2, "x", 4))
     job = world.store.get_historical_features(entity_df=asked, features=["rates:rate", "orders:success"])
     place = str(world.folder / "saved")
-    storage = SavedDatasetFileStorage(
+    target = SavedDatasetFileStorage(
         path=place, file_format=DeltaFormat() if world.kind == "delta" else ParquetFormat()
     )
-    saved = world.store.create_saved_dataset(from_=job, name="saved", storage=storage)
+    saved = world.store.create_saved_dataset(from_=job, name="saved", storage=target)
     pd.testing.assert_frame_equal(
         saved.to_df().sort_values("driver_id")[["driver_id", "rate", "success"]].reset_index(drop=True),
         job.to_df()[["driver_id", "rate", "success"]],
     )
     with pytest.raises(SavedDatasetLocationAlreadyExists):
-        job.persist(storage)
+        job.persist(target)
     smaller = world.store.get_historical_features(entity_df=asked.head(1), features=["rates:rate", "orders:success"])
-    smaller.persist(storage, allow_overwrite=True)
+    smaller.persist(target, allow_overwrite=True)
     assert len(world.store.get_saved_dataset("saved").to_df()) == 1
 
 
@@ -357,19 +366,18 @@ def test_rows_are_appended_to_a_source(world: World) -> None:
         world.store.write_to_offline_store("rates", new.drop(columns="rate"))
 
 
-@pytest.mark.parametrize("as_path", [True, False])
-def test_logged_features_come_back(parquet: World, as_path: bool) -> None:
+def logs_of(world: World) -> pa.Table:
+    """Two served requests, as Feast's server logs them."""
     from feast.feature_logging import FeatureServiceLoggingSource
 
-    source = FeatureServiceLoggingSource(parquet.logged, parquet.store.project)
-    schema = source.get_schema(parquet.store.registry)
+    schema = FeatureServiceLoggingSource(world.logged, world.store.project).get_schema(world.store.registry)
     values = {
         "driver_id": [1, 2],
         "rates__rate": [0.1, None],
         "rates__places": [["a"], None],
         "__request_id": ["r1", "r2"],
-        "__log_timestamp": [at(1), at(2)],
-        "__log_date": [at(1).date(), at(2).date()],
+        "__log_timestamp": [at(1), at(30)],
+        "__log_date": [at(1).date(), at(30).date()],
     }
     columns = [
         pa.array(values.get(field.name, [None, None]), field.type)
@@ -377,7 +385,19 @@ def test_logged_features_come_back(parquet: World, as_path: bool) -> None:
         else pa.nulls(2, field.type)
         for field in schema
     ]
-    table = pa.table(columns, schema=schema)
+    return pa.table(columns, schema=schema)
+
+
+def read_logs(world: World) -> pd.DataFrame:
+    found: pd.DataFrame = world.store.provider.retrieve_feature_service_logs(
+        world.logged, at(0), at(48), world.store.config, world.store.registry
+    ).to_df()
+    return found.sort_values("__request_id")
+
+
+@pytest.mark.parametrize("as_path", [True, False])
+def test_logged_features_come_back(parquet: World, as_path: bool) -> None:
+    table = logs_of(parquet)
     for part in (table.slice(0, 1), table.slice(1)):
         logs: Any = part
         if as_path:
@@ -385,11 +405,25 @@ def test_logged_features_come_back(parquet: World, as_path: bool) -> None:
             logs.mkdir()
             pl.from_arrow(part).write_parquet(logs / "0.parquet")  # type: ignore[union-attr]
         parquet.store.write_logged_features(logs, parquet.logged)
-    found = parquet.store.provider.retrieve_feature_service_logs(
-        parquet.logged, at(0), at(3), parquet.store.config, parquet.store.registry
-    ).to_df()
-    assert sorted(found["__request_id"]) == ["r1", "r2"]
-    assert found.sort_values("__request_id")["rates__rate"].tolist()[0] == 0.1
+    found = read_logs(parquet)
+    assert found["__request_id"].tolist() == ["r1", "r2"]
+    assert found["rates__rate"].tolist()[0] == 0.1
+
+
+def test_logs_are_partitioned_into_folders_that_every_reader_knows(parquet: World) -> None:
+    destination = parquet.logged.logging_config.destination
+    destination.partition_by = ["__log_date", "driver_id"]
+    for _ in range(2):
+        parquet.store.write_logged_features(logs_of(parquet), parquet.logged)
+    folders = sorted(
+        str(path.parent.relative_to(destination.path)) for path in Path(destination.path).rglob("*.parquet")
+    )
+    assert folders == ["__log_date=2026-01-01/driver_id=1"] * 2 + ["__log_date=2026-01-02/driver_id=2"] * 2
+    found = read_logs(parquet)
+    assert found["__request_id"].tolist() == ["r1", "r1", "r2", "r2"]
+    assert found["driver_id"].tolist() == [1, 1, 2, 2]
+    by_arrow = pads.dataset(destination.path, partitioning="hive", ignore_prefixes=["."]).to_table()
+    assert sorted(by_arrow["driver_id"].to_pylist()) == [1, 1, 2, 2]
 
 
 def test_duckdb_and_we_agree_on_a_random_world(tmp_path: Path) -> None:
@@ -439,18 +473,325 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     import boto3
 
     boto3.client("s3").create_bucket(Bucket="features")
-    yield "s3://features/contract"
+    yield f"s3://features/{uuid.uuid4().hex}"  # the servers of one process share what they hold
     server.stop()
 
 
-def test_delta_on_s3(bucket: str, tmp_path: Path) -> None:
-    world = World(tmp_path, OURS, "delta", root=bucket)
+@pytest.fixture(params=["parquet", "folder", "delta"])
+def remote(request: pytest.FixtureRequest, bucket: str, tmp_path: Path) -> World:
+    return World(tmp_path, OURS, request.param, root=bucket)
+
+
+def test_s3_is_read_appended_to_and_saved_to(remote: World, bucket: str) -> None:
     asked = entities((1, "x", 3), (2, "x", 4))
-    assert _plain(world.join(asked, ["rates:rate", "orders:success"])["rate"]) == [0.2, 0.3]
-    job = world.store.get_historical_features(entity_df=asked, features=["rates:rate"])
-    job.persist(SavedDatasetFileStorage(path=f"{bucket}/saved", file_format=ParquetFormat()))
+    assert _plain(remote.join(asked, ["rates:rate", "orders:success"])["rate"]) == [0.2, 0.3]
+    new = pd.DataFrame(
+        {"rate": [0.9], "created": [at(8)], "driver_id": [1], "event_timestamp": [at(8)], "places": [["z"]]}
+    )
+    remote.store.write_to_offline_store("rates", new)
+    assert _plain(remote.join(entities((1, "x", 7), (1, "x", 8)), ["rates:rate"])["rate"]) == [0.2, 0.9]
+    target = SavedDatasetFileStorage(
+        path=f"{bucket}/saved", file_format=DeltaFormat() if remote.kind == "delta" else ParquetFormat()
+    )
+    job = remote.store.get_historical_features(entity_df=asked, features=["rates:rate", "orders:success"])
+    saved = remote.store.create_saved_dataset(from_=job, name="saved", storage=target)
+    assert sorted(saved.to_df()["rate"]) == [0.2, 0.3]
     with pytest.raises(SavedDatasetLocationAlreadyExists):
-        job.persist(SavedDatasetFileStorage(path=f"{bucket}/saved", file_format=ParquetFormat()))
+        job.persist(target)
+    smaller = remote.store.get_historical_features(asked.head(1), features=["rates:rate", "orders:success"])
+    smaller.persist(target, allow_overwrite=True)
+    assert remote.store.get_saved_dataset("saved").to_df()["rate"].tolist() == [0.2]
+
+
+def test_features_are_logged_to_s3(bucket: str, tmp_path: Path) -> None:
+    world = World(tmp_path, OURS, "parquet", root=bucket)
+    for _ in range(2):
+        world.store.write_logged_features(logs_of(world), world.logged)
+    assert read_logs(world)["__request_id"].tolist() == ["r1", "r1", "r2", "r2"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder", "delta"])
+def test_a_source_names_its_own_endpoint(
+    kind: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody answers there
+    world = World(tmp_path, OURS, kind, root=bucket, endpoint=endpoint)
+    new = pd.DataFrame(
+        {"rate": [0.9], "created": [at(8)], "driver_id": [1], "event_timestamp": [at(8)], "places": [["z"]]}
+    )
+    world.store.write_to_offline_store("rates", new)
+    asked = entities((1, "x", 7), (1, "x", 8))
+    assert _plain(world.join(asked, ["rates:rate"])["rate"]) == [0.2, 0.9]
+    target = SavedDatasetFileStorage(path=f"{bucket}/saved", s3_endpoint_override=endpoint)
+    for rows in (asked, asked.head(1)):
+        job = world.store.get_historical_features(entity_df=rows, features=["rates:rate"])
+        job.persist(target, allow_overwrite=True)
+    saved = offline_store.scan(target.to_data_source(), None).collect()
+    assert saved["rate"].to_list() == [0.2]
+    world.store.write_logged_features(logs_of(world), world.logged)
+    assert len(read_logs(world)) == 2
+
+
+def test_a_source_names_its_own_credentials(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from feast.credentials import ConnectionRef
+
+    World(tmp_path, OURS, "parquet", root=bucket)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    given = {"AWS_ACCESS_KEY_ID": "named", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "eu-west-1"}
+    monkeypatch.setattr(FileSource, "resolve_credentials", lambda self: given if self.connection_ref else None)
+    source = FileSource(
+        path=f"{bucket}/rates.parquet",
+        timestamp_field="event_timestamp",
+        connection_ref=ConnectionRef(provider="env", name="AWS"),
+    )
+    assert len(offline_store.scan(source, None).collect()) == 5
+    options = storage.storage_options(source.path, offline_store._access(source))
+    assert (options["aws_access_key_id"], options["aws_region"]) == ("named", "eu-west-1")
+
+
+def test_an_overwritten_folder_holds_none_of_the_old_rows(parquet: World) -> None:
+    folder = parquet.folder / "old"
+    folder.mkdir()
+    for name in ("a", "b"):
+        pl.DataFrame({"rate": [9.9], "driver_id": [9]}).write_parquet(folder / f"{name}.parquet")
+    target = SavedDatasetFileStorage(path=str(folder))
+    job = parquet.store.get_historical_features(entity_df=entities((1, "x", 3)), features=["rates:rate"])
+    job.persist(target, allow_overwrite=True)
+    assert offline_store.scan(target.to_data_source(), None).collect()["rate"].to_list() == [0.2]
+
+
+def test_a_file_without_the_ending_is_still_one_file(parquet: World) -> None:
+    source = parquet.rates.batch_source
+    bare = parquet.folder / "bare"
+    Path(source.path).rename(bare)
+    parquet.rates.batch_source.file_options.uri = str(bare)
+    parquet.store.apply([parquet.rates])
+    new = pd.DataFrame(
+        {"rate": [0.9], "created": [at(8)], "driver_id": [1], "event_timestamp": [at(8)], "places": [["z"]]}
+    )
+    parquet.store.write_to_offline_store("rates", new)
+    assert bare.is_file()
+    assert _plain(parquet.join(entities((1, "x", 7), (1, "x", 8)), ["rates:rate"])["rate"]) == [0.2, 0.9]
+
+
+def test_a_pattern_is_read_and_not_appended_to(parquet: World) -> None:
+    source = FileSource(
+        name="pattern",
+        path=str(parquet.folder / "rat*.parquet"),
+        timestamp_field="event_timestamp",
+        created_timestamp_column="created",
+    )
+    assert len(offline_store.scan(source, None).collect()) == 5
+    parquet.rates.batch_source = source
+    with pytest.raises(ValueError, match="name the folder"):
+        offline_store.PolarsOfflineStore.offline_write_batch(
+            parquet.store.config, parquet.rates, _rates().to_arrow(), None
+        )
+
+
+def test_relative_delta_paths_are_inferred_from_and_written_to(tmp_path: Path) -> None:
+    from deltalake import write_deltalake
+
+    write_deltalake(tmp_path / "tables" / "rates", _rates())
+    store = bare_store(tmp_path, repo_path=tmp_path)
+    driver = Entity(name="driver", join_keys=["driver_id"], value_type=ValueType.INT64)
+    source = FileSource(
+        name="rates",
+        path="tables/rates",
+        file_format=DeltaFormat(),
+        timestamp_field="event_timestamp",
+        created_timestamp_column="created",
+    )
+    store.apply([driver, source, FeatureView(name="rates", entities=[driver], source=source)])
+    view = store.get_feature_view("rates")
+    assert {field.name: field.dtype for field in view.features} == {"rate": Float64, "places": Array(String)}
+    store.write_to_offline_store("rates", _rates().to_pandas())
+    assert len(offline_store.scan(source, tmp_path).collect()) == 10
+
+
+def bare_store(folder: Path, **options: Any) -> FeatureStore:
+    return FeatureStore(
+        config=RepoConfig(
+            project="bare",
+            provider="local",
+            registry=str(folder / "bare.db"),
+            offline_store={"type": OURS},
+            online_store={"type": "sqlite", "path": str(folder / "bare_online.db")},
+            entity_key_serialization_version=3,
+            **options,
+        )
+    )
+
+
+def view_of(folder: Path, rows: pl.DataFrame, **source: Any) -> tuple[FeatureStore, FeatureView]:
+    """A store with one view `view` over these rows, keyed by `driver_id`."""
+    named = {"timestamp_field": "event_timestamp", "created_timestamp_column": "created", **source}
+    if "path" not in named:
+        rows.write_parquet(folder / "rows.parquet")
+        named["path"] = str(folder / "rows.parquet")
+    store = bare_store(folder)
+    driver = Entity(name="driver", join_keys=["driver_id"], value_type=ValueType.INT64)
+    found = FileSource(name="rows", **named)
+    view = FeatureView(
+        name="view",
+        entities=[driver],
+        source=found,
+        schema=[Field(name="driver_id", dtype=Int64), Field(name="rate", dtype=Float64)],
+    )
+    store.apply([driver, found, view])
+    return store, view
+
+
+def rates_of(store: FeatureStore, asked: pd.DataFrame, **options: Any) -> list[Any]:
+    job = store.get_historical_features(asked, features=["view:rate"], filter_by_created_timestamp=True, **options)
+    return _plain(job.to_df()["rate"])
+
+
+@pytest.mark.parametrize("form", ["date", "text", "naive", "nanoseconds"])
+def test_moments_of_the_table_come_in_every_form(tmp_path: Path, form: str) -> None:
+    days = [at(24 * day) for day in (0, 1, 2, 0, 1)]
+    known = [at(24 * day) for day in (0, 1, 2, 0, 0)]
+    rows = _rates().drop("places").with_columns(event_timestamp=pl.Series(days), created=pl.Series(known))
+    forms = {
+        "date": pl.col("event_timestamp", "created").dt.date(),
+        "text": pl.col("event_timestamp", "created").dt.to_string("%Y-%m-%dT%H:%M:%SZ"),
+        "naive": pl.col("event_timestamp", "created").dt.replace_time_zone(None),
+        "nanoseconds": pl.col("event_timestamp", "created").dt.cast_time_unit("ns"),
+    }
+    store, view = view_of(tmp_path, rows.with_columns(forms[form]))
+    asked = entities((1, "x", 23), (1, "x", 24), (1, "x", 100), (2, "x", -1))
+    assert rates_of(store, asked) == [0.1, 0.2, 0.25, None]
+    found = store.get_historical_features(None, features=["view:rate"], start_date=at(24), end_date=at(48)).to_df()
+    assert sorted(found["rate"]) == [0.2, 0.25, 0.4]
+    latest = store.provider.offline_store.pull_latest_from_table_or_query(
+        store.config, view.batch_source, ["driver_id"], ["rate"], "event_timestamp", "created", at(0), at(24)
+    ).to_df()
+    assert latest["rate"].tolist() == [0.2, 0.4]
+
+
+def test_the_moment_may_have_another_name_in_the_table(tmp_path: Path) -> None:
+    rows = _rates().drop("places").rename({"event_timestamp": "happened", "created": "seen"})
+    names = {"timestamp_field": "happened", "created_timestamp_column": "seen"}
+    store, _ = view_of(tmp_path, rows, **names, field_mapping={"happened": "moment"})
+    assert rates_of(store, entities((1, "x", 3), (1, "x", 9))) == [0.25, 0.2]
+
+
+def test_several_views_of_one_source_join_it_each_for_itself(parquet: World) -> None:
+    driver = parquet.store.get_entity("driver")
+    source = parquet.rates.batch_source
+    short = FeatureView(
+        name="short",
+        entities=[driver],
+        ttl=timedelta(hours=1),
+        source=source,
+        schema=[Field(name="driver_id", dtype=Int64), Field(name="rate", dtype=Float64)],
+    )
+    parquet.store.apply([short])
+    found = parquet.join(
+        entities((1, "x", 2.5), (1, "x", 9)), ["rates:rate", "short:rate", "rates:places"], full_feature_names=True
+    )
+    assert _plain(found["rates__rate"]) == [0.2, 0.2]
+    assert _plain(found["short__rate"]) == [0.2, None]
+
+
+def test_empty_entity_frames_and_empty_tables_give_empty_columns(tmp_path: Path) -> None:
+    store, view = view_of(tmp_path, _rates().drop("places"))
+    nobody = entities((1, "x", 3)).head(0)
+    job = store.get_historical_features(nobody, features=["view:rate"])
+    assert job.to_arrow().schema.field("rate").type == pa.float64()
+    assert len(job.to_df()) == 0
+    _rates().drop("places").clear().write_parquet(view.batch_source.path)
+    assert rates_of(store, entities((1, "x", 3))) == [None]
+    found = store.get_historical_features(None, features=["view:rate"], start_date=at(0), end_date=at(9)).to_df()
+    assert found.columns.tolist() == ["driver_id", "event_timestamp", "rate"]
+    assert len(found) == 0
+    offline = store.provider.offline_store
+    columns = (["driver_id"], ["rate"], "event_timestamp", "created", at(0), at(9))
+    assert len(offline.pull_latest_from_table_or_query(store.config, view.batch_source, *columns).to_df()) == 0
+    assert len(offline.pull_all_from_table_or_query(store.config, view.batch_source, *columns).to_df()) == 0
+
+
+def test_without_an_entity_frame_the_order_of_the_entities_does_not_matter(parquet: World) -> None:
+    driver, customer = parquet.store.get_entity("driver"), parquet.store.get_entity("customer")
+    turned = FeatureView(
+        name="turned",
+        entities=[driver, customer],
+        ttl=timedelta(0),
+        source=parquet.store.get_feature_view("orders").batch_source,
+        schema=[
+            Field(name="customer_id", dtype=String),
+            Field(name="driver_id", dtype=Int64),
+            Field(name="success", dtype=Int64),
+        ],
+    )
+    parquet.store.apply([turned])
+    found = parquet.join(
+        None, ["orders:success", "turned:success"], start_date=at(0), end_date=at(9), full_feature_names=True
+    )
+    assert found["orders__success"].tolist() == found["turned__success"].tolist() == [1, 0, 1]
+
+
+def test_a_column_added_later_is_null_before(tmp_path: Path) -> None:
+    from deltalake import write_deltalake
+
+    old = _rates().drop("places", "rate")
+    write_deltalake(tmp_path / "rows", old)
+    new = pl.DataFrame({"driver_id": [1], "event_timestamp": [at(6)], "created": [at(6)], "rate": [0.6]})
+    write_deltalake(tmp_path / "rows", new, mode="append", schema_mode="merge")
+    store, _ = view_of(tmp_path, new, path=str(tmp_path / "rows"), file_format=DeltaFormat())
+    assert rates_of(store, entities((1, "x", 3), (1, "x", 7), (2, "x", 7))) == [None, 0.6, None]
+
+
+def commit(table: Path, *actions: dict[str, Any]) -> None:
+    """A further commit of a Delta table, as another writer makes it."""
+    log = table / "_delta_log"
+    place = log / f"{len(list(log.glob('*.json'))):020}.json"
+    place.write_text("\n".join(json.dumps(action) for action in actions))
+
+
+def deletion_vector(rows: list[int]) -> dict[str, Any]:
+    """The rows of a file that are gone, as Delta's protocol serializes them ("Deletion Vector Format"), inline."""
+    bitmap = struct.pack("<IIHHI", 12346, 1, 0, len(rows) - 1, 16) + struct.pack(f"<{len(rows)}H", *rows)
+    packed = struct.pack("<iqi", 1681511377, 1, 0) + bitmap
+    python = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
+    z85 = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+    text = base64.b85encode(packed + b"\0" * (-len(packed) % 4)).translate(bytes.maketrans(python, z85)).decode()
+    return {"storageType": "i", "pathOrInlineDv": text, "sizeInBytes": len(packed), "cardinality": len(rows)}
+
+
+def test_rows_behind_a_deletion_vector_are_gone(tmp_path: Path) -> None:
+    from deltalake import write_deltalake
+
+    table = tmp_path / "rows"
+    write_deltalake(table, _rates().drop("places"))
+    first = [json.loads(line) for line in (table / "_delta_log" / f"{0:020}.json").read_text().splitlines()]
+    add = next(action["add"] for action in first if "add" in action)
+    features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
+    commit(
+        table,
+        {"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}},
+        {"remove": {"path": add["path"], "deletionTimestamp": 1, "dataChange": True}},
+        {"add": {**add, "deletionVector": deletion_vector([1, 4])}},
+    )
+    store, view = view_of(tmp_path, _rates(), path=str(table), file_format=DeltaFormat())
+    assert rates_of(store, entities((1, "x", 1), (1, "x", 9), (2, "x", 9))) == [0.1, 0.25, 0.3]
+    latest = store.provider.offline_store.pull_latest_from_table_or_query(
+        store.config, view.batch_source, ["driver_id"], ["rate"], "event_timestamp", "created", at(0), at(9)
+    ).to_df()
+    assert latest["rate"].tolist() == [0.25, 0.3]
+
+
+def test_a_table_with_mapped_columns_is_refused(tmp_path: Path) -> None:
+    from deltalake import write_deltalake
+
+    table = tmp_path / "rows"
+    write_deltalake(table, _rates().drop("places"))
+    store, _ = view_of(tmp_path, _rates(), path=str(table), file_format=DeltaFormat())
+    commit(table, {"protocol": {"minReaderVersion": 2, "minWriterVersion": 5}})
+    with pytest.raises(Exception, match="column mapping"):
+        rates_of(store, entities((1, "x", 3)))
 
 
 def _plain(column: pd.Series) -> list[Any]:

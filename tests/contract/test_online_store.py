@@ -13,6 +13,7 @@ import pytest
 
 from evensong.data.lake import Lake
 from evensong.features.online import OnlineFeatures
+from evensong.features.shadow import rows_of
 from evensong.features.shop_columns import USER_FEATURES
 from evensong.features.store import RECOMMENDER, SERVING_FILTERS, open_store, redis_connection
 from evensong.pipelines import features
@@ -228,8 +229,8 @@ def test_a_materialization_that_was_killed_is_written_whole(shop: Settings, monk
     features.build(shop, Night(as_of=at(2)))
     whole = materialization_engine._write_rows
 
-    def killed(online: Any, view: Any, rows: Frame) -> int:
-        whole(online, view, rows.head(1))
+    def killed(online: Any, view: Any, rows: Frame, ours: Any) -> None:
+        whole(online, view, rows.head(1), ours.head(1))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -255,6 +256,177 @@ def test_a_row_in_the_store_that_is_newer_stays(shop: Settings) -> None:
     add(shop, ("u", "b", 1.5))
     night(shop, 2)
     assert by_us(shop, ["u"], ["a"])["num_events_1d"].to_list() == [99]
+
+
+def test_the_items_of_every_process_follow_a_stream_that_says_so(shop: Settings) -> None:
+    night(shop, 1)
+    streaming, serving = OnlineFeatures(shop), OnlineFeatures(shop)
+    assert serving.items(["a"])["item_events_total"].to_list() == [1]
+    row = rows_of(shop, "item_popularity").filter(pl.col("item_id") == "a").collect().tail(1)
+    row = row.with_columns(item_events_total=pl.lit(99, pl.Int64), event_timestamp=pl.lit(at(5)))
+    open_store(shop).write_to_online_store("item_popularity", row.to_pandas())
+    assert serving.items(["a"])["item_events_total"].to_list() == [1]
+    streaming.items_changed()
+    assert serving.items(["a"])["item_events_total"].to_list() == [99]
+    assert streaming.items(["a"])["item_events_total"].to_list() == [99]
+
+
+class Table:
+    """Two views of drivers over one Parquet file each, materialized by our engine."""
+
+    def __init__(self, folder: Path, online_uri: str) -> None:
+        from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+        from feast.types import Float64, String
+
+        self.folder = folder
+        online: dict[str, Any] = {"type": "sqlite", "path": online_uri}
+        if online_uri.startswith("redis://"):
+            online = {"type": "redis", "connection_string": redis_connection(online_uri)}
+        self.store = FeatureStore(
+            config=RepoConfig(
+                project="table",
+                provider="local",
+                registry=str(folder / "registry.db"),
+                offline_store={"type": OFFLINE},
+                online_store=online,
+                batch_engine={"type": ENGINE, "snapshots": str(folder / "snapshots")},
+                entity_key_serialization_version=3,
+            )
+        )
+        driver = Entity(name="driver", join_keys=["driver"], value_type=ValueType.STRING)
+        self.views = [
+            FeatureView(
+                name=name,
+                entities=[driver],
+                source=FileSource(name=name, path=str(folder / f"{name}.parquet"), timestamp_field="at"),
+                schema=[Field(name="driver", dtype=String), Field(name=f"{name}_rate", dtype=Float64)],
+            )
+            for name in ("left", "right")
+        ]
+        for view in self.views:
+            self.says(view.name, ("a", 1, 0.0))
+        self.store.apply([driver, *self.views])
+
+    def says(self, view: str, *rows: tuple[str, float, float]) -> None:
+        names, days, rates = zip(*rows, strict=True) if rows else ((), (), ())
+        pl.DataFrame(
+            {"driver": names, "at": [at(day) for day in days], f"{view}_rate": rates},
+            schema={"driver": pl.String, "at": pl.Datetime("us", "UTC"), f"{view}_rate": pl.Float64},
+        ).write_parquet(self.folder / f"{view}.parquet")
+
+    def night(self, since: datetime = BEGINNING) -> dict[str, int]:
+        self.store.materialize(since, at(9))
+        written: dict[str, int] = self.store.provider.batch_engine.written
+        return dict(written)
+
+    def online(self, view: str, *drivers: str) -> list[float | None]:
+        answer = self.store.get_online_features(
+            features=[f"{view}:{view}_rate"], entity_rows=[{"driver": driver} for driver in drivers]
+        ).to_dict()
+        rates: list[float | None] = answer[f"{view}_rate"]
+        return rates
+
+    def push(self, view: str, driver: str, day: float, rate: float) -> None:
+        row = pl.DataFrame({"driver": [driver], "at": [at(day)], f"{view}_rate": [rate]})
+        self.store.write_to_online_store(view, row.to_pandas())
+
+
+@pytest.fixture
+def table(tmp_path: Path, online_uri: str) -> Table:
+    return Table(tmp_path, online_uri)
+
+
+def test_a_corrected_table_brings_an_older_row_back(table: Table) -> None:
+    table.says("left", ("a", 3, 0.3), ("a", 5, 0.5), ("b", 5, 0.6))
+    table.night()
+    assert table.online("left", "a", "b") == [0.5, 0.6]
+    table.says("left", ("a", 3, 0.3), ("b", 5, 0.6))
+    assert table.night()["left"] == 1
+    assert table.online("left", "a", "b") == [0.3, 0.6]
+    assert table.night()["left"] == 0
+
+
+def test_a_pushed_row_that_is_newer_stays_until_the_table_is_as_new(table: Table) -> None:
+    table.says("left", ("a", 3, 0.3), ("b", 3, 0.4))
+    table.night()
+    table.push("left", "a", 7, 0.7)
+    table.says("left", ("a", 4, 0.35), ("b", 4, 0.45))
+    assert table.night()["left"] == 1
+    assert table.online("left", "a", "b") == [0.7, 0.45]
+    assert table.night()["left"] == 0  # tried again, and refused again
+    table.says("left", ("a", 8, 0.8), ("b", 4, 0.45))
+    assert table.night()["left"] == 1
+    assert table.online("left", "a") == [0.8]
+
+
+def test_a_key_that_left_the_table_leaves_the_store_and_its_other_views_stay(table: Table) -> None:
+    table.says("left", ("a", 3, 0.3), ("b", 3, 0.4))
+    table.says("right", ("a", 3, 1.3), ("b", 3, 1.4))
+    table.night()
+    table.says("left", ("b", 3, 0.4))
+    assert table.night() == {"left": 0, "right": 0}
+    assert table.online("left", "a", "b") == [None, 0.4]
+    assert table.online("right", "a", "b") == [1.3, 1.4]
+    table.says("left")
+    table.says("right")
+    table.night()
+    assert table.online("left", "a", "b") == table.online("right", "a", "b") == [None, None]
+
+
+def test_a_key_outside_of_the_span_stays(table: Table) -> None:
+    table.says("left", ("a", 3, 0.3), ("b", 6, 0.4))
+    table.night()
+    assert table.night(since=at(5))["left"] == 0
+    assert table.online("left", "a", "b") == [0.3, 0.4]
+    table.says("left", ("b", 6, 0.4))
+    table.night(since=at(5))
+    assert table.online("left", "a") == [0.3]
+    table.night()
+    assert table.online("left", "a") == [None]
+
+
+def test_a_pushed_row_outlives_a_key_that_left_the_table(table: Table) -> None:
+    table.says("left", ("a", 3, 0.3), ("b", 3, 0.4))
+    table.night()
+    table.push("left", "a", 7, 0.7)
+    table.says("left", ("b", 3, 0.4))
+    table.night()
+    assert table.online("left", "a") == [0.7]
+
+
+def test_a_killed_night_still_lowers_and_removes_what_it_wrote(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evensong.features import materialization_engine
+
+    table.says("left", ("a", 3, 0.3), ("b", 3, 0.4))
+    table.night()
+    table.says("left", ("a", 6, 0.6), ("b", 6, 0.7), ("c", 6, 0.8))
+    write = materialization_engine._write_rows
+
+    def killed(*arguments: Any) -> None:
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(materialization_engine, "_write_rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            table.night()
+    table.says("left", ("a", 5, 0.5), ("b", 3, 0.4))
+    table.night()
+    assert table.online("left", "a", "b", "c") == [0.5, 0.4, None]
+
+
+def test_another_definition_may_lower_what_was_written_under_the_old(table: Table) -> None:
+    from feast import Field
+    from feast.types import Float32
+
+    table.says("left", ("a", 5, 0.5))
+    table.night()
+    table.says("left", ("a", 4, 0.25))
+    view = table.store.get_feature_view("left")
+    view.features = [Field(name="left_rate", dtype=Float32)]
+    table.store.apply([view])
+    assert table.night()["left"] == 1
+    assert table.online("left", "a") == [0.25]
 
 
 def test_every_type_is_written_in_the_bytes_of_feast(tmp_path: Path, online_uri: str) -> None:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import boto3
 import polars as pl
@@ -27,6 +27,16 @@ from evensong.errors import StorageError
 from evensong.types import Frame
 
 
+class Access(NamedTuple):
+    """Another way into S3 than boto3's own chain and the environment's endpoint; what is None is left to those."""
+
+    endpoint: str | None = None
+    key_id: str | None = None
+    secret: str | None = None
+    token: str | None = None
+    region: str | None = None
+
+
 def is_remote(uri: str) -> bool:
     """Whether the URI leaves this machine's file system."""
     return uri.startswith("s3://")
@@ -37,7 +47,7 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
-def storage_options(uri: str) -> dict[str, str]:
+def storage_options(uri: str, access: Access | None = None) -> dict[str, str]:
     """What polars and deltalake need to reach the URI: empty for a local path, boto3's credentials for S3.
 
     Raises:
@@ -45,9 +55,9 @@ def storage_options(uri: str) -> dict[str, str]:
     """
     if not is_remote(uri):
         return {}
-    session = boto3.Session()
+    session = _session(access)
     options = {"aws_region": session.region_name or "us-east-1", "aws_conditional_put": "etag"}
-    with reaching(uri):
+    with reaching(uri, access):
         credentials = session.get_credentials()
         if credentials is None:
             # left to themselves, they would look for a cloud's metadata service, and for long
@@ -56,7 +66,7 @@ def storage_options(uri: str) -> dict[str, str]:
     options |= {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
     if frozen.token:
         options["aws_session_token"] = frozen.token
-    if endpoint := _endpoint():
+    if endpoint := _endpoint(access):
         options["aws_endpoint_url"] = endpoint
         if endpoint.startswith("http://"):
             options["aws_allow_http"] = "true"
@@ -64,34 +74,35 @@ def storage_options(uri: str) -> dict[str, str]:
 
 
 @contextmanager
-def reaching(uri: str) -> Iterator[None]:
+def reaching(uri: str, access: Access | None = None) -> Iterator[None]:
     """Let what S3 or the file system answers about the URI be a StorageError that says what came and what to do."""
     try:
         yield
     except (ClientError, BotoCoreError, Boto3Error, OSError) as error:
-        raise StorageError(f"{uri}: {_said(uri, error)}") from error
+        raise StorageError(f"{uri}: {_said(uri, error, access)}") from error
 
 
-def exists(uri: str) -> bool:
+def exists(uri: str, access: Access | None = None) -> bool:
     """Whether a file or a folder with content is there.
 
     Raises:
         StorageError: the place cannot be asked: no credentials, no bucket, no answer, no permission.
     """
-    with reaching(uri):
+    with reaching(uri, access):
         if not is_remote(uri):
             return Path(uri).exists()
         bucket, key = _split(uri)
-        return _first_key(bucket, key) == key or _first_key(bucket, f"{key.rstrip('/')}/" if key else "") is not None
+        below = f"{key.rstrip('/')}/" if key else ""
+        return _first_key(bucket, key, access) == key or _first_key(bucket, below, access) is not None
 
 
-def is_file(uri: str) -> bool:
+def is_file(uri: str, access: Access | None = None) -> bool:
     """Whether one file is there under this very URI."""
-    with reaching(uri):
+    with reaching(uri, access):
         if not is_remote(uri):
             return Path(uri).is_file()
         bucket, key = _split(uri)
-        return _first_key(bucket, key) == key
+        return _first_key(bucket, key, access) == key
 
 
 def read_bytes(uri: str) -> bytes:
@@ -154,12 +165,12 @@ def create_bytes(uri: str, content: bytes) -> str:
     return uri
 
 
-def remove(uri: str) -> None:
+def remove(uri: str, access: Access | None = None) -> None:
     """Remove one file; nothing happens when there is none."""
-    with reaching(uri):
+    with reaching(uri, access):
         if is_remote(uri):
             bucket, key = _split(uri)
-            _client().delete_object(Bucket=bucket, Key=key)
+            _client(access).delete_object(Bucket=bucket, Key=key)
         else:
             Path(uri).unlink(missing_ok=True)
 
@@ -200,16 +211,16 @@ def read_frame(uri: str) -> Frame:
             raise StorageError(f"{uri}: expected a Parquet file, cannot be read: {_first_line(error)}") from error
 
 
-def write_frame(uri: str, frame: Frame) -> str:
+def write_frame(uri: str, frame: Frame, *, compression: Literal["zstd", "snappy"] = "zstd") -> str:
     """Write a frame as Parquet, whole or not at all."""
     with reaching(uri):
         if is_remote(uri):
-            frame.write_parquet(uri, storage_options=storage_options(uri))
+            frame.write_parquet(uri, compression=compression, storage_options=storage_options(uri))
             return uri
         path = Path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        frame.write_parquet(draft)
+        frame.write_parquet(draft, compression=compression)
         draft.replace(path)
         return uri
 
@@ -282,7 +293,7 @@ def fingerprint(uri: str) -> str:
         return str(_client().head_object(Bucket=bucket, Key=key)["ETag"])
 
 
-def fingerprints(uri: str) -> dict[str, str]:
+def fingerprints(uri: str, access: Access | None = None) -> dict[str, str]:
     """The URIs of all files below a folder, sorted, each with its mark.
 
     Raises:
@@ -296,8 +307,8 @@ def fingerprints(uri: str) -> dict[str, str]:
                 marks[path] = _mark(path)
         return marks
     bucket, prefix = _split(uri)
-    with reaching(uri):
-        found = _marks(bucket, f"{prefix.rstrip('/')}/" if prefix else "")
+    with reaching(uri, access):
+        found = _marks(bucket, f"{prefix.rstrip('/')}/" if prefix else "", access)
     return {f"s3://{bucket}/{key}": found[key] for key in sorted(found)}
 
 
@@ -316,14 +327,14 @@ def sizes(uri: str) -> dict[str, int]:
     return {f"s3://{bucket}/{entry['Key']}": entry["Size"] for entry in found}
 
 
-def list_files(uri: str) -> list[str]:
+def list_files(uri: str, access: Access | None = None) -> list[str]:
     """The URIs of all files below a folder, sorted.
 
     Raises:
         StorageError: the folder or one below it cannot be listed.
     """
     if is_remote(uri):
-        return list(fingerprints(uri))
+        return list(fingerprints(uri, access))
     with reaching(uri):
         # `rglob` would pass over a folder that may not be read
         found = [os.path.join(folder, name) for folder, _, names in os.walk(uri, onerror=_fail) for name in names]
@@ -340,9 +351,9 @@ def _fail(error: OSError) -> None:
         raise error
 
 
-def _said(uri: str, error: Exception) -> str:
+def _said(uri: str, error: Exception, access: Access | None) -> str:
     """What an answer means, and what to do about it."""
-    where = f"bucket {_split(uri)[0]} at {_endpoint() or 'AWS'}"
+    where = f"bucket {_split(uri)[0]} at {_endpoint(access) or 'AWS'}"
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", "unknown"))
         if code in ("NoSuchKey", "404", "NotFound"):
@@ -362,9 +373,9 @@ def _said(uri: str, error: Exception) -> str:
     if isinstance(error, OSError) and is_remote(uri):
         # polars and deltalake say little of what went wrong: ask the store itself
         try:
-            _first_key(*_split(uri))
+            _first_key(*_split(uri), access)
         except (ClientError, BotoCoreError) as answer:
-            return _said(uri, answer)
+            return _said(uri, answer, access)
         return f"the {where} cannot be used: {_first_line(error)}; try again, or look at the store"
     if isinstance(error, FileNotFoundError):
         return "expected a file, found none; run the step that writes it first"
@@ -384,12 +395,26 @@ def _first_line(error: object) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def _endpoint() -> str | None:
+def _endpoint(access: Access | None = None) -> str | None:
+    if access is not None and access.endpoint:
+        return access.endpoint
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
-def _client() -> Any:
-    return boto3.client("s3")
+def _session(access: Access | None) -> boto3.Session:
+    access = access or Access()
+    return boto3.Session(
+        aws_access_key_id=access.key_id,
+        aws_secret_access_key=access.secret,
+        aws_session_token=access.token,
+        region_name=access.region,
+    )
+
+
+def _client(access: Access | None = None) -> Any:
+    if access is None:
+        return boto3.client("s3")
+    return _session(access).client("s3", endpoint_url=access.endpoint)
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -397,13 +422,13 @@ def _split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _first_key(bucket: str, prefix: str) -> str | None:
+def _first_key(bucket: str, prefix: str, access: Access | None = None) -> str | None:
     """The first key that begins with the prefix; the prefix itself, where it is a key, sorts before all others."""
-    listed = _client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", [])
+    listed = _client(access).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", [])
     return str(listed[0]["Key"]) if listed else None
 
 
-def _marks(bucket: str, prefix: str) -> dict[str, str]:
+def _marks(bucket: str, prefix: str, access: Access | None = None) -> dict[str, str]:
     """The keys below a prefix with their ETags."""
-    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    pages = _client(access).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     return {entry["Key"]: str(entry["ETag"]) for page in pages for entry in page.get("Contents", [])}

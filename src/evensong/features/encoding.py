@@ -9,8 +9,9 @@ own code, byte by byte, in both directions.
 
 from __future__ import annotations
 
+import functools
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,8 @@ def decode(values: pa.BinaryArray, dtype: pl.DataType) -> pl.Series:
         ValueError: the type is not supported, or a message holds another type.
     """
     if len(values) <= FEW and supports(dtype):
-        return pl.Series([_decode_one(value, dtype) if value else None for value in values.to_pylist()], dtype=dtype)
+        read = _reader(dtype)
+        return pl.Series([read(value) if value else None for value in values.to_pylist()], dtype=dtype)
     lengths, data = _lengths(values), _data(values)
     starts = lengths.cumsum() - lengths
     present = lengths > 0
@@ -158,45 +160,73 @@ def timestamps(moments: pl.Series) -> pa.BinaryArray:
     return _join(_varint_field(1, seconds), _varint_field(2, nanos))
 
 
-def _decode_one(value: bytes, dtype: pl.DataType) -> Any:
-    """The Python value of one serialized `Value` that is not empty."""
+@functools.cache
+def _reader(dtype: pl.DataType) -> Callable[[bytes], Any]:
+    """Reads the Python value of one serialized `Value` that is not empty."""
     inner = dtype.inner if isinstance(dtype, pl.List) else dtype
     field, wire = (_LISTS[inner], _LENGTH) if isinstance(dtype, pl.List) else _SCALARS[inner]
     tag = _tag(field, wire)
-    if not value.startswith(tag):
-        raise _other_type(dtype)
-    place = len(tag)
-    if wire == _LENGTH:
-        place = _read_varint(value, place)[1]
-    if not isinstance(dtype, pl.List):
-        return _read_one(value, place, len(value), inner)[0]
-    found, end = [], len(value)
-    if inner not in (pl.String, pl.Binary) and place < end:
-        place = _read_varint(value, place + 1)[1]  # numbers are packed: one tag and one length for all of them
-    while place < end:
-        stop = end
-        if inner in (pl.String, pl.Binary):
-            size, place = _read_varint(value, place + 1)
-            stop = place + size
-        item, place = _read_one(value, place, stop, inner)
-        found.append(item)
-    return found
+    read = _list_reader(inner) if isinstance(dtype, pl.List) else _scalar_reader(inner)
+
+    def read_value(value: bytes) -> Any:
+        if not value.startswith(tag):
+            raise _other_type(dtype)
+        place = len(tag)
+        return read(value, _read_varint(value, place)[1] if wire == _LENGTH else place)
+
+    return read_value
 
 
-def _read_one(value: bytes, place: int, stop: int, dtype: Any) -> tuple[Any, int]:
-    """The scalar that stands at the place, and where it ends."""
+def _scalar_reader(dtype: Any) -> Callable[[bytes, int], Any]:
     if dtype == pl.String:
-        return value[place:stop].decode(), stop
+        return lambda value, place: value[place:].decode()
     if dtype == pl.Binary:
-        return value[place:stop], stop
-    if dtype == pl.Float32:
-        return struct.unpack_from("<f", value, place)[0], place + 4
-    if dtype == pl.Float64:
-        return struct.unpack_from("<d", value, place)[0], place + 8
-    number, after = _read_varint(value, place)
+        return lambda value, place: value[place:]
+    if dtype in _WIDTHS:
+        unpack = struct.Struct("<f" if dtype == pl.Float32 else "<d").unpack_from
+        return lambda value, place: unpack(value, place)[0]
     if dtype == pl.Boolean:
-        return bool(number), after
-    return (number - (1 << 64) if number >> 63 else number), after
+        return lambda value, place: bool(_read_varint(value, place)[0])
+    return lambda value, place: _signed(_read_varint(value, place)[0])
+
+
+def _list_reader(dtype: Any) -> Callable[[bytes, int], list[Any]]:
+    if dtype in (pl.String, pl.Binary):
+        text = dtype == pl.String
+
+        def read_each(value: bytes, place: int) -> list[Any]:
+            found = []
+            while place < len(value):
+                size, place = _read_varint(value, place + 1)
+                item = value[place : place + size]
+                found.append(item.decode() if text else item)
+                place += size
+            return found
+
+        return read_each
+    if dtype in _WIDTHS:
+        width = np.dtype(_WIDTHS[dtype])
+
+        def read_packed(value: bytes, place: int) -> list[Any]:
+            # numbers are packed: one tag and one length for all of them
+            start = _read_varint(value, place + 1)[1] if place < len(value) else place
+            return np.frombuffer(value, width, offset=start).tolist() if start < len(value) else []
+
+        return read_packed
+
+    def read_varints(value: bytes, place: int) -> list[Any]:
+        found: list[Any] = []
+        place = _read_varint(value, place + 1)[1] if place < len(value) else place
+        while place < len(value):
+            number, place = _read_varint(value, place)
+            found.append(bool(number) if dtype == pl.Boolean else _signed(number))
+        return found
+
+    return read_varints
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >> 63 else number
 
 
 def _read_varint(value: bytes, place: int) -> tuple[int, int]:

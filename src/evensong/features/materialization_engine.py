@@ -1,8 +1,12 @@
 """The materialization engine: each key's newest row into Feast's online store, in the bytes that Feast itself writes.
 
-Beside what it writes the engine keeps, for each view, a snapshot: key, moment and a hash of the row. The next night
-writes only the keys whose row is another one. A token in the online store says which snapshot it agrees with; where
-there is none, or another (the store was emptied, or a run was killed on the way), every key is written.
+Beside what it writes the engine keeps, for each view, a snapshot (`snapshots`): key, moment and a hash of the row. The
+next night writes only the keys whose row is another one. A token in the online store says which snapshot it agrees
+with; where there is none, or another (the store was emptied, or a run was killed on the way), every key is written.
+
+A row in the store that is newer than the one to be written stays, and counts as not written, unless it is one that the
+engine itself put there: then the table was corrected since, and the older row is the truth. A key that the engine wrote
+and that has no row in the table any more is removed from the store.
 
 Feast finds this class by its path: `batch_engine: {type: evensong.features.materialization_engine.PolarsEngine}`.
 Whatever it does not know (other online stores, on-demand and stream views, types beyond scalars and lists) goes
@@ -14,10 +18,10 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import polars as pl
-import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
@@ -26,21 +30,19 @@ from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 
-from evensong.data import storage
 from evensong.features.encoding import encode, entity_keys, supports
 from evensong.features.offline_store import PolarsOfflineStore, latest_rows, scan
 from evensong.features.online_redis import RedisOnline
-from evensong.features.online_sqlite import Rows, SqliteOnline
+from evensong.features.online_rows import Rows
+from evensong.features.online_sqlite import SqliteOnline
 from evensong.features.point_in_time import to_moments
+from evensong.features.snapshots import HASH, MOMENT, Snapshot, newest_moments, stamped
 from evensong.types import TIMESTAMP, Frame
 
 Online = RedisOnline | SqliteOnline
 
 #: Entities encoded at once, which bounds the memory beside the rows themselves.
 BLOCK = 20_000
-_HASH = "__hash"
-
-_Block = tuple[pa.BinaryArray, dict[str, pa.BinaryArray], dict[str, pl.Series], pl.Series, pl.Series | None]
 
 
 class PolarsEngineConfig(FeastConfigBaseModel):
@@ -74,36 +76,42 @@ class PolarsEngine(LocalComputeEngine):
             rows = _newest(view, task, self.repo_config)
             if not all(supports(rows.schema[feature.name]) for feature in view.features):
                 return super()._materialize_one(registry, task, **kwargs)
-            self.written[view.name] = self._write(online, view, rows)
+            self.written[view.name] = self._write(online, view, rows, task)
         except Exception as error:
             return LocalMaterializationJob(job_id=name, status=MaterializationJobStatus.ERROR, error=error)
         finally:
             online.close()
         return LocalMaterializationJob(job_id=name, status=MaterializationJobStatus.SUCCEEDED)
 
-    def _write(self, online: Online, view: FeatureView, rows: Frame) -> int:
+    def _write(self, online: Online, view: FeatureView, rows: Frame, task: MaterializationTask) -> int:
         """Write the rows that the snapshot does not hold, and leave the snapshot of what is stored now."""
-        stamp = _stamps(view)[0]
-        snapshot = rows.select(*view.join_keys, stamp).with_columns(
-            rows.drop(view.join_keys).hash_rows(seed=0).alias(_HASH)
-        )
-        place = None if self._snapshots is None else storage.join(self._snapshots, f"{view.name}.parquet")
+        keys = view.join_keys
+        now = stamped(rows, keys, _utc(rows[_stamps(view)[0]]))
+        if self._snapshots is None:
+            return int(_write_rows(online, view, rows, None).sum())
+        snapshot, definition = Snapshot(self._snapshots, view.name, keys), _definition(view)
         token = online.token(view.name)
-        before = _read_snapshot(place, token, view) if token and place else None
-        if before is not None:
-            changed = snapshot.with_row_index("__row").join(before, on=[*view.join_keys, stamp, _HASH], how="anti")
-            rows = rows[changed["__row"].sort()]
-            kept = before.join(snapshot, on=view.join_keys, how="anti")  # older than the span of this materialization
-            snapshot = pl.concat([kept.select(snapshot.columns), snapshot])
-        if before is not None and rows.is_empty():
+        before = snapshot.recall(token if token and token.startswith(definition) else None, now)
+        changed = now.with_row_index("__row").join(before.rows, on=[*keys, MOMENT, HASH], how="anti")["__row"].sort()
+        away = before.rows.join(now, on=keys, how="anti")
+        newest = newest_moments(away, keys)
+        # what lies outside of the span of this materialization is not said to be gone
+        gone = newest.filter(pl.col(MOMENT).is_between(_aware(task.start_time), _aware(task.end_time)))
+        if before.agrees and changed.is_empty() and gone.is_empty():
             return 0
         online.set_token(view.name, None)
-        written = _write_rows(online, view, rows)
-        if place is not None:
-            token = f"{_definition(view)}-{uuid.uuid4().hex}"
-            storage.write_frame(place, snapshot.with_columns(pl.lit(token).alias("__token")))
-            online.set_token(view.name, token)
-        return written
+        snapshot.intend(pl.concat([before.rows, now[changed]]))
+        limits = now[changed].join(newest_moments(before.rows, keys), on=keys, how="left", maintain_order="left")
+        fresh = _write_rows(online, view, rows[changed], limits[f"{MOMENT}_right"])
+        if len(gone):
+            online.remove(view.name, entity_keys([gone[key] for key in keys]), _names(view), gone[MOMENT])
+        refused = changed.filter(~fresh)
+        stored = now.with_row_index("__row").filter(~pl.col("__row").is_in(refused.implode())).drop("__row")
+        token = f"{definition}-{uuid.uuid4().hex}"
+        snapshot.keep(pl.concat([away.join(gone, on=keys, how="anti"), stored]), token)
+        online.set_token(view.name, token)
+        snapshot.settle()
+        return int(fresh.sum())
 
 
 def _open_online(config: RepoConfig) -> Online | None:
@@ -126,11 +134,10 @@ def _is_plain(view: Any) -> bool:
 
 
 def _newest(view: FeatureView, task: MaterializationTask, config: RepoConfig) -> Frame:
-    columns = [feature.name for feature in view.features]
     rows = latest_rows(
         scan(view.batch_source, config.repo_path),
         view.join_keys,
-        columns,
+        _names(view),
         _stamps(view),
         task.start_time,
         task.end_time,
@@ -144,6 +151,10 @@ def _stamps(view: FeatureView) -> list[str]:
     mapping = source.field_mapping or {}
     named = [source.timestamp_field, source.created_timestamp_column]
     return [mapping.get(name, name) for name in named if name]
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _utc(moments: pl.Series) -> pl.Series:
@@ -176,36 +187,38 @@ def _polars_type(dtype: Any) -> pl.DataType | None:
     return scalars.get(dtype)
 
 
-def _write_rows(online: Online, view: FeatureView, rows: Frame) -> int:
+def _names(view: FeatureView) -> list[str]:
+    return [feature.name for feature in view.features]
+
+
+def _write_rows(online: Online, view: FeatureView, rows: Frame, ours: pl.Series | None) -> pl.Series:
+    """Write the rows; which of them were not refused, for a newer one in the store.
+
+    Args:
+        ours: the newest moment that this engine wrote of each row's key, which may be replaced by an older one.
+    """
+    order = None
     if isinstance(online, SqliteOnline):
         # One order over all blocks lets the table's index grow at its end.
-        keys = entity_keys([rows[key] for key in view.join_keys])
-        rows = rows[pl.Series(pc.sort_indices(keys))]
-        return online.write_blocks(view.name, (Rows(*block) for block in _encoded(view, rows)))
-    return sum(online.write(view.name, *block) for block in _encoded(view, rows))
+        order = pl.Series(pc.sort_indices(entity_keys([rows[key] for key in view.join_keys])))
+        rows, ours = rows[order], None if ours is None else ours[order]
+    fresh = pl.Series(online.write(view.name, _encoded(view, rows, ours)), dtype=pl.Boolean)
+    return fresh if order is None else fresh[order.arg_sort()]
 
 
-def _encoded(view: FeatureView, rows: Frame) -> Iterator[_Block]:
-    """The keys, the encoded and the plain features and the two times of the rows, a block of entities at a time."""
+def _encoded(view: FeatureView, rows: Frame, ours: pl.Series | None) -> Iterator[Rows]:
+    """The rows in the store's bytes, a block of entities at a time."""
     event, *created = _stamps(view)
-    names = [feature.name for feature in view.features]
     for start in range(0, len(rows), BLOCK):
         block = rows.slice(start, BLOCK)
-        yield (
-            entity_keys([block[key] for key in view.join_keys]),
-            {name: encode(block[name]) for name in names},
-            {name: block[name] for name in names},
-            _utc(block[event]),
-            _utc(block[created[0]]) if created else None,
+        yield Rows(
+            keys=entity_keys([block[key] for key in view.join_keys]),
+            values={name: encode(block[name]) for name in _names(view)},
+            columns={name: block[name] for name in _names(view)},
+            moments=_utc(block[event]),
+            created=_utc(block[created[0]]) if created else None,
+            ours=None if ours is None else ours.slice(start, BLOCK),
         )
-
-
-def _read_snapshot(place: str, token: str, view: FeatureView) -> Frame | None:
-    """The snapshot that the token in the online store names; none when there is no such one any more."""
-    if not token.startswith(_definition(view)) or not storage.exists(place):
-        return None
-    snapshot = storage.read_frame(place)
-    return snapshot.drop("__token") if (snapshot["__token"] == token).all() else None
 
 
 def _definition(view: FeatureView) -> str:

@@ -6,7 +6,8 @@ frame the newest feature row with `event_timestamp` at or before the row's momen
 out, in the same order; nulls where nothing matches.
 
 A join reads twice: first just the keys and the timestamps of a view, which say which of its rows are needed, and then,
-in a stream, the features of those rows. So memory holds the keys and the answer, and never a whole feature table.
+in a stream, the features of those rows. So memory holds the keys and the answer, and never a whole large feature table;
+features that are small beside the memory are read while the keys are matched.
 
 Feast finds this class by the path in `feature_store.yaml`: `type: evensong.features.offline_store.PolarsOfflineStore`.
 """
@@ -14,16 +15,18 @@ Feast finds this class by the path in `feature_store.yaml`: `type: evensong.feat
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-from feast.data_format import DeltaFormat, ParquetFormat
+from feast.data_format import DeltaFormat
 from feast.data_source import DataSource
 from feast.errors import EntityTimestampInferenceException, SavedDatasetLocationAlreadyExists
 from feast.feature_logging import LoggingConfig, LoggingSource
@@ -31,6 +34,7 @@ from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL, FeatureView
 from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
+from feast.monitoring.monitoring_utils import MONITORING_DIR
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
@@ -38,6 +42,7 @@ from feast.utils import compute_non_entity_date_range
 
 from evensong.data import storage
 from evensong.errors import StorageError
+from evensong.features import monitored
 from evensong.features.point_in_time import match_rows, to_moments
 from evensong.types import TIMESTAMP, Frame
 
@@ -51,6 +56,8 @@ _WIDTHS: dict[Any, int] = {
     **dict.fromkeys((pl.Int64, pl.UInt64, pl.Float64, pl.Datetime, pl.Duration, pl.Time), 8),
 }
 _ROW = "__row"
+#: Of the files that are written: quick, and read by all; pandas, Spark and DuckDB write it too.
+_COMPRESSION: Literal["snappy"] = "snappy"
 
 
 class PolarsOfflineStoreConfig(FeastConfigBaseModel):
@@ -59,6 +66,9 @@ class PolarsOfflineStoreConfig(FeastConfigBaseModel):
     type: Literal["evensong.features.offline_store.PolarsOfflineStore"] = (
         "evensong.features.offline_store.PolarsOfflineStore"
     )
+    monitoring: str | None = None
+    """The folder or S3 prefix of what Feast's monitoring finds; without it `feast_monitoring` beside
+    feature_store.yaml, where Feast's own file stores keep it."""
 
 
 class PolarsRetrievalJob(RetrievalJob):
@@ -234,21 +244,19 @@ class PolarsOfflineStore(OfflineStore):
         logging_config: LoggingConfig,
         registry: BaseRegistry,
     ) -> None:
-        """Append logged features to the destination's folder, as Parquet, one file a call."""
+        """Append logged features to the destination's folder, as Parquet, one file a call.
+
+        With `partition_by` one file a call and partition, in folders named `column=value`.
+        """
         destination = logging_config.destination
         if not isinstance(destination, FileLoggingDestination):
             raise ValueError(f"expected a FileLoggingDestination, got {type(destination).__name__}; log to files")
         frame = pl.read_parquet(data) if isinstance(data, Path) else pl.from_arrow(data)
         assert isinstance(frame, pl.DataFrame)
         folder = _absolute(destination.path, config.repo_path)
-        if not storage.is_remote(folder):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        options = _options(folder, destination.s3_endpoint_override)
-        if destination.partition_by:
-            target: Any = pl.PartitionBy(folder, key=destination.partition_by, file_path_provider=_partition_file)
-            frame.lazy().sink_parquet(target, storage_options=options, mkdir=True)
-        else:
-            frame.write_parquet(storage.join(folder, f"{uuid.uuid4().hex}.parquet"), storage_options=options)
+        access = _access(destination.to_data_source())
+        for part, rows in _partitions(frame, destination.partition_by or []):
+            _write_file(rows, storage.join(folder, *part, f"{uuid.uuid4().hex}.parquet"), access)
 
     @staticmethod
     def offline_write_batch(
@@ -276,6 +284,92 @@ class PolarsOfflineStore(OfflineStore):
         if progress:
             progress(len(frame))
 
+    def get_table_column_names_and_types_from_data_source(
+        self, config: RepoConfig, data_source: DataSource
+    ) -> Iterable[tuple[str, str]]:
+        """The source's columns and their Arrow types, which Feast infers features and checks what is written from.
+
+        Feast's own way is right for Parquet on this machine; it misses relative Delta tables, and most of S3.
+        """
+        assert isinstance(data_source, FileSource)
+        uri, access = _absolute(data_source.path, config.repo_path), _access(data_source)
+        if isinstance(data_source.file_format, DeltaFormat):
+            from deltalake import DeltaTable
+
+            table = DeltaTable(uri, storage_options=storage.storage_options(uri, access) or None)
+            schema = pa.schema(table.schema().to_arrow())
+        elif storage.is_remote(uri) or "*" in uri:
+            schema = _plain_arrow(scan(data_source, config.repo_path, mapped=False).collect_schema().to_frame()).schema
+        else:
+            return super().get_table_column_names_and_types_from_data_source(config, data_source)
+        return [(field.name, str(_plain_type(field.type))) for field in schema]
+
+    @staticmethod
+    def compute_monitoring_metrics(
+        config: RepoConfig,
+        data_source: DataSource,
+        feature_columns: list[tuple[str, str]],
+        timestamp_field: str,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        histogram_bins: int = 20,
+        top_n: int = 10,
+    ) -> list[dict[str, Any]]:
+        """Feast's figures of the columns, over the rows between the two moments, both included."""
+        rows = _within(scan(data_source, config.repo_path, mapped=False), timestamp_field, start_date, end_date)
+        return monitored.figures(rows, feature_columns, histogram_bins=histogram_bins, top_n=top_n)
+
+    @staticmethod
+    def get_monitoring_max_timestamp(
+        config: RepoConfig, data_source: DataSource, timestamp_field: str
+    ) -> datetime | None:
+        """The newest moment of a source; None where it has no rows, or is not there yet."""
+        try:
+            rows = scan(data_source, config.repo_path, mapped=False)
+        except StorageError:
+            return None
+        newest = to_moments(rows.select(pl.col(timestamp_field).max()).collect()[timestamp_field]).item()
+        assert newest is None or isinstance(newest, datetime)
+        return newest
+
+    @staticmethod
+    def ensure_monitoring_tables(config: RepoConfig) -> None:
+        """Make the tables that keep the figures and jobs of Feast's monitoring."""
+        _monitoring(config).ensure()
+
+    @staticmethod
+    def save_monitoring_metrics(config: RepoConfig, metric_type: str, metrics: list[dict[str, Any]]) -> None:
+        """Keep figures (`feature`, `feature_view`, `feature_service`) or jobs (`job`) in the place of their like."""
+        _monitoring(config).save(metric_type, metrics)
+
+    @staticmethod
+    def query_monitoring_metrics(
+        config: RepoConfig,
+        project: str,
+        metric_type: str,
+        filters: dict[str, Any] | None = None,
+        start_date: date | None = None,
+        end_date: date | None = None,
+    ) -> list[dict[str, Any]]:
+        """What was kept of a project, with these values, between the two days, both included; by day."""
+        return _monitoring(config).query(metric_type, project, filters or {}, start_date, end_date)
+
+    @staticmethod
+    def clear_monitoring_baseline(
+        config: RepoConfig,
+        project: str,
+        feature_view_name: str | None = None,
+        feature_name: str | None = None,
+        data_source_type: str | None = None,
+    ) -> None:
+        """Let the matching figures no longer be a baseline, so that each feature has one at most."""
+        named = {
+            "feature_view_name": feature_view_name,
+            "feature_name": feature_name,
+            "data_source_type": data_source_type,
+        }
+        _monitoring(config).end_baselines(project, named)
+
 
 def scan(source: DataSource | None, repo_path: Path | None, *, mapped: bool = True) -> pl.LazyFrame:
     """The rows of a file source, lazily, the same rows in the same order each time; `mapped`: columns renamed as
@@ -289,15 +383,17 @@ def scan(source: DataSource | None, repo_path: Path | None, *, mapped: bool = Tr
         raise ValueError(
             f"expected a FileSource, got {type(source).__name__}; this store reads Parquet and Delta files"
         )
-    uri = _absolute(source.path, repo_path)
-    if not storage.exists(uri) and "*" not in uri:
+    uri, access = _absolute(source.path, repo_path), _access(source)
+    if "*" not in uri and not storage.exists(uri, access):
         raise StorageError(
             f"{uri}: expected the rows of {source.name}, found nothing; run the step that writes them first"
         )
-    options = _options(uri, source.s3_endpoint_override)
+    options = storage.storage_options(uri, access) or None
     if isinstance(source.file_format, DeltaFormat):
         rows = pl.scan_delta(uri, storage_options=options)
     else:
+        if storage.is_remote(uri) and "*" not in uri and not storage.is_file(uri, access):
+            uri = uri.rstrip("/") + "/"  # only so is it a folder to polars
         rows = pl.scan_parquet(uri, storage_options=options)
     if not mapped:
         return rows
@@ -320,10 +416,14 @@ def latest_rows(
     """
     keys = [key for key in keys if key != DUMMY_ENTITY_ID]
     narrow = _within(rows.with_row_index(_ROW), stamps[0], start, end)
-    found = narrow.select(*dict.fromkeys([*keys, *stamps]), _ROW).collect(engine="streaming").drop_nulls(keys or None)
-    found = found.sort(*keys, *stamps, _ROW, nulls_last=False)
-    latest = found.unique(subset=keys, keep="last", maintain_order=True) if keys else found.tail(1)
-    newest = _gather(rows, latest[_ROW], list(dict.fromkeys([*keys, *columns, *stamps])))
+    found = narrow.select(*dict.fromkeys([*keys, *stamps]), _ROW).collect(engine="streaming")
+    if keys:
+        found = found.drop_nulls(keys).sort(*keys, *stamps, _ROW, nulls_last=False)
+        latest = found.unique(subset=keys, keep="last", maintain_order=True)
+    else:
+        latest = found.sort(*stamps, _ROW, nulls_last=False).tail(1)
+    names = list(dict.fromkeys([*keys, *columns, *stamps]))
+    newest = _gather(rows, _count(rows), latest[_ROW], names, _read_whole(rows, names))
     return newest if keys else newest.with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
 
 
@@ -352,28 +452,32 @@ class _Plan:
     def join(self, entities: Frame, moment: str, known_only: bool, earliest: datetime | None) -> Frame:
         rows = scan(self.source, self.config.repo_path)
         stamps = [self.event, *([self.created] if self.created else [])]
+        columns = list(self.columns)
         narrow = rows.select(list(dict.fromkeys([*self.keys.values(), *stamps])))
         if earliest is not None:
             # A row from before is as good as a row without a moment: it stays where it is and matches nothing.
             before = ~_inside(narrow, self.event, earliest, None)
             narrow = narrow.with_columns(pl.when(~before).then(pl.col(self.event)).alias(self.event))
-        found = match_rows(
-            entities,
-            narrow.collect(engine="streaming"),
-            keys=self.keys,
-            moment=moment,
-            event_timestamp=self.event,
-            created_timestamp=self.created,
-            ttl=self.ttl,
-            known_only=known_only,
-        )
-        features = _gather(rows, found, list(self.columns))
+        with ThreadPoolExecutor(1) as ahead:
+            whole = ahead.submit(_read_whole, rows, columns)
+            known = narrow.collect(engine="streaming")
+            found = match_rows(
+                entities,
+                known,
+                keys=self.keys,
+                moment=moment,
+                event_timestamp=self.event,
+                created_timestamp=self.created,
+                ttl=self.ttl,
+                known_only=known_only,
+            )
+            features = _gather(rows, len(known), found, columns, whole.result())
         return entities.with_columns(features[feature].alias(name) for feature, name in self.columns.items())
 
 
 def _every_row(plans: Sequence[_Plan], start: datetime, end: datetime) -> Frame:
     """One entity row for each key and moment of a feature row between the two moments, sorted."""
-    names = {tuple(plan.keys) for plan in plans}
+    names = {tuple(sorted(plan.keys)) for plan in plans}
     if len(names) != 1:
         raise ValueError(
             f"without an entity frame all views need the same entities, got {sorted(names)}; pass an entity frame"
@@ -381,7 +485,7 @@ def _every_row(plans: Sequence[_Plan], start: datetime, end: datetime) -> Frame:
     found = []
     for plan in plans:
         rows = _within(scan(plan.source, plan.config.repo_path), plan.event, start, end)
-        keys = [pl.col(name).alias(key) for key, name in plan.keys.items()]
+        keys = [pl.col(plan.keys[key]).alias(key) for key in plans[0].keys]
         frame = rows.select(*keys, pl.col(plan.event).alias(EVENT_TIMESTAMP)).unique().collect()
         found.append(frame.with_columns(to_moments(frame[EVENT_TIMESTAMP])))
     return pl.concat(found, how="vertical_relaxed").drop_nulls().unique().sort(EVENT_TIMESTAMP, *plans[0].keys)
@@ -443,26 +547,46 @@ def _inside(rows: pl.LazyFrame, column: str, start: datetime | None, end: dateti
     return inside
 
 
-def _gather(rows: pl.LazyFrame, positions: pl.Series, columns: Sequence[str]) -> Frame:
+def _read_whole(rows: pl.LazyFrame, columns: Sequence[str]) -> Frame | None:
+    """The columns of every row where all are of a fixed width and fit; none otherwise."""
+    wanted = rows.select(columns)
+    widths = [_WIDTHS.get(dtype.base_type()) for dtype in wanted.collect_schema().values()]
+    if None in widths or sum(filter(None, widths)) * _count(rows) > MAX_READ_BYTES:
+        return None
+    return wanted.collect().rechunk()  # a gather from one piece is several times quicker
+
+
+def _count(rows: pl.LazyFrame) -> int:
+    return int(rows.select(pl.len()).collect().item())
+
+
+def _gather(
+    rows: pl.LazyFrame, size: int, positions: pl.Series, columns: Sequence[str], whole: Frame | None = None
+) -> Frame:
     """The columns of the rows at the positions, in their order, nulls for null.
 
-    Columns of a fixed width that fit are read and picked from. All others come in a stream, and the needed rows stay.
+    Args:
+        size: the number of rows.
+        whole: those columns of every row; without it they come in a stream, and the needed rows stay.
+
+    Raises:
+        StorageError: there are other rows by now.
     """
     wanted = rows.select(columns)
-    schema = wanted.collect_schema()
     if positions.null_count() == len(positions):
-        return pl.DataFrame(schema=schema).clear(len(positions))
-    widths = [_WIDTHS.get(dtype.base_type()) for dtype in schema.values()]
-    size = rows.select(pl.len()).collect().item()
+        return pl.DataFrame(schema=wanted.collect_schema()).clear(len(positions))
+    changed = StorageError("the source was written to while it was read; do the same again")
+    if whole is not None:
+        if len(whole) != size:
+            raise changed
+        return whole[positions]
     used = np.zeros(size, bool)
     used[positions.drop_nulls().to_numpy()] = True
-    if None not in widths and sum(filter(None, widths)) * size <= MAX_READ_BYTES:
-        found = wanted.collect().filter(pl.Series(used))
-    else:
-        needed = pl.LazyFrame({_ROW: pl.Series(np.flatnonzero(used)).cast(pl.get_index_type())})
-        streamed = wanted.with_row_index(_ROW).join(needed, on=_ROW, how="semi")
-        found = streamed.collect(engine="streaming").sort(_ROW).drop(_ROW)
-    assert len(found) == used.sum(), "the source changed between two reads of one join"
+    needed = pl.LazyFrame({_ROW: pl.Series(np.flatnonzero(used)).cast(pl.get_index_type())})
+    streamed = wanted.with_row_index(_ROW).join(needed, on=_ROW, how="semi")
+    found = streamed.collect(engine="streaming").sort(_ROW).drop(_ROW)
+    if len(found) != used.sum():
+        raise changed
     places = np.cumsum(used, dtype=np.uint32) - np.uint32(1)
     known = positions.is_not_null()
     return found[pl.Series(places[positions.fill_null(0).to_numpy()]).set(~known, None)]
@@ -488,57 +612,84 @@ def _plain_type(dtype: pa.DataType) -> pa.DataType:
 
 def _write_dataset(frame: Frame, source: DataSource, repo_path: Path | None, overwrite: bool) -> None:
     assert isinstance(source, FileSource)
-    uri = _absolute(source.path, repo_path)
-    if storage.exists(uri) and not overwrite:
+    uri, access = _absolute(source.path, repo_path), _access(source)
+    if not overwrite and storage.exists(uri, access):
         raise SavedDatasetLocationAlreadyExists(location=uri)
-    options = _options(uri, source.s3_endpoint_override)
     if isinstance(source.file_format, DeltaFormat):
         from deltalake import write_deltalake
 
+        options = storage.storage_options(uri, access) or None
         write_deltalake(uri, frame, mode="overwrite", schema_mode="overwrite", storage_options=options)
-    elif source.file_format is None or isinstance(source.file_format, ParquetFormat):
-        _write_parquet(frame, uri, options)
+    elif _is_one_file(uri, access):
+        _write_file(frame, uri, access)
+    else:
+        # a name of its own: a reader of the old files is not handed new bytes under an old name
+        new = storage.join(uri, f"rows-{uuid.uuid4().hex}.parquet")
+        _write_file(frame, new, access)
+        for old in storage.list_files(uri, access):
+            if old.endswith(".parquet") and old != new:
+                storage.remove(old, access)
 
 
 def _append(frame: Frame, source: FileSource, repo_path: Path | None) -> None:
-    uri = _absolute(source.path, repo_path)
-    options = _options(uri, source.s3_endpoint_override)
+    uri, access = _absolute(source.path, repo_path), _access(source)
+    if "*" in uri:
+        raise ValueError(
+            f"{uri}: expected a file or a folder to append to, got a pattern; name the folder in the source"
+        )
+    options = storage.storage_options(uri, access) or None
     if isinstance(source.file_format, DeltaFormat):
         from deltalake import write_deltalake
 
         write_deltalake(uri, frame, mode="append", storage_options=options)
-    elif not uri.endswith(".parquet"):
-        _write_parquet(frame, storage.join(uri, f"{uuid.uuid4().hex}.parquet"), options)
+    elif _is_one_file(uri, access):
+        _write_file(pl.concat([pl.read_parquet(uri, storage_options=options), frame]), uri, access)
     else:
-        _write_parquet(pl.concat([pl.read_parquet(uri, storage_options=options), frame]), uri, options)
+        _write_file(frame, storage.join(uri, f"{uuid.uuid4().hex}.parquet"), access)
 
 
-def _write_parquet(frame: Frame, uri: str, options: Mapping[str, str] | None) -> None:
-    """Put a frame in the place of what is at the URI: in one file, or in a folder where the URI names none."""
-    if not uri.endswith(".parquet"):
-        if not storage.is_remote(uri):
-            for old in Path(uri).glob("**/*.parquet"):
-                old.unlink()
-        uri = storage.join(uri, "rows.parquet")
+def _is_one_file(uri: str, access: storage.Access) -> bool:
+    """Whether Parquet rows stand in one file at the URI, or shall; in a folder otherwise."""
+    if storage.is_file(uri, access):
+        return True
+    return uri.endswith(".parquet") and not storage.exists(uri, access)
+
+
+def _write_file(frame: Frame, uri: str, access: storage.Access) -> None:
     if storage.is_remote(uri):
-        frame.write_parquet(uri, storage_options=dict(options or {}))
+        frame.write_parquet(uri, compression=_COMPRESSION, storage_options=storage.storage_options(uri, access))
     else:
-        storage.write_frame(uri, frame)
+        storage.write_frame(uri, frame, compression=_COMPRESSION)
 
 
-def _partition_file(_: Any) -> str:
-    return f"{uuid.uuid4().hex}.parquet"
+def _partitions(frame: Frame, by: Sequence[str]) -> Iterator[tuple[list[str], Frame]]:
+    """The folders (`column=value`, as Hive names them) and the rows, without those columns, of each partition."""
+    if not by:
+        yield [], frame
+        return
+    for values, rows in frame.partition_by(by, as_dict=True, maintain_order=True, include_key=False).items():
+        texts = ["__HIVE_DEFAULT_PARTITION__" if value is None else quote(str(value), safe="") for value in values]
+        yield [f"{name}={text}" for name, text in zip(by, texts, strict=True)], rows
 
 
 def _absolute(uri: str, repo_path: Path | None) -> str:
     return FileSource.get_uri_for_file_path(repo_path, uri.removeprefix("file://"))
 
 
-def _options(uri: str, endpoint: str | None) -> dict[str, str] | None:
-    """What polars and deltalake need to reach the URI; a source's own S3 endpoint wins over the environment's."""
-    options = storage.storage_options(uri)
-    if options and endpoint:
-        options["aws_endpoint_url"] = endpoint
-        if endpoint.startswith("http://"):
-            options["aws_allow_http"] = "true"
-    return options or None
+def _access(source: DataSource) -> storage.Access:
+    """How a source says that its bucket is reached: its own endpoint, and credentials by its `connection_ref`."""
+    assert isinstance(source, FileSource)
+    named = source.resolve_credentials() or {}
+    return storage.Access(
+        endpoint=source.s3_endpoint_override or None,
+        key_id=named.get("AWS_ACCESS_KEY_ID"),
+        secret=named.get("AWS_SECRET_ACCESS_KEY"),
+        token=named.get("AWS_SESSION_TOKEN"),
+        region=named.get("AWS_DEFAULT_REGION"),
+    )
+
+
+def _monitoring(config: RepoConfig) -> monitored.Tables:
+    store = config.offline_store
+    folder = store.monitoring if isinstance(store, PolarsOfflineStoreConfig) else None
+    return monitored.Tables(folder or str(Path(config.repo_path or ".") / MONITORING_DIR))

@@ -3,7 +3,7 @@
 Nothing here goes through Feast's client: the very keys and bytes that Feast writes are read in whole columns
 (`online_redis`, `online_sqlite`, `encoding`), so both always agree, and Feast need not even be imported. The items'
 table is read from the online store once, kept as an Arrow file that every worker of the machine maps into memory, and
-read again when a materialization has changed what it holds.
+read again when a materialization, or a stream that says so (`items_changed`), has changed what it holds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import hashlib
 import json
 import struct
 import threading
+import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,8 +37,11 @@ from evensong.features.transformations import (
 from evensong.settings import Settings
 from evensong.types import Frame
 
-#: Written by the step `materialize` when it ends; another content means that the items must be read again.
-MARKER = "materialized.json"
+#: Written by the step `materialize` when it ends, and by who wrote items himself; another one means that the items must
+#: be read again.
+MARKER, ITEMS_MARKER = "materialized.json", "items_changed"
+#: So often at most the markers are looked at where a look is a request of its own.
+REMOTE_LOOK_SECONDS = 1.0
 
 Features = dict[tuple[str, str], pl.DataType]
 
@@ -74,6 +79,7 @@ class OnlineFeatures:
             self._online = SqliteOnline(settings.online_store, PROJECT)
         self._lock = threading.Lock()
         self._items: _Items | None = None
+        self._looked: tuple[float, str | None] | None = None
         # a view that is no longer computed may have left rows, which nobody keeps up
         self._silent = OPTIONAL_VIEWS.keys() - active_views(settings.features)
 
@@ -89,10 +95,13 @@ class OnlineFeatures:
         """`item_id` and the features of the item views, as of the last materialization."""
         return self._current_items().rows(item_ids)
 
-    def refresh(self) -> None:
-        """Read the items again, whatever the last materialization was: for a stream that wrote to the store itself."""
-        with self._lock:
-            self._items = _Items(self._marker(), self._load_items())
+    def items_changed(self) -> None:
+        """Say that the store holds other items: every process on this lake reads them again before its next answer.
+
+        For a stream that writes to the online store itself; a materialization needs no such word.
+        """
+        storage.write_bytes(storage.join(self._settings.lake, ITEMS_MARKER), uuid.uuid4().hex.encode())
+        self._looked = None
 
     def close(self) -> None:
         """Give the connection back."""
@@ -118,18 +127,35 @@ class OnlineFeatures:
         held = self._items
         if held is not None and held.marker == marker:
             return held
-        with self._lock:
+        # who finds another thread reading already answers from what is held, where anything is
+        if not self._lock.acquire(blocking=held is None):
+            assert held is not None
+            return held
+        try:
+            marker = self._marker()
             if self._items is None or self._items.marker != marker:
                 self._items = _Items(marker, self._mapped_items(marker))
             return self._items
+        finally:
+            self._lock.release()
 
     def _marker(self) -> str | None:
-        uri = storage.join(self._settings.lake, MARKER)
-        if not storage.is_remote(uri):
-            path = Path(uri)
-            # A rerun of the same night may say the same and have written other values.
-            return f"{path.read_text()} {path.stat().st_mtime_ns}" if path.exists() else None
-        return storage.read_bytes(uri).decode() if storage.exists(uri) else None
+        """What names the present content of the items' table; None before the first materialization."""
+        if not storage.is_remote(self._settings.lake):
+            return self._look()
+        now = time.monotonic()
+        if self._looked is None or now - self._looked[0] >= REMOTE_LOOK_SECONDS:
+            self._looked = now, self._look()
+        return self._looked[1]
+
+    def _look(self) -> str | None:
+        night, said = (storage.join(self._settings.lake, name) for name in (MARKER, ITEMS_MARKER))
+        # A rerun of the same night may say the same and have written other values.
+        marks = [
+            storage.fingerprint(night) if storage.exists(night) else None,
+            storage.read_bytes(said).decode() if storage.exists(said) else None,
+        ]
+        return None if marks == [None, None] else json.dumps(marks)
 
     def _mapped_items(self, marker: str | None) -> Frame:
         """The items as of the marker from the file that one process of this machine writes and the others map."""
@@ -141,7 +167,7 @@ class OnlineFeatures:
         path = Path(self._settings.place("serving", f"items-{hashlib.sha256(places.encode()).hexdigest()[:16]}.arrow"))
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_name(f".{path.name}.{threading.get_ident()}.{id(self)}")
+            draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
             self._load_items().write_ipc(draft, compression="uncompressed")
             draft.replace(path)
             for old in path.parent.glob("items-*.arrow"):

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import mmh3
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from evensong.features.encoding import timestamps
+from evensong.features.online_rows import Rows
 
 #: Keys in one block of commands: many enough to be quick, few enough for the server to hold its answers.
 BLOCK = 20_000
@@ -71,30 +73,19 @@ class RedisOnline:
         found = {key[: len(key) - len(ending)] for key in self._client.scan_iter(pattern, count=10_000)}
         return pa.array(sorted(found), pa.binary())
 
-    def write(
-        self,
-        view: str,
-        keys: pa.BinaryArray,
-        values: Mapping[str, pa.BinaryArray],
-        columns: Mapping[str, pl.Series],
-        moments: pl.Series,
-        created: pl.Series | None,
-    ) -> int:
-        """Write the rows that are not older than what is stored; the number written."""
-        ending = pa.scalar(self._project.encode(), pa.binary())
-        names = pc.binary_join_element_wise(keys, ending, pa.scalar(b"", pa.binary()))
-        fresh = self._not_older(view, names, moments)
-        if not fresh.all():
-            keep = pa.array(fresh)
-            names, moments = names.filter(keep), moments.filter(pl.Series(fresh))
-            values = {name: encoded.filter(keep) for name, encoded in values.items()}
-        if not len(names):
-            return 0
-        parts: list[Any] = [f"*{2 + 2 * (len(values) + 1)}\r\n$4\r\nHSET\r\n".encode(), *_bulk(names)]
-        for field, encoded in [(f"_ts:{view}".encode(), timestamps(moments)), *_named(view, values)]:
-            parts += [b"$%d\r\n%s\r\n" % (len(field), field), *_bulk(encoded)]
-        self._send(_commands(parts), len(names))
-        return len(names)
+    def write(self, view: str, blocks: Iterable[Rows]) -> npt.NDArray[np.bool_]:
+        """Write the rows except where a newer one is stored that somebody else wrote; which rows were written."""
+        return np.concatenate([np.zeros(0, bool), *(self._write_block(view, block) for block in blocks)])
+
+    def remove(self, view: str, keys: pa.BinaryArray, features: Sequence[str], moments: pl.Series) -> None:
+        """Remove what the view says of these keys, except where it is newer than the moments."""
+        names = self._names(keys)
+        stored = self._stored(view, names)
+        old = pa.array(stored.known & (stored.micros <= moments.to_physical().to_numpy()))
+        fields = [f"_ts:{view}".encode(), *(_field(view, feature) for feature in features)]
+        parts: list[Any] = [f"*{2 + len(fields)}\r\n$4\r\nHDEL\r\n".encode(), *_bulk(names.filter(old))]
+        parts += [b"$%d\r\n%s\r\n" % (len(field), field) for field in fields]
+        self._send(_commands(parts), pc.sum(old).as_py() or 0)
 
     def token(self, view: str) -> str | None:
         """What `set_token` left."""
@@ -112,11 +103,33 @@ class RedisOnline:
         """Give the connections back."""
         self._client.close()
 
-    def _not_older(self, view: str, names: pa.BinaryArray, moments: pl.Series) -> np.ndarray:
+    def _write_block(self, view: str, block: Rows) -> npt.NDArray[np.bool_]:
+        names, moments = self._names(block.keys), block.moments
+        stored = self._stored(view, names)
+        fresh = ~stored.known | (stored.micros <= moments.to_physical().to_numpy())
+        if block.ours is not None:
+            fresh |= stored.micros <= block.ours.to_physical().fill_null(np.iinfo(np.int64).min).to_numpy()
+        values = block.values
+        if not fresh.all():
+            keep = pa.array(fresh)
+            names, moments = names.filter(keep), moments.filter(pl.Series(fresh))
+            values = {name: encoded.filter(keep) for name, encoded in values.items()}
+        parts: list[Any] = [f"*{2 + 2 * (len(values) + 1)}\r\n$4\r\nHSET\r\n".encode(), *_bulk(names)]
+        for field, encoded in [(f"_ts:{view}".encode(), timestamps(moments)), *_named(view, values)]:
+            parts += [b"$%d\r\n%s\r\n" % (len(field), field), *_bulk(encoded)]
+        self._send(_commands(parts), len(names))
+        return fresh
+
+    def _names(self, keys: pa.BinaryArray) -> pa.BinaryArray:
+        """The hashes of the entities."""
+        ending = pa.scalar(self._project.encode(), pa.binary())
+        return pc.binary_join_element_wise(keys, ending, pa.scalar(b"", pa.binary()))
+
+    def _stored(self, view: str, names: pa.BinaryArray) -> _Stored:
         field = f"_ts:{view}".encode()
         ask: list[Any] = [b"*3\r\n$4\r\nHGET\r\n", *_bulk(names), b"$%d\r\n%s\r\n" % (len(field), field)]
         stored = pa.array([answer or b"" for answer in self._send(_commands(ask), len(names))], pa.binary())
-        return (moments.to_physical().to_numpy() >= _stored_micros(stored)) | (pc.binary_length(stored).to_numpy() == 0)
+        return _Stored(_stored_micros(stored), pc.binary_length(stored).to_numpy() > 0)
 
     def _send(self, commands: pa.BinaryArray, count: int) -> list[Any]:
         """Send commands, a block at a time, and collect their answers."""
@@ -136,6 +149,13 @@ class RedisOnline:
         finally:
             self._client.connection_pool.release(connection)
         return answers
+
+
+class _Stored(NamedTuple):
+    """The moments of what is stored of some entities, and whether anything is."""
+
+    micros: npt.NDArray[np.int64]
+    known: npt.NDArray[np.bool_]
 
 
 def _commands(parts: Sequence[Any]) -> pa.BinaryArray:
@@ -158,7 +178,7 @@ def _field(view: str, feature: str) -> bytes:
     return struct.pack("<I", mmh3.hash(f"{view}:{feature}", signed=False))
 
 
-def _stored_micros(stored: pa.BinaryArray) -> np.ndarray:
+def _stored_micros(stored: pa.BinaryArray) -> npt.NDArray[np.int64]:
     """Microseconds of serialized google.protobuf.Timestamps; the nanoseconds below them do not count."""
     from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
 

@@ -6,20 +6,23 @@ where it is a scalar, and the row's two times as seconds (feast/infra/online_sto
 
 from __future__ import annotations
 
-import itertools
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from evensong.features.online_rows import Rows
+from evensong.features.sqlite_file import write_table
 
 _ASKED = 500
 
@@ -53,68 +56,60 @@ class SqliteOnline:
             found.update(row[0] for row in self._fetch(keys, (prefix, prefix + b"\xff" * 8)))
         return pa.array(sorted(found), pa.binary())
 
-    def write(
-        self,
-        view: str,
-        keys: pa.BinaryArray,
-        values: Mapping[str, pa.BinaryArray],
-        columns: Mapping[str, pl.Series],
-        moments: pl.Series,
-        created: pl.Series | None,
-    ) -> int:
-        """Write the rows, except where a newer one is stored; the number given.
+    def write(self, view: str, blocks: Iterable[Rows]) -> npt.NDArray[np.bool_]:
+        """Write the rows except where a newer one is stored that somebody else wrote; which rows were written.
+
+        A thread puts the next block into a file of its own, as a table of the store's shape; meanwhile one statement
+        copies the block before into the view's table. Blocks in the order of their keys are quickest: the table and its
+        indexes then grow at their ends.
 
         Raises:
             sqlite3.OperationalError: the table is not there: the view was not applied.
         """
-        rows = Rows(keys, values, columns, moments, created)
-        return self.write_blocks(view, iter([rows]))
-
-    def write_blocks(self, view: str, blocks: Iterator[Rows]) -> int:
-        """The same for many blocks in the order of their keys.
-
-        A thread puts the next block into a file of its own, one wide row an entity; meanwhile one statement spreads the
-        block before over the view's table, which holds no Python object and so leaves the interpreter to the thread.
-        """
-        table = f"{self._project}_{view}"
-        written = 0
+        table, coming = f"{self._project}_{view}", iter(blocks)
+        written = [np.zeros(0, bool)]
         with self._loading(table) as fresh, TemporaryDirectory() as folder, ThreadPoolExecutor(1) as ahead:
-            waiting = ahead.submit(_spool_next, blocks, folder)
+            waiting = ahead.submit(_spool_next, coming, folder)
             while (block := waiting.result()) is not None:
-                waiting = ahead.submit(_spool_next, blocks, folder)
-                self._spread(table, block, fresh)
-                written += block.size
-        return written
+                waiting = ahead.submit(_spool_next, coming, folder)
+                written.append(self._copy(table, block, fresh))
+        return np.concatenate(written)
 
-    def _spread(self, table: str, block: Spooled, fresh: bool) -> None:
+    def remove(self, view: str, keys: pa.BinaryArray, features: Sequence[str], moments: pl.Series) -> None:
+        """Remove what the view says of these keys, except where it is newer than the moments."""
+        table = _quoted(f"{self._project}_{view}")
+        newest = f"SELECT MAX(event_ts) FROM {table} WHERE entity_key = ?1"  # noqa: S608
+        statement = f"DELETE FROM {table} WHERE entity_key = ?1 AND ({newest}) <= ?2"  # noqa: S608
+        with _transaction(self._connection()) as connection:
+            connection.executemany(statement, zip(keys.to_pylist(), _seconds(moments).to_list(), strict=True))
+
+    def _copy(self, table: str, block: Spooled, fresh: bool) -> npt.NDArray[np.bool_]:
         connection = self._connection()
-        connection.execute("ATTACH ? AS spool", (block.path,))
+        connection.execute("ATTACH ? AS spool", (str(block.path),))
+        written = np.ones(block.entities, bool)
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                connection.execute(_insert(table, block.names, fresh))
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
+            with _transaction(connection):
+                if not fresh:
+                    newer = connection.execute(_newer(table), (block.features,)).fetchall()
+                    last = block.features - 1
+                    bounds = [(row, row + last) for (row,) in newer]
+                    connection.executemany("DELETE FROM spool.block WHERE rowid BETWEEN ? AND ?", bounds)
+                    written[[(row - 1) // block.features for (row,) in newer]] = False
+                connection.execute(_insert(table, fresh))
         finally:
             connection.execute("DETACH spool")
-            Path(block.path).unlink()
+            block.path.unlink()
+        return written
 
     @contextmanager
     def _loading(self, table: str) -> Iterator[bool]:
-        """Whether the table is empty; then it is filled without what only a table in use needs.
-
-        The index on the entity key alone is built at the end (reads use the primary key, which begins with it), and
-        where nobody else has the file open there is no write-ahead log, through which every page would go twice.
-        """
+        """Whether the table is empty; then, where nobody else has the file open, it is filled without the write-ahead
+        log, through which every page would go twice. New pages need no other log, and each commit is on the disk."""
         connection = self._connection()
         fresh = connection.execute(f"SELECT 1 FROM {_quoted(table)} LIMIT 1").fetchone() is None  # noqa: S608
         if not fresh:
             yield False
             return
-        connection.execute(f"DROP INDEX IF EXISTS {_quoted(table + '_ek')}")
-        connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA busy_timeout = 0")
         with suppress(sqlite3.OperationalError):
             connection.execute("PRAGMA journal_mode = TRUNCATE")
@@ -122,7 +117,6 @@ class SqliteOnline:
         try:
             yield True
         finally:
-            connection.execute(f"CREATE INDEX IF NOT EXISTS {_quoted(table + '_ek')} ON {_quoted(table)} (entity_key)")
             _prepare(connection)
 
     def token(self, view: str) -> str | None:
@@ -177,59 +171,65 @@ class SqliteOnline:
         return connection
 
 
-class Rows:
-    """A block of entities with everything that a table holds of them."""
-
-    def __init__(
-        self,
-        keys: pa.BinaryArray,
-        values: Mapping[str, pa.BinaryArray],
-        columns: Mapping[str, pl.Series],
-        moments: pl.Series,
-        created: pl.Series | None,
-    ) -> None:
-        self.keys, self.values, self.columns, self.moments, self.created = keys, values, columns, moments, created
-
-    def cells(self) -> tuple[list[str], int, Iterator[tuple[Any, ...]]]:
-        """The features' names and, an entity a tuple, the key, each feature's value and text, and the two times.
-
-        In the order of keys and names, in which the table's index grows at its end: several times quicker than
-        anywhere.
-        """
-        order = pc.sort_indices(self.keys)
-        places = pl.Series(order)
-        names = sorted(self.values)
-        cells: list[Iterable[Any]] = [self.keys.take(order).to_pylist()]
-        for name in names:
-            cells += [self.values[name].take(order).to_pylist(), _texts(self.columns[name].gather(places))]
-        cells.append(_seconds(self.moments.gather(places)))
-        cells.append(itertools.repeat(None) if self.created is None else _seconds(self.created.gather(places)))
-        return names, len(self.keys), zip(*cells, strict=False)
-
-
 class Spooled(NamedTuple):
-    """A block in a file: the table `block` with a row an entity, columns c0 (key), c1, c2 … in the order of `cells`."""
+    """A block in a file: the table `block` with a row an entity and feature, those of an entity together."""
 
-    path: str
-    names: list[str]
-    size: int
+    path: Path
+    entities: int
+    features: int
 
 
 def _spool_next(blocks: Iterator[Rows], folder: str) -> Spooled | None:
     block = next(blocks, None)
     if block is None:
         return None
-    names, count, rows = block.cells()
-    path = str(Path(folder, f"{uuid.uuid4().hex}.db"))
-    columns = [f"c{place}" for place in range(2 * len(names) + 3)]
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode = OFF")
-        connection.execute("PRAGMA synchronous = OFF")
-        connection.execute(f"CREATE TABLE block ({', '.join(columns)})")
-        connection.execute("BEGIN")
-        connection.executemany(f"INSERT INTO block VALUES ({', '.join('?' * len(columns))})", rows)  # noqa: S608
-        connection.execute("COMMIT")
-    return Spooled(path, names, count)
+    spooled = Spooled(Path(folder, f"{uuid.uuid4().hex}.db"), len(block.keys), len(block.values))
+    columns = _columns(block)
+    if not write_table(spooled.path, "block", columns):
+        with closing(sqlite3.connect(spooled.path, isolation_level=None)) as connection:
+            connection.execute(f"CREATE TABLE block ({', '.join(columns)})")
+            connection.execute("BEGIN")
+            marks = ", ".join("?" * len(columns))
+            rows = zip(*(column.to_pylist() for column in columns.values()), strict=True)
+            connection.executemany(f"INSERT INTO block VALUES ({marks})", rows)  # noqa: S608
+            connection.execute("COMMIT")
+    return spooled
+
+
+def _columns(rows: Rows) -> dict[str, pa.Array]:
+    """The columns of the store's table, and `ours`: the rows of an entity together, by the features' names."""
+    names, count = sorted(rows.values), len(rows.keys)
+    entity = np.repeat(np.arange(count), len(names))
+    feature = np.tile(np.arange(len(names)), count)
+
+    def spread(parts: list[pa.Array]) -> pa.Array:
+        """Each feature's values in the order of the rows."""
+        return pa.concat_arrays(parts).take(pa.array(feature * count + entity))
+
+    def moments(stamps: pl.Series | None) -> pa.Array:
+        seconds = pl.Series([None] * count, dtype=pl.Int64) if stamps is None else _seconds(stamps)
+        return seconds.gather(pl.Series(entity)).to_arrow()
+
+    return {
+        "entity_key": rows.keys.take(pa.array(entity)),
+        "feature_name": pa.array(names, pa.string()).take(pa.array(feature)),
+        "value": spread([rows.values[name] for name in names]),
+        "value_text": spread([_texts(rows.columns[name]) for name in names]),
+        "event_ts": moments(rows.moments),
+        "created_ts": moments(rows.created),
+        "ours": moments(rows.ours),
+    }
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
@@ -239,52 +239,49 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA cache_size = -65536")
 
 
-def _insert(table: str, names: Sequence[str], fresh: bool) -> str:
-    """One statement that makes a row an entity and feature from the block's row an entity, in the block's order."""
-    features = ", ".join(f"({place}, {_text(name)})" for place, name in enumerate(names))
-    values = " ".join(f"WHEN {place} THEN c{1 + 2 * place}" for place in range(len(names)))
-    texts = " ".join(f"WHEN {place} THEN c{2 + 2 * place}" for place in range(len(names)))
-    times = f"c{1 + 2 * len(names)}, c{2 + 2 * len(names)}"
-    insert = (
-        f"INSERT INTO main.{_quoted(table)} (entity_key, feature_name, value, value_text, event_ts, created_ts) "  # noqa: S608
-        f"SELECT c0, name, CASE place {values} END, CASE place {texts} END, {times} FROM spool.block "
-        f"CROSS JOIN (SELECT column1 AS place, column2 AS name FROM (VALUES {features})) WHERE true"
-    )
+def _insert(table: str, fresh: bool) -> str:
+    """One statement that puts the block's rows into the table, in the block's order."""
+    columns = "entity_key, feature_name, value, value_text, event_ts, created_ts"
+    insert = f"INSERT INTO main.{_quoted(table)} ({columns}) SELECT {columns} FROM spool.block WHERE true"  # noqa: S608
     if fresh:
         return insert
     return (
         f"{insert} ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, "
-        "value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts "
-        "WHERE excluded.event_ts >= event_ts"
+        "value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts"
     )
 
 
-def _texts(column: pl.Series) -> Sequence[str | None]:
+def _newer(table: str) -> str:
+    """The first row of each entity of the block of which a newer row is stored than the block's, and than ours."""
+    stored = f"SELECT MAX(event_ts) FROM main.{_quoted(table)} AS held WHERE held.entity_key = block.entity_key"  # noqa: S608
+    limit = "MAX(event_ts, COALESCE(ours, event_ts))"
+    return f"SELECT rowid FROM spool.block AS block WHERE (rowid - 1) % ? = 0 AND ({stored}) > {limit}"  # noqa: S608
+
+
+def _texts(column: pl.Series) -> pa.StringArray:
     """What Feast writes beside a value: text as it is, a number as Python shows it, nothing for lists and bytes."""
+    shown = pl.Series([None] * len(column), dtype=pl.String)
     if column.dtype == pl.String or column.dtype.is_integer():
-        return column.cast(pl.String).to_list()
-    if column.dtype == pl.Boolean:
-        return [None if value is None else str(value) for value in column.to_list()]
-    if column.dtype.is_float():
+        shown = column.cast(pl.String)
+    elif column.dtype == pl.Boolean:
+        shown = column.replace_strict([True, False], ["True", "False"], default=None, return_dtype=pl.String)
+    elif column.dtype.is_float():
         numbers = column.cast(pl.Float64).fill_nan(None)
         size = numbers.abs()
         # Between these bounds both show the shortest digits that mean the number, without an exponent.
-        alike = (size >= 1e-4) & (size < 1e15) | (size == 0)
+        other = ~((size >= 1e-4) & (size < 1e15) | (size == 0)).fill_null(True)
         shown = numbers.cast(pl.String)
-        if alike.fill_null(True).all():
-            return shown.to_list()
-        others = numbers.filter(~alike.fill_null(True))
-        places = (~alike.fill_null(True)).arg_true()
-        return shown.scatter(places, [repr(value) for value in others.to_list()]).to_list()
-    return [None] * len(column)
+        if other.any():
+            shown = shown.scatter(other.arg_true(), [repr(value) for value in numbers.filter(other).to_list()])
+    return shown.rechunk().to_arrow().cast(pa.string())
 
 
-def _seconds(moments: pl.Series) -> list[int | None]:
+def _seconds(moments: pl.Series) -> pl.Series:
     """Seconds as Feast's SQLite adapter counts them: it takes the UTC clock for the machine's own time zone."""
     naive = moments.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     unique = naive.drop_nulls().unique()
     counted = [int(moment.timestamp()) for moment in unique.to_list()]
-    return naive.replace_strict(unique, counted, default=None, return_dtype=pl.Int64).to_list()
+    return naive.replace_strict(unique, counted, default=None, return_dtype=pl.Int64)
 
 
 def _quoted(name: str) -> str:

@@ -5,13 +5,13 @@ For each row of the entity frame, with its moment `t`, the matching feature row 
 1. has the same key (a null in a key matches nothing),
 2. has happened: `event_timestamp <= t`,
 3. was known, when known_only is set: `created_timestamp <= t` (a null there means never known),
-4. is the newest of those: largest `event_timestamp`, then largest `created_timestamp`, then last in the feature frame,
+4. is the newest of those: largest `event_timestamp`, then largest `created_timestamp` (a null is the smallest), then
+   last in the feature frame,
 5. and is no older than the time to live: `event_timestamp >= t - ttl`.
 
 Rule 3 makes a plain as-of join wrong: the row with the largest `event_timestamp` may not be known yet while an older
 one is. A row counts from `known = max(event_timestamp, created_timestamp)` on. So the rows of a key are taken in the
-order of `known`, each place in that order remembers the newest row up to it, and a binary search finds the place of
-each moment.
+order of `known`, without those that a newer one came before, and a binary search finds the place of each moment.
 
 Key and time are packed into one 64-bit number, so that one sort, one running maximum and one search serve all keys at
 once.
@@ -20,7 +20,6 @@ once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -33,8 +32,8 @@ Longs = npt.NDArray[np.int64]
 
 _ROW, _KEY = "__row", "__key"
 _BITS = 63
-#: From so many feature rows on the threads are worth their parts.
-_ROWS_FOR_THREADS = 500_000
+#: Of so many rows one may look like its neighbour before another sort is quicker.
+_FEW = 16
 _NANOS = pl.Datetime("ns", "UTC")
 #: What nanoseconds in 64 bits reach.
 _FIRST_NANO, _LAST_NANO = datetime(1678, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
@@ -104,9 +103,11 @@ def match_rows(
     created = others[0] if others else None
     usable = _present(right_keys, events, created if known_only else None)
     asked = _present(left_keys, moments)
-    if (last := moments.max()) is not None and (events > last).sum() > len(features) // 4:
-        late = (events > last).fill_null(True).to_numpy()
-        usable = ~late if usable is None else usable & ~late
+    # as numbers: Python's moments have no nanoseconds
+    if len(moments.drop_nulls()):
+        late = _numbers(events) > _numbers(moments).max()
+        if np.count_nonzero(late) > len(features) // 4:
+            usable = ~late if usable is None else usable & ~late
     found = _search(
         _take(left_keys, asked),
         _take(_numbers(moments), asked),
@@ -162,76 +163,50 @@ def _search(
     known_only: bool,
     ttl: int | None,
 ) -> Longs:
-    """The position of the right row that each left row matches, -1 for none; many rows by several threads, each a part
-    of the keys."""
-    parts = pl.thread_pool_size() if len(right_keys) >= _ROWS_FOR_THREADS else 1
-    if parts == 1:
-        return _search_part(left_keys, moments, right_keys, events, created, known_only=known_only, ttl=ttl)
-    found = np.full(len(left_keys), -1, np.int64)
-
-    def search(part: int) -> None:
-        left, right = np.flatnonzero(left_keys % parts == part), np.flatnonzero(right_keys % parts == part)
-        rows = _search_part(
-            left_keys[left] // parts,
-            moments[left],
-            right_keys[right] // parts,
-            events[right],
-            None if created is None else created[right],
-            known_only=known_only,
-            ttl=ttl,
-        )
-        found[left] = np.append(right, -1)[rows]
-
-    with ThreadPoolExecutor(parts) as threads:
-        list(threads.map(search, range(parts)))
-    return found
-
-
-def _search_part(
-    left_keys: Longs,
-    moments: Longs,
-    right_keys: Longs,
-    events: Longs,
-    created: Longs | None,
-    *,
-    known_only: bool,
-    ttl: int | None,
-) -> Longs:
+    """The position of the right row that each left row matches, -1 for none."""
     if not len(left_keys) or not len(right_keys):
         return np.full(len(left_keys), -1, np.int64)
     known = np.maximum(events, created) if known_only and created is not None else events
     moments_, events_, known_, first, bits = _fit(max(left_keys.max(), right_keys.max()), moments, events, known)
-    begin = (right_keys << bits) - first  # added to a time it gives the code: the key, then the time from 0 on
-    codes = begin + known_
+    codes = _codes(right_keys, known_, first, bits)
     order = _order(codes, created)
     codes = codes[order]
-    best = _best(None if known is events else (begin + events_)[order])
-    asked = (left_keys << bits) - first + moments_
-    sequence = np.argsort(asked)  # a search for sorted values walks through memory instead of jumping
+    if known is not events:
+        late = np.flatnonzero((known_ != events_)[order])
+        current = _current(codes, late, (known_ - events_)[order[late]])
+        codes, order = codes[current], order[current]
+    asked = _codes(left_keys, moments_, first, bits)
+    sequence, _ = _nearly_sorted(asked)  # a search for sorted values walks through memory instead of jumping
     place = np.empty(len(asked), np.int64)
     place[sequence] = np.searchsorted(codes, asked[sequence], side="right") - 1
     missing = (place < 0) | (codes[place] >> bits != left_keys)
-    found = order[place if best is None else best[place]]
+    found = order[place]
     if ttl:
         missing |= moments - events[found] > ttl
     found[missing] = -1
     return found
 
 
-def _best(newest: Longs | None) -> Longs | None:
-    """For each place in the order of becoming known, the place of the newest row up to it; none: its own.
+def _codes(keys: Longs, times: Longs, first: int, bits: int) -> Longs:
+    """One number of both: the key, then the time from `first` on."""
+    codes = keys << bits
+    codes += times
+    codes -= first
+    return codes
 
-    `newest` are the codes of key and event time in that order; a later key is above every earlier one.
+
+def _current(codes: Longs, late: Longs, delays: Longs) -> npt.NDArray[np.bool_]:
+    """Which rows, when they became known, were the newest known of their key; the others never match.
+
+    Args:
+        codes: of key and time of becoming known, sorted.
+        late: the places of the rows that became known after their event.
+        delays: how long after.
     """
-    if newest is None:
-        return None
-    older = newest < np.maximum.accumulate(newest)
-    if not older.any():
-        return None
-    places = np.arange(len(newest))
-    places[older] = 0
-    np.maximum.accumulate(places, out=places)
-    return places
+    newest = codes.copy()  # of key and event; a later key is above every earlier one
+    newest[late] -= delays
+    current: npt.NDArray[np.bool_] = newest >= np.maximum.accumulate(newest)
+    return current
 
 
 def _fit(last_key: int, *times: Longs) -> tuple[Longs, Longs, Longs, int, int]:
@@ -248,16 +223,34 @@ def _fit(last_key: int, *times: Longs) -> tuple[Longs, Longs, Longs, int, int]:
 
 def _order(codes: Longs, created: Longs | None) -> Longs:
     """The order by (code, created, position)."""
-    order = np.argsort(codes)
-    ordered = codes[order]
-    ties = np.flatnonzero(ordered[1:] == ordered[:-1])
+    order, alike = _nearly_sorted(codes)
+    if alike.sum() > len(codes) // _FEW:
+        order = np.argsort(codes)
+        ordered = codes[order]
+        alike = ordered[1:] == ordered[:-1]
+    ties = np.flatnonzero(alike)
     if len(ties):
-        # The sort is not stable: put the rows of each tie, and only those, in order.
+        # Neither sort says anything of rows that are alike: put those, and only those, in order.
         tied = np.union1d(ties, ties + 1)
         rows = order[tied]
-        ages = rows if created is None else created[rows]
-        order[tied] = rows[np.lexsort((rows, ages, codes[rows]))]
+        order[tied] = rows[np.lexsort((rows, rows if created is None else created[rows], codes[rows]))]
     return order
+
+
+def _nearly_sorted(codes: Longs) -> tuple[Longs, npt.NDArray[np.bool_]]:
+    """The order by the upper bits of the codes, and whether each row's are those of the row before.
+
+    The rows' positions take the place of the lower bits, so that plain numbers can be sorted, which is several times
+    quicker than a sort of positions by their codes.
+    """
+    size = (len(codes) - 1).bit_length()
+    packed = codes >> max(0, int(codes.max(initial=0)).bit_length() + size - _BITS)
+    packed <<= size
+    packed |= np.arange(len(codes))
+    packed.sort()
+    alike = (packed[1:] ^ packed[:-1]) < 1 << size
+    packed &= (1 << size) - 1
+    return packed, alike
 
 
 def _present(keys: Longs, *stamps: pl.Series | None) -> npt.NDArray[np.bool_] | None:
@@ -311,14 +304,19 @@ def _small_numbers(left: pl.Series, right: pl.Series) -> tuple[Longs, Longs] | N
         return None
 
     def numbers(side: pl.Series) -> Longs:
-        near = side.cast(pl.Int64) - low
-        return near.set(~side.is_between(low, high).fill_null(False), -1).fill_null(-1).to_numpy()
+        near: Longs = side.cast(pl.Int64).fill_null(low).to_numpy() - low
+        if side.null_count():
+            near[side.is_null().to_numpy()] = -1
+        return near
 
-    return numbers(left), numbers(right)
+    asked = numbers(left)
+    asked[asked.view(np.uint64) > high - low] = -1  # what lies below the smallest is very large without a sign
+    return asked, numbers(right)
 
 
 def _numbers(moments: pl.Series) -> Longs:
-    return moments.to_physical().fill_null(0).to_numpy()
+    """The moments as numbers; a null, which only a time of creation may be here, is before all others."""
+    return moments.to_physical().fill_null(np.iinfo(np.int64).min).to_numpy()
 
 
 def _as_key(column: pl.Series, dtype: pl.DataType, name: str) -> pl.Series:
@@ -330,8 +328,10 @@ def _as_key(column: pl.Series, dtype: pl.DataType, name: str) -> pl.Series:
         return column.cast(dtype, strict=False)
     if (column.dtype.is_integer() and dtype.is_integer()) or column.dtype == pl.Null:
         return column.cast(dtype, strict=False)
-    if column.dtype.is_float() and dtype.is_integer() and (column.drop_nulls() % 1 == 0).all():
-        return column.cast(dtype, strict=False)  # pandas turns an integer key with a missing value into floats
+    if column.dtype.is_float() and dtype.is_integer():
+        whole = column.fill_nan(None)  # pandas turns an integer key with a missing value into floats
+        if (whole.drop_nulls() % 1 == 0).all():
+            return whole.cast(dtype, strict=False)
     raise ValueError(
         f"{name}: the entity frame has {column.dtype}, the feature view {dtype}; convert the entity column to {dtype}"
     )

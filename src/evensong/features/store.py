@@ -141,7 +141,7 @@ def _config(settings: Settings) -> Any:
         project=PROJECT,
         provider="local",
         registry=_registry(settings.feast_registry),
-        offline_store={"type": OFFLINE_STORE},
+        offline_store={"type": OFFLINE_STORE, "monitoring": storage.join(settings.lake, "features", "monitoring")},
         online_store=online,
         entity_key_serialization_version=3,
         batch_engine={"type": ENGINE, "snapshots": storage.join(settings.lake, "features", "materialized")},

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from unittest import mock
 
 import polars as pl
@@ -115,6 +118,25 @@ def test_features_without_an_entity_match_every_row() -> None:
     assert rows.to_list() == [0, 1, None]
 
 
+def test_a_row_without_a_creation_loses_every_tie_before_1970_too() -> None:
+    long_ago = datetime(1950, 1, 1, tzinfo=UTC)
+    features = pl.DataFrame(
+        {"k": ["a", "a"], "event_timestamp": [long_ago] * 2, "created_timestamp": [long_ago, None], "x": [1, 2]}
+    )
+    assert values(entity_rows(("a", 1)), features, known_only=False) == [1]
+
+
+def test_a_float_key_of_pandas_with_a_gap_finds_its_integer() -> None:
+    features = pl.DataFrame(
+        {"k": [7, -1], "event_timestamp": [at(1)] * 2, "created_timestamp": [at(1)] * 2, "x": [1, 2]}
+    )
+    entities = pl.DataFrame({"k": [7.0, float("nan"), -1.0, None], "event_timestamp": [at(2)] * 4})
+    rows = match_rows(entities, features, keys={"k": "k"})
+    assert rows.to_list() == [0, None, 1, None]
+    with pytest.raises(ValueError, match="convert the entity column to Int64"):
+        match_rows(entities.with_columns(pl.col("k") + 0.5), features, keys={"k": "k"})
+
+
 moments = st.integers(0, 6)
 keys = st.sampled_from(["a", "b", None])
 
@@ -126,7 +148,7 @@ keys = st.sampled_from(["a", "b", None])
     ttl=st.none() | st.integers(0, 4),
     known_only=st.booleans(),
     bits=st.sampled_from([63, 4]),  # few bits: the times are packed as ranks
-    threads=st.booleans(),
+    one_sort=st.booleans(),
 )
 def test_agrees_with_the_definition_row_by_row(
     features: list[tuple[str | None, str | None, int, int | None]],
@@ -134,7 +156,7 @@ def test_agrees_with_the_definition_row_by_row(
     ttl: int | None,
     known_only: bool,
     bits: int,
-    threads: bool,
+    one_sort: bool,
 ) -> None:
     feature_frame = pl.DataFrame(
         [(a, b, at(event), None if created is None else at(created)) for a, b, event, created in features],
@@ -146,7 +168,7 @@ def test_agrees_with_the_definition_row_by_row(
         schema={"left_a": pl.String, "left_b": pl.String, "t": TIMESTAMP},
         orient="row",
     )
-    with mock.patch.multiple(point_in_time, _BITS=bits, _ROWS_FOR_THREADS=0 if threads else 1000):
+    with mock.patch.multiple(point_in_time, _BITS=bits, _FEW=1 if one_sort else 10**9):
         found = match_rows(
             entity_frame,
             feature_frame,
@@ -160,20 +182,112 @@ def test_agrees_with_the_definition_row_by_row(
     assert found.to_list() == [_oracle(row, features, ttl, known_only) for row in entities]
 
 
+#: Kinds of key: the values, the type of the feature's column, the types that the entity's column may have.
+KEY_KINDS = {
+    "text": (["a", "b", "ü"], pl.String(), [pl.String(), pl.Categorical()]),
+    "small": ([-2, -1, 0, 3], pl.Int64(), [pl.Int64(), pl.Int32(), pl.Float64(), pl.Int8()]),
+    "narrow": ([-128, 0, 127], pl.Int8(), [pl.Int64(), pl.Int8(), pl.Int16()]),
+    "wide": ([-(2**62), -1, 5, 2**62], pl.Int64(), [pl.Int64()]),
+    "unsigned": ([0, 1, 2**53], pl.UInt64(), [pl.UInt64(), pl.Int64(), pl.Float64()]),
+    "huge": ([0, 2**63, 2**64 - 1], pl.UInt64(), [pl.UInt64()]),
+    "flag": ([True, False], pl.Boolean(), [pl.Boolean()]),
+}
+ZONES = ["UTC", None, "Asia/Tokyo", "America/New_York"]
+HOUR = 3_600_000_000_000
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> dict[str, object]:
+    """Frames over every kind of key and of timestamp, and their rows as the oracle reads them: keys, nanoseconds."""
+    kinds = [KEY_KINDS[name] for name in draw(st.lists(st.sampled_from(sorted(KEY_KINDS)), min_size=1, max_size=3))]
+    key = st.tuples(*[st.sampled_from([*values, None]) for values, _, _ in kinds])
+    base = draw(st.sampled_from([0, -40 * 365 * 24, 56 * 365 * 24])) * HOUR
+    units = draw(st.tuples(*[st.sampled_from(["ns", "us", "ms"])] * 3))
+    zones = draw(st.tuples(*[st.sampled_from(ZONES)] * 3))
+
+    def moment(unit: str) -> st.SearchStrategy[int]:
+        return st.builds(lambda hours, more: base + hours * HOUR + more * (unit == "ns"), moments, st.integers(0, 1))
+
+    rows = draw(st.lists(st.tuples(key, moment(units[1]), st.none() | moment(units[2])), max_size=12))
+    asked = draw(st.lists(st.tuples(key, moment(units[0])), max_size=8))
+    left_types = [draw(st.sampled_from(types)) for _, _, types in kinds]
+
+    def column(name: str, times: list[int | None], place: int) -> pl.Series:
+        found = pl.Series(name, times, pl.Int64).cast(pl.Datetime("ns", "UTC")).dt.cast_time_unit(units[place])  # type: ignore[arg-type]
+        zone = zones[place]
+        return found.dt.replace_time_zone(None) if zone is None else found.dt.convert_time_zone(zone)
+
+    return {
+        "features": pl.DataFrame(
+            [
+                *(pl.Series(f"k{n}", [row[0][n] for row in rows], kind[1]) for n, kind in enumerate(kinds)),
+                column("e", [row[1] for row in rows], 1),
+                column("c", [row[2] for row in rows], 2),
+            ]
+        ),
+        "entities": pl.DataFrame(
+            [
+                *(
+                    pl.Series(f"left{n}", [row[0][n] for row in asked], kinds[n][1]).cast(dtype, strict=False)
+                    for n, dtype in enumerate(left_types)
+                ),
+                column("t", [row[1] for row in asked], 0),
+            ]
+        ),
+        "rows": rows,
+        "asked": asked,
+        "left_types": left_types,
+    }
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    world=worlds(),
+    ttl=st.none() | st.integers(0, 4),
+    known_only=st.booleans(),
+    bits=st.sampled_from([63, 8]),
+    one_sort=st.booleans(),
+)
+def test_agrees_with_the_definition_over_every_kind_of_key_and_time(
+    world: dict[str, Any], ttl: int | None, known_only: bool, bits: int, one_sort: bool
+) -> None:
+    features, entities = world["features"], world["entities"]
+    width = features.width - 2
+    with mock.patch.multiple(point_in_time, _BITS=bits, _FEW=1 if one_sort else 10**9):
+        found = match_rows(
+            entities,
+            features,
+            keys={f"left{n}": f"k{n}" for n in range(width)},
+            moment="t",
+            event_timestamp="e",
+            created_timestamp="c",
+            ttl=None if ttl is None else timedelta(hours=ttl),
+            known_only=known_only,
+        )
+    # what the entity's type cannot hold is no key
+    held = entities.select(pl.all().exclude("t").is_not_null()).rows()
+    rows = [(*key, event, created) for key, event, created in world["rows"]]
+    wanted = []
+    for (key, moment), present in zip(world["asked"], held, strict=True):
+        key = tuple(part if there else None for part, there in zip(key, present, strict=True))
+        wanted.append(_oracle((*key, moment), rows, None if ttl is None else ttl * HOUR, known_only))
+    assert found.to_list() == wanted
+
+
 def _oracle(
-    entity: tuple[str | None, str | None, int],
-    features: list[tuple[str | None, str | None, int, int | None]],
+    entity: tuple[Any, ...],
+    features: Sequence[tuple[Any, ...]],
     ttl: int | None,
     known_only: bool,
 ) -> int | None:
-    key, moment = entity[:2], entity[2]
-    best: tuple[tuple[int, int, int], int] | None = None
-    for row, (a, b, event, created) in enumerate(features):
-        if None in key or (a, b) != key or event > moment:
+    *key, moment = entity
+    best: tuple[tuple[int, float, int], int] | None = None
+    for row, (*parts, event, created) in enumerate(features):
+        if None in key or parts != key or event > moment:
             continue
         if known_only and (created is None or created > moment):
             continue
-        order = (event, -1 if created is None else created, row)
+        order = (event, -math.inf if created is None else created, row)
         if best is None or order > best[0]:
             best = (order, row)
     if best is None or (ttl and best[0][0] < moment - ttl):

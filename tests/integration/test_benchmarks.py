@@ -1,0 +1,89 @@
+"""Every benchmark runs, in a small world, and ends with the line that people compare."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import benchmarks
+
+SMALL: dict[str, list[str]] = {
+    "gate": ["--nights", "4", "--users", "40"],
+    "materialization": ["--keys", "2000", "--peer-shares", "0.1,0.3"],
+    "online_features": [
+        *("--users", "30", "--items", "60", "--events", "400"),
+        *("--candidates", "20", "--requests", "20", "--peer-requests", "5"),
+    ],
+    "point_in_time_join": ["--scale", "0.002", "--runs", "1"],
+    "serving": ["--requests", "40"],
+    "simulator": ["--events", "2000", "--rounds", "1"],
+}
+#: Runs a night through Airflow over real data, and has a test of its own.
+ELSEWHERE = {"nightly"}
+SLOW = {"gate", "serving", "simulator"}
+
+
+#: What must stand beside the figure, whatever the machine.
+EXPECTED: dict[str, dict[str, Any]] = {
+    "materialization": {
+        "keys": 2000,
+        "peer_keys": [200, 600],
+        "peer_is_estimated": True,
+        "redis_next_night_keys": 20,
+        "sqlite_next_night_keys": 20,
+    },
+    "online_features": {"candidates": 20, "items": 60},
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in sorted(SMALL)]
+)
+def test_a_benchmark_ends_with_the_line_that_is_compared(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", name, *SMALL[name]], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    line: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert line["benchmark"] == name
+    assert line["peer_name"]
+    assert line["unit"]
+    assert all(isinstance(line[figure], (int, float)) for figure in ("ours", "peer", "ratio"))
+    assert line.items() >= EXPECTED.get(name, {}).items()
+
+
+@pytest.mark.slow
+@pytest.mark.airflow
+def test_the_nightly_benchmark_ends_with_its_line(shared_data: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "nightly", "--data", str(shared_data / "ml-100k")]
+    done = subprocess.run([*command, "--as-of", "1998-03-10"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert line["benchmark"] == "nightly"
+    assert line["ratio"] > 0
+
+
+def test_every_benchmark_is_run_small() -> None:
+    names = {module.name for module in pkgutil.iter_modules(benchmarks.__path__) if not module.name.startswith("_")}
+    assert names == SMALL.keys() | ELSEWHERE
+
+
+def test_the_ratio_of_materialization_is_that_of_redis_in_whatever_order() -> None:
+    command = [sys.executable, "-m", "benchmarks", "materialization", "--keys", "400", "--stores", "sqlite,redis"]
+    done = subprocess.run([*command, "--peer-whole"], capture_output=True, text=True, check=True)
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert line["ratio"] == line["redis_ratio"]
+    assert line["sqlite_ratio"] > 0
+    assert not line["peer_is_estimated"]
+
+
+def test_an_unknown_benchmark_is_told_the_known_ones() -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "nothing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "point_in_time_join" in done.stderr
