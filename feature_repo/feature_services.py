@@ -1,41 +1,20 @@
 """The feature services: what training and serving ask for, by one name."""
 
 from feast import FeatureService
-from feature_views import (
-    item_content,
-    item_conversion,
-    item_details,
-    item_popularity,
-    item_standing,
-    user_activity,
-    user_dynamics,
-    user_history,
-    user_profile,
-    user_seen,
-    user_sequence,
-)
+from feature_views import VIEWS
+from sources import SETTINGS
 
-recommender_v1 = FeatureService(
-    name="recommender_v1",
-    features=[
-        user_history,
-        user_activity,
-        user_profile,
-        user_dynamics,
-        user_sequence,
-        item_popularity,
-        item_content,
-        item_details,
-        item_standing,
-        item_conversion,
-    ],
-    owner="evensong",
-    description="What the retriever and the ranker read.",
-)
+from evensong.features.declarations import SERVICES
+from evensong.features.views import declared_views
 
-serving_filters_v1 = FeatureService(
-    name="serving_filters_v1",
-    features=[user_seen],
-    owner="evensong",
-    description="What the filters hide from a user.",
+globals().update(
+    {
+        name: FeatureService(
+            name=name,
+            features=[VIEWS[v.name] for v in declared_views(SETTINGS.features).values() if v.service == name],
+            owner="evensong",
+            description=description,
+        )
+        for name, description in SERVICES.items()
+    }
 )

@@ -3,16 +3,16 @@
 from feast import FileSource
 from feast.data_format import DeltaFormat
 
-from evensong.settings import load_settings
+from evensong.features.store import declaring, feature_table_uri
 
-LAKE = load_settings().lake
+SETTINGS = declaring()
 
 
 def feature_table(view: str) -> FileSource:
     """The Delta table of one view; a row became known at the moment that it is stamped with."""
     return FileSource(
         name=view,
-        path=f"{LAKE.rstrip('/')}/features/{view}",
+        path=feature_table_uri(SETTINGS, view),
         file_format=DeltaFormat(),
         timestamp_field="event_timestamp",
         created_timestamp_column="created_timestamp",

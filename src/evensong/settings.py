@@ -103,7 +103,7 @@ class FeatureSettings(Section):
         ("profile", "crosses", "dynamics", "sequence", "text", "price", "conversion"),
         description="Built-in columns of the models, see docs/guides/models.md; an empty list: none.",
     )
-    sequence_length: int = Field(10, ge=1, le=1000, description="Events in the group `sequence`.")
+    sequence_length: int = Field(16, ge=1, le=1000, description="Events in the group `sequence`.")
     columns_path: Path | None = Field(None, description="Your own columns: a YAML file, see docs/guides/columns.md.")
     text_encoder: str = Field("none", description="Sentence encoder of titles: none, minilm, a folder or a model id.")
     text_device: str = Field("cpu", description="Where the encoders run: cpu, cuda, cuda:1.")

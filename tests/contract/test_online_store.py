@@ -14,8 +14,8 @@ import pytest
 from evensong.data.lake import Lake
 from evensong.features.online import OnlineFeatures
 from evensong.features.shadow import rows_of
-from evensong.features.shop_columns import USER_FEATURES
 from evensong.features.store import RECOMMENDER, SERVING_FILTERS, open_store, redis_connection
+from evensong.features.views import USER_FEATURES
 from evensong.pipelines import features
 from evensong.settings import FeatureGroup, FeatureSettings, Settings
 from evensong.types import Frame, Night

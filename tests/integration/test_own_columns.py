@@ -36,10 +36,21 @@ users:
   - {kind: categorical, name: age_bucket, source: attributes.years, bins: [18, 25, 35, 50]}
   - {kind: categorical, name: town, source: attributes.town, min_count: 3}
   - {kind: cross, name: age_x_town, columns: [age_bucket, town], num_buckets: 32}
+  - {kind: numeric, name: income, source: attributes.income, decimal: ",", normalise: log}
+  - {kind: numeric, name: since, source: attributes.since, date_format: "%d.%m.%Y"}
+  - {kind: sequence, name: likes, source: attributes.likes, separator: ";", length: 3}
+  - {kind: numeric, name: spends, source: paid_5d, normalise: log}
 items:
   - {kind: numeric, name: price, normalise: log, missing: median}
   - {kind: categorical, name: brand, source: attributes.brand}
   - {kind: text, name: name_words, source: title, dimension: 6}
+  - {kind: numeric, name: buyers_age, source: buyers_age}
+crosses:
+  - {name: age_x_shelf, columns: [users.age_bucket, items.category_1], num_buckets: 200}
+statistics:
+  - {name: paid_5d, entity: user, kind: window, window_days: 5, column: value, event_types: [purchase]}
+  - {name: dear, entity: user, kind: decay, half_life_days: 4, column: item.price, function: mean}
+  - {name: buyers_age, entity: item, kind: window, window_days: 30, column: user.attributes.years, function: mean}
 """
 CONFIG = """
 features: {columns_path: columns.yaml, groups: [dynamics, price, conversion]}
@@ -51,7 +62,8 @@ MAPPING = (
     *("--user", "customer", "--item", "sku", "--time", "at", "--event-type", "what", "--value", "paid"),
     *("--items", "products.csv", "--items-id", "code", "--title", "name", "--category", "shelf", "--price", "cost"),
     *("--item-attributes", "brand", "--users", "customers.csv", "--users-id", "number"),
-    *("--user-attributes", "years", "--user-attributes", "town"),
+    *("--user-attributes", "years", "--user-attributes", "town", "--user-attributes", "income"),
+    *("--user-attributes", "since", "--user-attributes", "likes"),
 )
 
 
@@ -73,6 +85,9 @@ def write_shop(folder: Path) -> None:
             "number": f"c{n:02d}",
             "years": {0: str(16 + n % 8), 1: str(55 + n % 9), 2: ""}[n % 3],
             "town": f"town {n % 2}",
+            "income": f"€ {1 + n % 3}.{n:02d}0,50" if n % 5 else "",
+            "since": f"{1 + n % 28:02d}.03.202{n % 5}",
+            "likes": ["Täler; berge", "berge", ""][n % 3],
         }
         for n in range(60)
     ]
@@ -136,6 +151,9 @@ def test_the_columns_learnt_what_the_files_hold(shop: tuple[Settings, Path, dict
     users, items = served(shop)
     found = columns.users.transform(users.rename({"user_attributes": "attributes"}))
     assert set(found["age_bucket"].tolist()) == {0, 2, 3, 6}
+    assert columns.users.vocabulary("likes") == ["Täler", "berge"]
+    assert found["income_missing"].tolist() == [float(n % 5 == 0) for n in range(60)]
+    assert np.unique(found["since"]).size > 20
     ranked = columns.item_numbers(items)
     missing = columns.item_number_names.index("price_missing")
     assert ranked[:, missing].tolist() == [float(n == 7) for n in range(45)]
@@ -191,11 +209,32 @@ def test_training_and_service_read_the_same_values(shop: tuple[Settings, Path, d
         assert joined.select(frame.columns).equals(frame, null_equal=True)
 
 
+def test_own_statistics_and_crosses_reach_the_ranker(shop: tuple[Settings, Path, dict[str, Any]]) -> None:
+    _, folder, said = shop
+    users, items = served(shop)
+    clicks = pl.read_csv(folder / "clicks.csv", schema_overrides={"paid": pl.String})
+    paid = clicks.filter((pl.col("at") > (AS_OF - timedelta(days=5)).isoformat()) & (pl.col("what") == "purchase"))
+    paid = paid.with_columns(pl.col("paid").cast(pl.Float64, strict=False)).group_by("customer").agg(pl.sum("paid"))
+    expected = dict(paid.iter_rows())
+    for user, value in users.select("user_id", "paid_5d").iter_rows():
+        assert value == pytest.approx(expected.get(user, 0.0), abs=1e-5)
+    # the young want scarves, the old knives, and nobody knows the age of those who want lamps
+    ages = items.with_columns(kind=pl.col("category_path")).group_by("kind").agg(pl.mean("buyers_age"))
+    found = dict(ages.iter_rows())
+    assert found["scarf"] < 24 < 50 < found["knife"]
+    assert found["lamp"] is None
+    ranker = load_ranker(Path(said["run_uri"], "bundle", "ranker"))
+    assert {"user:spends", "user:likes_length", "item:buyers_age"} <= set(ranker.config.features)
+    assert ranker.config.crosses == ("age_x_shelf",)
+    assert np.abs(ranker.tensors["pairs.0.weight"]).max() > 0
+
+
 def test_the_bundle_names_its_features_and_answers(shop: tuple[Settings, Path, dict[str, Any]]) -> None:
     _, _, said = shop
     bundle = Path(said["run_uri"], "bundle")
     manifest = storage.read_json(str(bundle / "manifest.json"))
-    assert {"user_profile.user_attributes", "item_standing.price_rank"} <= manifest["features"]["versions"].keys()
+    own = {"user_statistics.paid_5d", "user_statistics.dear", "item_statistics.buyers_age"}
+    assert own | {"user_profile.user_attributes", "item_standing.price_rank"} <= manifest["features"]["versions"].keys()
     assert "user_sequence.sequence_gap_seconds" not in manifest["features"]["versions"]
     assert {"retriever/columns/users/columns.json", "retriever/columns/items/columns.safetensors"} <= set(
         manifest["files"]

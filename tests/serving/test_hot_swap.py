@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from evensong.monitoring import request_log
 from evensong.serving.champion import Champion
 from evensong.serving.metrics import Metrics
 from evensong.settings import Settings
@@ -124,6 +125,35 @@ def test_bundle_whose_features_the_store_does_not_hold_leaves_the_old_version_an
         finally:
             marker.write_text(before)
             world.promote(world.first)
+
+
+def test_running_service_answers_popular_items_once_the_features_mean_something_else(
+    world: Any, serve: Serve, wait_for: Any
+) -> None:
+    world.promote(world.first)
+    marker = Path(world.settings.lake) / "materialized.json"
+    before = marker.read_text()
+    with serve(world.settings) as client:
+        assert client.get("/recommend?user_id=au0").json()["source"] == "model"
+        told = json.loads(before)
+        told["features"]["versions"]["item_content.price"] = "0" * 12
+        try:
+            # as if a release with another definition had filled the store
+            marker.write_text(json.dumps(told))
+            wait_for(lambda: client.get("/recommend?user_id=au0").json()["reason"] == "features_redefined")
+            answer = client.get("/recommend?user_id=au0", headers={"x-request-id": "redefined-1"}).json()
+            assert (answer["source"], answer["model_version"]) == ("popularity", world.first)
+            assert not {item["item_id"] for item in answer["items"]} & world.seen("au0")
+            (warning,) = client.get("/readyz").json()["warnings"]
+            assert "defined differently: item_content.price" in warning
+            assert "popular items" in warning
+            # what was not used is not compared with what training would have seen
+            wait_for(lambda: request_log.find(world.settings, "redefined-1") is not None)
+            assert request_log.find(world.settings, "redefined-1").user_features is None
+        finally:
+            marker.write_text(before)
+        wait_for(lambda: client.get("/recommend?user_id=au0").json()["source"] == "model")
+        assert client.get("/readyz").json()["warnings"] == []
 
 
 def test_champions_before_lie_on_the_disk_ready_for_a_rollback(world: Any, serve: Serve, wait_for: Any) -> None:

@@ -80,6 +80,23 @@ class Lake:
         times = [name for name in ("event_timestamp", "created_timestamp", "as_of") if name in rows.collect_schema()]
         return rows.filter([pl.col(name) <= moment for name in times])
 
+    def added_since(self, table: str, version: int) -> pl.LazyFrame | None:
+        """The rows that commits after a version added, where these did nothing else; none where they took rows away,
+        or the version cannot be read any more.
+        """
+        now = self._open(table)
+        try:
+            then = self._open(table, version)
+        except StorageError:
+            return None
+        held, there = set(then.file_uris()), now.file_uris()
+        if now is None or not held <= set(there):
+            return None
+        added = [uri for uri in there if uri not in held]
+        if not added:
+            return pl.LazyFrame(schema=_schema(table, self.uri))
+        return pl.scan_parquet(added, storage_options=storage.storage_options(self.uri) or None)
+
     def current_items(self, as_of: datetime | None = None, *, version: int | None = None) -> Frame:
         """The newest known row of every item, sorted by `item_id`."""
         return self._newest("items", "item_id", as_of, version)

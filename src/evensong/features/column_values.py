@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from evensong.errors import SourceError
+from evensong.features import written_numbers as written
 from evensong.features.columns import (
+    CATEGORY_LEVELS,
+    CATEGORY_PATH,
     CategoricalColumn,
     ImageColumn,
     NumericColumn,
@@ -20,25 +24,29 @@ from evensong.features.columns import (
     bucketed,
     nearest,
 )
+from evensong.features.item_features import category_levels
 from evensong.types import Frame
 
+log = logging.getLogger(__name__)
+
+#: A text with a number in it that is no number itself: `25-34`, `55+`, `under 18`.
+_GROUP = r"^[\p{L}\d <>=≤≥+,.–-]{1,20}$"
 #: Rows in which the keys of a JSON column are looked for, to say which ones there are.
 _LOOKED_AT = 1000
 
 
-def categories(frame: Frame, column: CategoricalColumn, *, fitting: bool = False, groups: bool = False) -> pl.Series:
+def categories(frame: Frame, column: CategoricalColumn, *, fitting: bool = False, lenient: bool = False) -> pl.Series:
     """The values as text, null where there is none; an empty text is none.
 
-    With `groups`, a text that is no number is a bucket of its own, such as the age group 25-34.
+    Args:
+        lenient: of a column with `bins`, a text with a number in it (`25-34`) is a bucket of its own, and whatever else
+            is no number counts as none; one line of the log says how many there were.
 
     Raises:
         SourceError: the frame lacks the column, or it holds fractions, lists or times.
     """
-    if column.bins is not None and groups:
-        written = _find(frame, column.name, column.place, fitting)[0].cast(pl.String).str.strip_chars()
-        numbers = written.cast(pl.Float64, strict=False)
-        cut = bucketed(numbers.set(~numbers.is_finite().fill_null(True), None), column.bins)
-        return cut.zip_with(numbers.is_not_null(), written.replace("", None))
+    if column.bins is not None and lenient:
+        return _groups(frame, column)
     if column.bins is not None:
         return bucketed(_numbers(frame, column.name, column.place, fitting), column.bins)
     values, from_json = _find(frame, column.name, column.place, fitting)
@@ -62,7 +70,7 @@ def numbers(frame: Frame, column: NumericColumn, *, fitting: bool = False) -> pl
     Raises:
         SourceError: the frame lacks the column, or a value is no number.
     """
-    return _numbers(frame, column.name, column.place, fitting)
+    return _numbers(frame, column.name, column.place, fitting, decimal=column.decimal, date_format=column.date_format)
 
 
 def lists(frame: Frame, column: SequenceColumn, *, fitting: bool = False) -> pl.Series:
@@ -74,12 +82,9 @@ def lists(frame: Frame, column: SequenceColumn, *, fitting: bool = False) -> pl.
     values, from_json = _find(frame, column.name, column.place, fitting)
     kind = values.dtype
     if kind == pl.String and column.separator is not None:
-        values = values.replace("", None).str.split(column.separator)
+        values = values.str.split(column.separator).list.eval(pl.element().str.strip_chars().replace("", None))
     elif kind == pl.String and from_json:
-        try:
-            values = values.str.json_decode(pl.List(pl.String))
-        except pl.exceptions.PolarsError as error:
-            raise _wrong(column.name, column.place, "JSON arrays", kind, "or give a `separator`") from error
+        values = _decoded(column.name, column.place, values, pl.String(), "JSON arrays", "or give a `separator`")
     elif kind == pl.Null:
         values = values.cast(pl.List(pl.String))
     elif not isinstance(kind, pl.List | pl.Array) or kind.inner.is_float() or kind.inner.is_nested():
@@ -99,10 +104,8 @@ def vectors(frame: Frame, column: VectorColumn, *, fitting: bool = False) -> NDA
     if kind == pl.Null:
         return found
     if kind == pl.String and from_json:
-        try:
-            values = values.str.json_decode(pl.List(pl.Float64))
-        except pl.exceptions.PolarsError as error:
-            raise _wrong(column.name, column.place, "JSON arrays of numbers", kind, "correct the data") from error
+        hint = "for texts use `kind: sequence`"
+        values = _decoded(column.name, column.place, values, pl.Float64(), "JSON arrays of numbers", hint)
     elif not isinstance(kind, pl.List | pl.Array) or not kind.inner.is_numeric():
         raise _wrong(column.name, column.place, "lists of numbers", kind, "for texts use `kind: sequence`")
     values = values.cast(pl.List(pl.Float32)).fill_null([])
@@ -114,6 +117,15 @@ def vectors(frame: Frame, column: VectorColumn, *, fitting: bool = False) -> NDA
     filled = places < sizes[:, None] if column.keep == "first" else places >= column.length - sizes[:, None]
     found[filled] = np.nan_to_num(numbers)
     return found
+
+
+def number_at(frame: Frame, name: str, place: str) -> pl.Series:
+    """The numbers at a place, for what is called `name`; null where there is none or it is not finite.
+
+    Raises:
+        SourceError: the frame lacks the place, or a value there is no number.
+    """
+    return _numbers(frame, name, place, fitting=True)
 
 
 def counts(frame: Frame, column: RateColumn, *, fitting: bool = False) -> tuple[pl.Series, pl.Series]:
@@ -138,32 +150,86 @@ def texts(frame: Frame, column: TextColumn | ImageColumn, *, fitting: bool = Fal
     return values.cast(pl.String).to_list()
 
 
-def _numbers(frame: Frame, name: str, place: str, fitting: bool) -> pl.Series:
+def _groups(frame: Frame, column: CategoricalColumn) -> pl.Series:
+    """The bucket of each number; other texts as they stand where they name a group, else none."""
+    assert column.bins is not None
+    values, _ = _find(frame, column.name, column.place, fitting=False)
+    texts = values.cast(pl.String).str.strip_chars().replace("", None)
+    read = texts.cast(pl.Float64, strict=False)
+    numbers = read.set(~read.is_finite().fill_null(True), None)
+    other = texts.filter(numbers.is_null() & texts.is_not_null())
+    if len(other):
+        log.warning(
+            "column %s: %d of %d values in %s are no numbers, such as %r; those with a number in them count as groups "
+            "of their own, the others as missing",
+            *(column.name, len(other), len(values), column.place, other[0]),
+        )
+    named = texts.str.contains(_GROUP) & texts.str.contains(r"\d") & read.is_null()
+    found = bucketed(numbers, column.bins)
+    return found.zip_with(~named.fill_null(False), texts)
+
+
+def _numbers(
+    frame: Frame, name: str, place: str, fitting: bool, *, decimal: str = ".", date_format: str | None = None
+) -> pl.Series:
+    """The numbers; a text that is none is refused when the column is fitted, and is missing where it is applied."""
     values, _ = _find(frame, name, place, fitting)
     kind = values.dtype
     if kind == pl.String:
-        parsed = values.str.strip_chars().replace("", None).cast(pl.Float64, strict=False)
-        bad = values.filter(parsed.is_null() & values.is_not_null() & (values.str.strip_chars() != ""))
-        if len(bad):
+        texts = values.str.strip_chars().replace("", None)
+        parsed = written.days(texts, date_format) if date_format else written.numbers(texts, decimal)
+        bad = texts.filter(parsed.is_null() & texts.is_not_null())
+        if len(bad) and fitting:
+            expected = f"dates such as {date_format}" if date_format else "numbers"
             raise SourceError(
-                f"column {name}: expected numbers in {place}, found {bad[0]!r} in {len(bad)} of {len(values)} rows; "
-                "correct them, or declare it `kind: categorical` or `kind: text`"
+                f"column {name}: expected {expected} in {place}, found {bad[0]!r} in {len(bad)} of {len(values)} rows; "
+                f"{_advice(bad, decimal)}"
+            )
+        if fitting and not date_format and len(around := written.units(texts, decimal)) > 1:
+            raise SourceError(
+                f"column {name}: expected numbers of one kind in {place}, found such of {', '.join(around[:5])}; "
+                "bring them to one unit, or declare it `kind: categorical`"
             )
         values = parsed
+    elif kind.is_temporal() and kind != pl.Time and kind != pl.Duration:
+        values = values.cast(pl.Datetime("us")).dt.epoch("us") / 86_400e6
     elif not (kind.is_numeric() or kind in (pl.Boolean, pl.Null)):
-        hint = "take a part of it, such as its age in days" if kind.is_temporal() else "choose another `kind`"
-        raise _wrong(name, place, "numbers", kind, hint)
+        raise _wrong(name, place, "numbers", kind, "choose another `kind`")
     values = values.cast(pl.Float64)
     return values.set(~values.is_finite().fill_null(True), None)
+
+
+def _advice(bad: pl.Series, decimal: str) -> str:
+    """What to do about texts that are no numbers."""
+    other = "," if decimal == "." else "."
+    if written.numbers(bad, other).null_count() < len(bad):
+        return f"where the fraction stands behind `{other}`, say `decimal: '{other}'`"
+    if written.days(bad, "iso").null_count() < len(bad):
+        return "where they are dates, say `date_format: iso`, and they count as days"
+    return "correct them, or declare it `kind: categorical` without `bins`, or `kind: text`"
+
+
+def _decoded(name: str, place: str, values: pl.Series, inner: pl.DataType, expected: str, hint: str) -> pl.Series:
+    """The lists that JSON texts hold; an empty text holds none."""
+    texts = values.str.strip_chars().replace("", None)
+    try:
+        return texts.str.json_decode(pl.List(inner))
+    except pl.exceptions.PolarsError as error:
+        wrong = texts.filter(~texts.str.starts_with("[")).drop_nulls()
+        example = f"such as {wrong[0]!r}" if len(wrong) else "of something else"
+        raise SourceError(f"column {name}: expected {expected} in {place}, found texts {example}; {hint}") from error
 
 
 def _find(frame: Frame, name: str, place: str, fitting: bool) -> tuple[pl.Series, bool]:
     """The values at a place, and whether they come out of a JSON text."""
     if place in frame.columns:
         return frame[place], False
+    if place in CATEGORY_LEVELS and CATEGORY_PATH in frame.columns:
+        return category_levels(frame.select(CATEGORY_PATH))[place], False
     head, *path = place.split(".")
     if not path or head not in frame.columns:
-        hint = nearest(head if path else place, frame.columns)
+        inside = [n for n in frame.columns if frame[n].dtype == pl.String and place in _keys(frame[n])]
+        hint = f"; did you mean {inside[0]}.{place}?" if inside else nearest(head if path else place, frame.columns)
         raise SourceError(f"column {name}: expected {place} in the data, which has no such column{hint}")
     values = frame[head]
     if isinstance(values.dtype, pl.Struct):
@@ -192,6 +258,8 @@ def _inside_struct(values: pl.Series, name: str, place: str, path: list[str]) ->
 def _keys(values: pl.Series) -> set[str]:
     seen: set[str] = set()
     for text in values.drop_nulls().head(_LOOKED_AT):
+        if not text.startswith("{"):
+            continue
         try:
             content = json.loads(text)
         except ValueError:

@@ -15,10 +15,12 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import re
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import polars as pl
@@ -31,11 +33,17 @@ from evensong.types import Frame, Value
 if TYPE_CHECKING:
     from evensong.features.fitted_columns import FittedColumns
 
+#: Places that follow from the items' `category_path`: the path down to each level.
+CATEGORY_PATH, CATEGORY_LEVELS = "category_path", ("category_1", "category_2", "category_3")
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
+_NAME = r"^\w[\w-]*$"
+
+
 class _Column(Value):
-    name: str = Field(pattern=r"^\w[\w-]*$")
+    name: str = Field(pattern=_NAME)
     """What the feature is called; the arrays carry it."""
 
 
@@ -84,17 +92,23 @@ class NumericColumn(_SourceColumn):
     indicator: bool = True
     """Also give `<name>_missing`, 1 where the value was missing."""
     num_quantiles: int = Field(100, ge=2, le=10_000)
+    decimal: Literal[".", ","] = "."
+    """Of numbers written as text: what stands before the fraction."""
+    date_format: str | None = Field(None, min_length=2)
+    """The texts are dates, read as days since 1970: `iso`, or as `strptime` has it, such as `%d.%m.%Y`."""
 
 
 class SequenceColumn(_Vocabulary):
-    """Several values in an order: indices, cut and padded with 0 to one length, and `<name>_length`."""
+    """Several values in an order: indices, cut and padded with 0 to one length, and `<name>_length`, how much of that
+    length they fill, 0 to 1.
+    """
 
     kind: Literal["sequence"] = "sequence"
     length: int = Field(ge=1, le=10_000)
     keep: Literal["last", "first"] = "last"
     """Which end of a longer sequence is kept."""
     separator: str | None = Field(None, min_length=1)
-    """For a column of text: what stands between the values."""
+    """For a column of text: what stands between the values; blanks around them do not count."""
 
 
 class TextColumn(_SourceColumn):
@@ -188,11 +202,100 @@ class ColumnSet(RootModel[tuple[Column, ...]]):
         return fit(self, frame, cache=cache, device=device)
 
 
+class PairCross(Value):
+    """The product of categorical values of a user and of an item, two or three in all, hashed: a weight a bucket in the
+    ranker.
+    """
+
+    name: str = Field(pattern=_NAME)
+    columns: tuple[str, ...] = Field(min_length=2, max_length=3)
+    """`users.NAME` and `items.NAME`: a categorical column declared there, or else a feature that may be one."""
+    num_buckets: int = Field(ge=1, le=10_000_000)
+
+    @model_validator(mode="after")
+    def _of_both(self) -> PairCross:
+        tables = [column.partition(".")[0] for column in self.columns]
+        if set(tables) != {"users", "items"} or any(not column.partition(".")[2] for column in self.columns):
+            raise ValueError(
+                f"{self.name}: a cross of pairs takes users.NAME and items.NAME, got {', '.join(self.columns)}; "
+                "for one table alone declare `kind: cross` among its columns"
+            )
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"{self.name}: a cross takes different columns, got {', '.join(self.columns)}")
+        return self
+
+
+class _Statistic(Value):
+    name: str = Field(pattern=r"^[a-z]\w*$")
+    """What the feature is called: a column of a table, and a source that columns may read."""
+    entity: Literal["user", "item"]
+    """Whose events are counted."""
+    column: str | None = None
+    """What is summed: `value` (of the event), `item.price`, or a number inside the attributes of the event's item or
+    user, such as `item.attributes.weight`, as the tables said when the event became known."""
+    event_types: tuple[str, ...] | None = Field(None, min_length=1)
+    """The events that count, whatever their value; none: the positive ones (`split.positive_event_types`)."""
+    function: Literal["count", "sum", "mean"] | None = None
+    """`count`: events, with a `column` those that have it; without it given, `sum` with a column and else `count`."""
+
+    @property
+    def computes(self) -> Literal["count", "sum", "mean"]:
+        """The function, given or not."""
+        return self.function or ("sum" if self.column else "count")
+
+    @model_validator(mode="after")
+    def _has_its_column(self) -> _Statistic:
+        if self.column is None and self.computes != "count":
+            raise ValueError(f"{self.name}: a {self.function} needs a column, such as value or item.price")
+        if self.column is not None and not _SUMMED.match(self.column):
+            places = ["value", "item.price", "item.attributes.NAME", "user.attributes.NAME"]
+            raise ValueError(f"{self.name}: {self.column} is no column of events{nearest(self.column, places)}")
+        return self
+
+
+class WindowDeclaration(_Statistic):
+    """A number over the last days: an event counts while `now - window_days < event_timestamp`."""
+
+    kind: Literal["window"] = "window"
+    window_days: float = Field(gt=0, le=3650)
+
+    @property
+    def window(self) -> str:
+        """The window, for people."""
+        return f"{self.window_days:g} day{'s' * (self.window_days != 1)}"
+
+
+class DecayDeclaration(_Statistic):
+    """A number in which an event loses half its weight every `half_life_days`."""
+
+    kind: Literal["decay"] = "decay"
+    half_life_days: float = Field(gt=0, le=3650)
+
+    @property
+    def window(self) -> str:
+        """The half-life, for people."""
+        return f"half-life {self.half_life_days:g} days"
+
+
+StatisticDeclaration = Annotated[WindowDeclaration | DecayDeclaration, Field(discriminator="kind")]
+_SUMMED = re.compile(r"^(value|item\.price|(item|user)\.attributes\..+)$")
+
+
 class ColumnsFile(Value):
-    """The columns of each table; a table that is not named gives none."""
+    """The columns of each table, crosses of both, and statistics of events; what is not named gives none."""
 
     users: ColumnSet = ColumnSet(())
     items: ColumnSet = ColumnSet(())
+    crosses: tuple[PairCross, ...] = ()
+    statistics: tuple[StatisticDeclaration, ...] = ()
+
+    @model_validator(mode="after")
+    def _each_by_one_name(self) -> ColumnsFile:
+        for kind, declared in (("statistic", self.statistics), ("cross", self.crosses)):
+            names = [one.name for one in declared]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"each {kind} needs a name of its own, found twice: {', '.join(twice)}")
+        return self
 
 
 def places_of(column: Column) -> tuple[str, ...]:
@@ -204,6 +307,12 @@ def places_of(column: Column) -> tuple[str, ...]:
     return (column.place,)
 
 
+def heads_of(column: Column) -> set[str]:
+    """The columns that a frame must have for it."""
+    heads = {place.split(".")[0] for place in places_of(column)}
+    return {CATEGORY_PATH if head in CATEGORY_LEVELS else head for head in heads}
+
+
 def load_columns(path: Path) -> ColumnsFile:
     """Read the file.
 
@@ -211,12 +320,22 @@ def load_columns(path: Path) -> ColumnsFile:
         ConfigurationError: no such file, no YAML, an unknown kind or key, or columns that contradict each other.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(
-            f"{path}: expected a YAML file of columns: {error}; see docs/guides/columns.md"
-        ) from error
+        return _loaded(path, path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+@functools.lru_cache(8)
+def _loaded(path: Path, written: str) -> ColumnsFile:
+    try:
+        content = yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise _unreadable(path, error) from error
     return parse(ColumnsFile, content if content is not None else {}, str(path))
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigurationError:
+    return ConfigurationError(f"{path}: expected a YAML file of columns: {error}; see docs/guides/columns.md")
 
 
 def parse(model: type[ModelT], content: Any, where: str) -> ModelT:
@@ -253,8 +372,30 @@ def bucketed(values: pl.Series, bins: tuple[float, ...]) -> pl.Series:
 
 
 def _problem(found: Any) -> str:
+    """What pydantic found, as people say it."""
     place = ".".join(str(part) for part in found["loc"])
-    message = str(found["msg"]).removeprefix("Value error, ")
+    message, context = str(found["msg"]).removeprefix("Value error, "), found.get("ctx", {})
     if found["type"] == "extra_forbidden":
-        message = "unknown key"
+        message = f"unknown key{nearest(str(found['loc'][-1]), _keys_at(found['loc']))}"
+    elif found["type"] == "union_tag_invalid":
+        kinds = str(context["expected_tags"]).replace("'", "").split(", ")
+        message = f"unknown kind {context['tag']}{nearest(str(context['tag']), kinds)}"
+    elif found["type"] == "union_tag_not_found":
+        message = "needs a `kind`, such as categorical, numeric or text"
+    elif found["type"] == "string_pattern_mismatch":
+        first = ", a lower-case letter first" if str(context["pattern"]).startswith("^[a-z]") else ""
+        message = f"expected letters, digits and underscores without blanks{first}, got {found['input']!r}"
     return f"{place}: {message}" if place else message
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    """The keys that may stand where an unknown one does."""
+    kinds: dict[object, type[BaseModel]] = {
+        model.model_fields["kind"].default: model
+        for union in (Column, StatisticDeclaration)
+        for model in get_args(get_args(union)[0])
+    }
+    model = kinds.get(place[-2]) if len(place) > 1 else ColumnsFile
+    if model is None and place[0] == "crosses":
+        model = PairCross
+    return list(model.model_fields) if model else []

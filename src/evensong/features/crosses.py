@@ -47,8 +47,10 @@ def cross64(frame: Frame, columns: Sequence[str]) -> NDArray[np.uint64]:
 
 
 def combined64(hashes: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    """The hash of each row's combination from the hashes of its values; their order counts."""
-    combined = np.zeros(len(hashes[0]), np.uint64)
+    """The hash of each combination from the hashes of its values, which may be of any shapes that broadcast together;
+    their order counts.
+    """
+    combined: NDArray[np.uint64] = np.zeros(1, np.uint64)
     for values in hashes:
         combined = _mixed(combined ^ values)
     return combined

@@ -83,14 +83,41 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def known_fingerprint(name: str) -> str | None:
+    """The mark of a model where its files are on this machine already; nothing is fetched."""
+    if name != MINILM and not Path(name).is_dir():
+        if find_spec("huggingface_hub") is None:
+            return None
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            return fingerprint(Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True)))
+        except (HFValidationError, LocalEntryNotFoundError, OSError):
+            return None
+    try:
+        return fingerprint(model_folder(name))
+    except ConfigurationError:
+        return None
+
+
+def check_installed() -> None:
+    """Refuse to go on without what runs pretrained models.
+
+    Raises:
+        ConfigurationError: the extra is not installed.
+    """
+    if find_spec("transformers") is None:
+        raise ConfigurationError('pretrained models need transformers; run `pip install "evensong[text]"`')
+
+
 def load_model(folder: Path, device: str) -> Any:
     """The pretrained transformer of a folder, ready to answer; half precision (bfloat16) on a GPU.
 
     Raises:
         ConfigurationError: the extra is not installed, or the folder holds no model with safetensors weights.
     """
-    if find_spec("transformers") is None:
-        raise ConfigurationError('pretrained models need transformers; run `pip install "evensong[text]"`')
+    check_installed()
     import torch
     from transformers import AutoModel
 

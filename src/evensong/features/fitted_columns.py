@@ -7,6 +7,7 @@ order. The same frame gives the same bytes.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -32,8 +33,8 @@ from evensong.features.columns import (
     TextColumn,
     VectorColumn,
     bucket_names,
+    heads_of,
     parse,
-    places_of,
 )
 from evensong.features.crosses import combined64, hash64, hash_text
 from evensong.features.encoders import SentenceEncoder, open_encoder
@@ -42,7 +43,10 @@ from evensong.features.rates import BetaPrior, fit_prior, smoothed_rates
 from evensong.features.text import TextVectors
 from evensong.types import Frame, Value
 
-FORMAT = 1
+log = logging.getLogger(__name__)
+
+#: In format 1 the length of a sequence was an index into a table of its own.
+FORMAT, FORMATS = 2, (1, 2)
 _FACTS, _ARRAYS = "columns.json", "columns.safetensors"
 Array = NDArray[Any]
 
@@ -101,12 +105,17 @@ def fit(columns: ColumnSet, frame: Frame, *, cache: str | None = None, device: s
     """
     states: dict[str, _State] = {}
     encoders: dict[str, Any] = {}
+    silent: list[str] = []
     for column in columns.root:
         if isinstance(column, TextColumn) and column.encoder != "tfidf":
             encoders[column.name] = open_encoder(column.encoder, device=device, cache=cache)
         if isinstance(column, ImageColumn):
             encoders[column.name] = open_image_encoder(column.encoder, device=device, cache=cache)
         states[column.name] = _fit_one(column, frame, encoders.get(column.name))
+        if _is_silent(column, frame, states[column.name]):
+            silent.append(column.name)
+    if silent:
+        log.warning("no row has a value of the columns %s; they say nothing", ", ".join(silent))
     return FittedColumns(columns, states, cache=cache, device=device, encoders=encoders)
 
 
@@ -121,12 +130,17 @@ class FittedColumns:
         cache: str | None = None,
         device: str = "cpu",
         encoders: Mapping[str, Any] | None = None,
+        form: int = FORMAT,
     ) -> None:
         self.columns = columns
+        self.form = form
+        """The format in which they were saved, which they keep: towers were trained with these very outputs."""
         self._states = dict(states)
         self._cache, self._device = cache, device
         self._encoders: dict[str, Any] = dict(encoders or {})
-        self.outputs = tuple(out for column in columns.root for out in _outputs(column, self._states[column.name]))
+        self.outputs = tuple(
+            out for column in columns.root for out in _outputs(column, self._states[column.name], form)
+        )
         """What a transform gives, known before it is run."""
         self._index = {
             column.name: {token: column.num_oov + 1 + i for i, token in enumerate(self.vocabulary(column.name))}
@@ -137,13 +151,15 @@ class FittedColumns:
     @property
     def sources(self) -> list[str]:
         """The columns that a frame must have, sorted."""
-        return sorted({place.split(".")[0] for column in self.columns.root for place in places_of(column)})
+        return sorted({head for column in self.columns.root for head in heads_of(column)})
 
     def of_kinds(self, kinds: Collection[str]) -> FittedColumns:
         """These columns alone, as they were fitted; crosses need the columns that they combine."""
         chosen = ColumnSet(tuple(column for column in self.columns.root if column.kind in kinds))
         states = {column.name: self._states[column.name] for column in chosen.root}
-        return FittedColumns(chosen, states, cache=self._cache, device=self._device, encoders=self._encoders)
+        return FittedColumns(
+            chosen, states, cache=self._cache, device=self._device, encoders=self._encoders, form=self.form
+        )
 
     def vocabulary(self, name: str) -> list[str]:
         """The known values of a categorical or sequence column, in the order of their indices."""
@@ -169,7 +185,7 @@ class FittedColumns:
 
         directory.mkdir(parents=True, exist_ok=True)
         content = {
-            "format": FORMAT,
+            "format": self.form,
             "columns": self.columns.model_dump(mode="json"),
             "facts": {name: state.facts for name, state in self._states.items()},
         }
@@ -193,7 +209,7 @@ class FittedColumns:
             arrays = load_file(directory / _ARRAYS)
         except (OSError, ValueError, SafetensorError) as error:
             raise BundleError(f"{directory}: expected {_FACTS} and {_ARRAYS} of fitted columns: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if not isinstance(content, dict) or content.get("format") not in FORMATS:
             raise BundleError(f"{directory / _FACTS}: expected format {FORMAT}, found another; fit the columns again")
         try:
             columns = parse(ColumnSet, content["columns"], str(directory / _FACTS))
@@ -206,7 +222,7 @@ class FittedColumns:
                 raise BundleError(f"{directory / _ARRAYS}: holds {key}, and {_FACTS} knows no column {name}")
             states[name].arrays[part] = arrays[key]
         _check_complete(columns, states, directory)
-        return cls(columns, states, cache=cache, device=device)
+        return cls(columns, states, cache=cache, device=device, form=content["format"])
 
     def _transform_one(
         self, column: Column, reader: FrameReader, categories: Mapping[str, list[str | None]]
@@ -220,7 +236,7 @@ class FittedColumns:
         if isinstance(column, NumericColumn):
             return _numbers(reader.numbers(column), column, state)
         if isinstance(column, SequenceColumn):
-            return _padded(*reader.sequences(column), column, self._index[name])
+            return _padded(*reader.sequences(column), column, self._index[name], self.form)
         if isinstance(column, VectorColumn):
             vectors = reader.vectors(column)
             if column.normalise == "log":
@@ -285,6 +301,17 @@ def _fit_one(column: Column, frame: Frame, encoder: Any) -> _State:
     return _State(vectors.facts(), dict(vectors.arrays()))
 
 
+def _is_silent(column: Column, frame: Frame, state: _State) -> bool:
+    """Whether a column was fitted on nothing."""
+    if isinstance(column, CategoricalColumn | SequenceColumn):
+        return not state.facts["tokens"]
+    if isinstance(column, NumericColumn):
+        return bool(np.isnan(FrameReader(frame).numbers(column)).all())
+    if isinstance(column, TextColumn | ImageColumn):
+        return not any(FrameReader(frame).texts(column))
+    return False
+
+
 def _tokens(values: list[str | None], column: CategoricalColumn | SequenceColumn) -> list[str]:
     counts = Counter(value for value in values if value)
     often = sorted((t for t, n in counts.items() if n >= column.min_count), key=lambda t: (-counts[t], t))
@@ -302,12 +329,13 @@ def _indices(texts: list[str | None], index: Mapping[str, int], num_oov: int) ->
 
 
 def _padded(
-    texts: list[str | None], sizes: NDArray[np.int64], column: SequenceColumn, index: Mapping[str, int]
+    texts: list[str | None], sizes: NDArray[np.int64], column: SequenceColumn, index: Mapping[str, int], form: int
 ) -> dict[str, Array]:
     indices = np.zeros((len(sizes), column.length), np.int32)
     # Boolean assignment fills row by row, which is the order in which the lists were flattened.
     indices[np.arange(column.length)[None, :] < sizes[:, None]] = _indices(texts, index, column.num_oov)
-    return {column.name: indices, f"{column.name}_length": sizes.astype(np.int32)}
+    lengths = sizes.astype(np.int32) if form == 1 else (sizes / column.length).astype(np.float32)
+    return {column.name: indices, f"{column.name}_length": lengths}
 
 
 def _fit_rate(conversions: Array, trials: Array, column: RateColumn) -> _State:
@@ -370,7 +398,7 @@ def _logarithm(numbers: Array) -> Array:
     return np.sign(numbers) * np.log1p(np.abs(numbers))
 
 
-def _outputs(column: Column, state: _State) -> list[Output]:
+def _outputs(column: Column, state: _State, form: int) -> list[Output]:
     name = column.name
     if isinstance(column, CategoricalColumn):
         return [Output(name=name, kind="index", size=1 + column.num_oov + len(state.facts["tokens"]))]
@@ -380,7 +408,9 @@ def _outputs(column: Column, state: _State) -> list[Output]:
         size = 1 + column.num_oov + len(state.facts["tokens"])
         return [
             Output(name=name, kind="indices", size=size, length=column.length),
-            Output(name=f"{name}_length", kind="index", size=column.length + 1),
+            Output(name=f"{name}_length", kind="index", size=column.length + 1)
+            if form == 1
+            else Output(name=f"{name}_length", kind="number", size=1),
         ]
     if isinstance(column, NumericColumn):
         number = Output(name=name, kind="number", size=1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from evensong.data import storage
 from evensong.errors import ConfigurationError, StorageError
-from evensong.features.encoders import VectorCache, fingerprint, load_model, model_folder
+from evensong.features.encoders import VectorCache, check_installed, fingerprint, load_model, model_folder
 
 _LOG = logging.getLogger(__name__)
 #: How ResNet-50 was trained to see: the shorter edge at 256, the middle 224 of it, ImageNet's colour statistics.
@@ -33,8 +33,11 @@ _MOST_PIXELS = 50_000_000
 def open_image_encoder(
     name: str, *, device: str = "cpu", cache: str | None = None, batch_size: int = 16
 ) -> ImageEncoder | None:
-    """The encoder from a folder or a model id; none, and one line in the log, where its weights are absent."""
+    """The encoder from a folder or a model id; none, and one line in the log, where its weights or what runs them are
+    absent.
+    """
     try:
+        check_installed()
         return ImageEncoder(model_folder(name), device=device, cache=cache, batch_size=batch_size)
     except ConfigurationError as error:
         _LOG.warning("image features are off: %s", error)

@@ -10,39 +10,42 @@ from datetime import datetime
 
 import polars as pl
 
-from evensong.features.declarations import FeatureDeclaration, ViewDeclaration
+from evensong.features.declarations import STAMPS, Feature, schema_of
 from evensong.features.newest import said_at_each_moment
-from evensong.features.time_statistics import (
-    DecayStatistic,
-    StatisticsState,
-    TimeStatistic,
-    WindowStatistic,
-    empty_state,
-    moments_of_change,
-    read_at,
-    update,
-)
+from evensong.features.state import ViewState, day_end
+from evensong.features.time_statistics import DecayStatistic, TimeStatistic, WindowStatistic
+from evensong.features.time_views import at_midnights
 from evensong.types import CATEGORY_SEPARATOR, TIMESTAMP, Frame
 
 LEVELS = 3
 DAYS = (1, 7, 30)
 #: Event types that show interest, and what they may lead to.
 TRIALS, CONVERSIONS = ("view", "click"), {"cart": ("cart",), "purchase": ("purchase",)}
-STAMPS: dict[str, pl.DataType] = {"event_timestamp": TIMESTAMP, "created_timestamp": TIMESTAMP}
+_COUNTED = {"views": "Views and clicks.", "carts": "Times put into the cart.", "purchases": "Times bought."}
 
-ITEM_DETAILS: dict[str, pl.DataType] = {
-    "item_id": pl.String(),
-    "item_attributes": pl.String(),
-    "item_image_uri": pl.String(),
-    **STAMPS,
-}
-ITEM_STANDING: dict[str, pl.DataType] = {"item_id": pl.String(), "price_rank": pl.Float64(), **STAMPS}
-ITEM_CONVERSION: dict[str, pl.DataType] = {
-    "item_id": pl.String(),
-    **{f"item_{name}_{days}d": pl.Int64() for name in ("views", "carts", "purchases") for days in DAYS},
-    "item_decayed_events": pl.Float64(),
-    **STAMPS,
-}
+DETAILS = (
+    Feature("item_attributes", pl.String(), "The row's JSON as it stands, for people's own columns."),
+    Feature("item_image_uri", pl.String(), "Where its picture is."),
+)
+STANDING = (
+    Feature("price_rank", pl.Float64(), "Share of cheaper items in its level-one category, 0 to 1, ties shared."),
+)
+CONVERSION = (
+    *(
+        Feature(f"item_{name}_{d}d", pl.Int64(), said, window=f"{d} day{'s' * (d > 1)}")
+        for name, said in _COUNTED.items()
+        for d in DAYS
+    ),
+    Feature(
+        "item_decayed_events", pl.Float64(), "Positive events, decayed.", window="half-life {half_life_days:g} days"
+    ),
+)
+ITEM_DETAILS = schema_of("item_id", *DETAILS)
+ITEM_STANDING = schema_of("item_id", *STANDING)
+ITEM_CONVERSION = schema_of("item_id", *CONVERSION)
+
+#: What `item_conversion` reads of events.
+_CONVERTED = {"event_type": pl.String(), "event_timestamp": TIMESTAMP, "created_timestamp": TIMESTAMP}
 
 
 def item_details(items: Frame, *, since: datetime | None = None, until: datetime) -> Frame:
@@ -65,22 +68,27 @@ def item_standing(items: Frame, *, since: datetime | None = None, until: datetim
     said = said_at_each_moment(
         items, lambda rows: rows.select("category_path", "price"), entity="item_id", since=None, until=until
     )
-    said = category_levels(said).with_columns(_day_end(pl.col("event_timestamp")).alias("moment"))
+    said = category_levels(said).with_columns(day_end(pl.col("event_timestamp")).alias("moment"))
     said = said.filter(pl.col("moment") <= until).unique(["item_id", "moment"], keep="last", maintain_order=True)
     said = said.select("item_id", "category_1", "price", "moment")
     before = pl.lit(False) if since is None else pl.col("moment") <= since
     catalogue = said.filter(before).unique("item_id", keep="last", maintain_order=True)
     found = [pl.DataFrame(schema=ITEM_STANDING)]
-    ranked = price_ranks(catalogue)
     for (moment,), changed in said.filter(~before).sort("moment").partition_by("moment", as_dict=True).items():
-        catalogue = pl.concat([catalogue, changed]).unique("item_id", keep="last", maintain_order=True)
-        now = price_ranks(catalogue)
+        was = catalogue.join(changed.select("item_id"), on="item_id", how="semi")
+        now = pl.concat([catalogue, changed]).unique("item_id", keep="last", maintain_order=True)
+        # where nothing of a category has changed, no rank in it has
+        shelves = pl.concat([was["category_1"], changed["category_1"]]).unique().to_frame()
+        ranks = [
+            price_ranks(table.join(shelves, on="category_1", how="semi", nulls_equal=True))
+            for table in (catalogue, now)
+        ]
+        old = ranks[0].select("item_id", pl.col("price_rank").alias("before"), pl.lit(True).alias("known"))
         differs = pl.col("price_rank").ne_missing(pl.col("before")) | pl.col("known").is_null()
-        old = ranked.select("item_id", pl.col("price_rank").alias("before"), pl.lit(True).alias("known"))
-        rows = now.join(old, on="item_id", how="left").filter(differs).sort("item_id")
+        rows = ranks[1].join(old, on="item_id", how="left").filter(differs).sort("item_id")
         stamps = [pl.lit(moment, TIMESTAMP).alias(name) for name in STAMPS]
         found.append(rows.select("item_id", "price_rank", *stamps))
-        ranked = now
+        catalogue = now
     return pl.concat(found)
 
 
@@ -122,79 +130,32 @@ def item_statistics(half_life_days: float) -> list[TimeStatistic]:
 
 
 def item_conversion(
-    interactions: Frame, *, state: StatisticsState | None = None, half_life_days: float = 7.0, until: datetime
-) -> tuple[Frame, StatisticsState]:
-    """How often each item was met, put into the cart and bought, and its decayed events; and the state to go on from.
+    events: Frame,
+    *,
+    state: ViewState | None = None,
+    since: datetime | None = None,
+    until: datetime,
+    half_life_days: float,
+) -> tuple[Frame, ViewState]:
+    """How often each item was met, put into the cart and bought, and its decayed events (ITEM_CONVERSION).
+
+    Rows stand at each midnight (UTC) that ends a day in which a value changed.
 
     Args:
-        interactions: at least those that became known after the state, of one partition of the items.
-
-    Returns:
-        ITEM_CONVERSION at each midnight (UTC) that ends a day in which a value changed. The state is that of the last
-        midnight: events since then are to come again with the next call.
+        events: at least those that became known after the state, of one partition of the items.
     """
-    state = state or empty_state()
-    statistics = item_statistics(half_life_days)
-    until = max(state.until, until.replace(hour=0, minute=0, second=0, microsecond=0))
-    moments = moments_of_change(interactions, statistics, entity="item_id", state=state, until=until)
-    moments = moments.select("item_id", _day_end(pl.col("moment"))).unique().sort("item_id", "moment")
-    values = read_at(state, interactions, statistics, entity="item_id", moments=moments)
-    rows = values.select(*(name for name in ITEM_CONVERSION if name not in STAMPS), *_stamps("moment"))
-    new = update(state, interactions, statistics, entity="item_id", until=until)
-    return rows.cast(pl.Schema(ITEM_CONVERSION)), new
-
-
-def _day_end(moment: pl.Expr) -> pl.Expr:
-    return (moment - pl.duration(microseconds=1)).dt.truncate("1d") + pl.duration(days=1)
+    values, new = at_midnights(
+        events,
+        item_statistics(half_life_days),
+        _CONVERTED,
+        entity="item_id",
+        state=state,
+        since=since,
+        until=until,
+    )
+    rows = values.with_columns(_stamps("moment")).select(list(ITEM_CONVERSION)).cast(pl.Schema(ITEM_CONVERSION))
+    return rows, new
 
 
 def _stamps(moment: str) -> list[pl.Expr]:
     return [pl.col(moment).cast(TIMESTAMP).alias(name) for name in STAMPS]
-
-
-def views(half_life_days: float = 7.0) -> list[ViewDeclaration]:
-    """What this module computes, for the dictionary."""
-    here = "evensong.features.item_features"
-    said = {"views": "Views and clicks.", "carts": "Times put into the cart.", "purchases": "Times bought."}
-    counted = [
-        FeatureDeclaration(name=f"item_{name}_{d}d", type="Int64", description=text, window=f"{d} days")
-        for name, text in said.items()
-        for d in DAYS
-    ]
-    decayed = FeatureDeclaration(
-        name="item_decayed_events",
-        type="Float64",
-        description="Positive events, decayed.",
-        window=f"half-life {half_life_days:g} days",
-    )
-    return [
-        ViewDeclaration(
-            name="item_details",
-            entity="item_id",
-            source="items",
-            function=f"{here}:item_details",
-            features=(
-                FeatureDeclaration(name="item_attributes", type="String", description="The row's JSON, for columns."),
-                FeatureDeclaration(name="item_image_uri", type="String", description="Where its picture is."),
-            ),
-        ),
-        ViewDeclaration(
-            name="item_standing",
-            entity="item_id",
-            source="items",
-            function=f"{here}:item_standing",
-            features=(
-                FeatureDeclaration(
-                    name="price_rank", type="Float64", description="Share of cheaper items in its level-one category."
-                ),
-            ),
-        ),
-        ViewDeclaration(
-            name="item_conversion",
-            entity="item_id",
-            source="interactions",
-            function=f"{here}:item_conversion",
-            features=(*counted, decayed),
-            parameters={"half_life_days": f"{half_life_days:g}"},
-        ),
-    ]

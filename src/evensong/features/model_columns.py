@@ -17,13 +17,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from evensong.features.columns import ColumnSet, CrossColumn, places_of
-from evensong.features.fitted_columns import FittedColumns, Output, Transformed
-from evensong.features.shop_columns import ALIASES, ITEM_FEATURES, USER_FEATURES, Declared
+from evensong.errors import BundleError
+from evensong.features.columns import ColumnSet, CrossColumn, heads_of, places_of
+from evensong.features.fitted_columns import FORMAT, FittedColumns, Output, Transformed
+from evensong.features.pair_crosses import PairCrosses
+from evensong.features.shop_columns import ALIASES, Declared, read_features
+from evensong.features.views import ITEM_FEATURES, USER_FEATURES
 from evensong.types import Frame
 
 log = logging.getLogger(__name__)
 
+_PAIRS = "pairs.json"
 _TABLES = ("users", "items", "moving")
 
 
@@ -40,8 +44,11 @@ class ColumnArrays:
 class ModelColumns:
     """Fitted columns of the user tower, the item tower, and of candidates at the moment of the question."""
 
-    def __init__(self, users: FittedColumns, items: FittedColumns, moving: FittedColumns) -> None:
+    def __init__(
+        self, users: FittedColumns, items: FittedColumns, moving: FittedColumns, *, pairs: PairCrosses | None = None
+    ) -> None:
         self.users, self.items, self.moving = users, items, moving
+        self.pairs = pairs or PairCrosses()
         # the ranker reads numbers, so no text is read for it
         self._of_candidates = (items.of_kinds(("numeric", "rate")), moving)
 
@@ -74,7 +81,9 @@ class ModelColumns:
         absent = [c.name for name in _TABLES for c in getattr(declared, name).root if c not in chosen[name].root]
         if absent:
             log.info("columns left out, for the data has no value of theirs: %s", ", ".join(sorted(absent)))
-        return cls(*(chosen[name].fit(frames[name], cache=cache, device=device) for name in _TABLES))
+        declared.pairs.check(frames["users"], frames["items"])
+        fitted = (chosen[name].fit(frames[name], cache=cache, device=device) for name in _TABLES)
+        return cls(*fitted, pairs=declared.pairs)
 
     @property
     def has_any(self) -> bool:
@@ -102,10 +111,18 @@ class ModelColumns:
         fitted: FittedColumns = getattr(self, table)
         return fitted.transform(_complete("users" if table == "users" else "items", frame, fitted))
 
+    def user_hashes(self, users: Frame) -> NDArray[np.int64]:
+        """What crosses with items read of users."""
+        return self.pairs.user_hashes(_with(users, "users", self.pairs.users))
+
+    def item_hashes(self, items: Frame) -> NDArray[np.int64]:
+        """What crosses with users read of items."""
+        return self.pairs.item_hashes(_with(items, "items", self.pairs.items))
+
     @property
     def item_number_names(self) -> tuple[str, ...]:
         """The columns of `item_numbers`."""
-        return tuple(o.name for fitted in (self.items, self.moving) for o in fitted.outputs if o.kind == "number")
+        return tuple(o.name for fitted in self._of_candidates for o in fitted.outputs if o.kind == "number")
 
     @property
     def user_number_names(self) -> tuple[str, ...]:
@@ -116,24 +133,29 @@ class ModelColumns:
         """Write a folder a table; see `FittedColumns.save`."""
         for name in _TABLES:
             getattr(self, name).save(directory / name)
+        (directory / _PAIRS).write_text(self.pairs.model_dump_json(indent=1) + "\n")
         return directory
 
     @classmethod
-    def load(cls, directory: Path, *, cache: str | None = None) -> ModelColumns:
-        """Read what `save` wrote.
-
-        Args:
-            cache: as of `fit`.
+    def load(cls, directory: Path, *, cache: str | None = None, device: str = "cpu") -> ModelColumns:
+        """Read what `save` wrote; encoders run where `fit` says, and read from its cache.
 
         Raises:
             BundleError: a file is missing, or is not what `save` writes.
         """
-        return cls(*(FittedColumns.load(directory / name, cache=cache) for name in _TABLES))
+        path = directory / _PAIRS
+        try:
+            # a bundle of before this release has none
+            pairs = PairCrosses.model_validate_json(path.read_text()) if path.exists() else PairCrosses()
+        except ValueError as error:
+            raise BundleError(f"{path}: is not what fitted columns write: {error}") from error
+        return cls(*(FittedColumns.load(directory / name, cache=cache, device=device) for name in _TABLES), pairs=pairs)
 
     def same_as(self, declared: Declared) -> bool:
         """Whether these columns are declared so, but for those left out for want of values."""
-        return all(
-            set(getattr(self, name).columns.root) <= set(getattr(declared, name).root)
+        return self.pairs == declared.pairs and all(
+            getattr(self, name).form == FORMAT
+            and set(getattr(self, name).columns.root) <= set(getattr(declared, name).root)
             and {c.name for c in getattr(declared, name).root} - {c.name for c in getattr(self, name).columns.root}
             <= declared.built_in
             for name in _TABLES
@@ -142,8 +164,7 @@ class ModelColumns:
 
 def user_sources(declared: Declared) -> list[str]:
     """The user features that a training set must hold for these columns."""
-    places = {place.split(".")[0] for column in declared.users.root for place in places_of(column)}
-    return sorted({ALIASES["users"].get(place, place) for place in places} & USER_FEATURES.keys())
+    return sorted(read_features("users", declared.users, declared.pairs.users))
 
 
 def _arrays(found: Transformed) -> ColumnArrays:
@@ -186,18 +207,30 @@ def _prepared(table: str, frame: Frame) -> Frame:
     """The frame with every feature of the table, nulls where it lacks one, by the names that columns use."""
     known: Mapping[str, pl.DataType] = USER_FEATURES if table == "users" else ITEM_FEATURES
     lacking = [pl.lit(None, kind).alias(name) for name, kind in known.items() if name not in frame.columns]
-    frame = frame.with_columns(*lacking) if lacking else frame
+    return _named(table, frame.with_columns(*lacking) if lacking else frame)
+
+
+def _named(table: str, frame: Frame) -> Frame:
+    """The frame by the names that columns use."""
     named = {feature: alias for alias, feature in ALIASES[table].items()}
-    return frame.rename({old: new for old, new in named.items() if new not in frame.columns})
+    return frame.rename({old: new for old, new in named.items() if old in frame.columns and new not in frame.columns})
 
 
 def _complete(table: str, frame: Frame, fitted: FittedColumns) -> Frame:
     """The columns that the transform reads; nothing is copied or renamed that is not needed."""
-    wanted = fitted.sources
-    aliases = ALIASES[table]
-    if all(name in frame.columns and name not in aliases for name in wanted):
-        return frame.select(wanted) if wanted else frame.select(frame.columns[:1])
-    return _prepared(table, frame)
+    return _holding(table, frame, fitted.sources)
+
+
+def _with(frame: Frame, table: str, columns: ColumnSet) -> Frame:
+    return _holding(table, frame, sorted({head for column in columns.root for head in heads_of(column)}))
+
+
+def _holding(table: str, frame: Frame, wanted: list[str]) -> Frame:
+    if any(name in ALIASES[table] for name in wanted):
+        frame = _named(table, frame)
+    lacking = [pl.lit(None).alias(name) for name in wanted if name not in frame.columns]
+    frame = frame.with_columns(lacking) if lacking else frame
+    return frame.select(wanted) if wanted else frame.select(frame.columns[:1])
 
 
 __all__ = ["ColumnArrays", "ModelColumns", "Output", "user_sources"]

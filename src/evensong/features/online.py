@@ -21,19 +21,13 @@ import polars as pl
 import pyarrow as pa
 
 from evensong.data import storage
+from evensong.features.declarations import RECOMMENDER, SERVING_FILTERS
 from evensong.features.encoding import FEW, decode, entity_keys, key_prefix, text_keys
 from evensong.features.online_redis import RedisOnline
 from evensong.features.online_sqlite import SqliteOnline
-from evensong.features.shop_columns import OPTIONAL_VIEWS, active_views
+from evensong.features.shop_columns import active_views
 from evensong.features.store import PROJECT, is_redis, redis_connection
-from evensong.features.transformations import (
-    ITEM_CONTENT,
-    ITEM_POPULARITY,
-    STAMPS,
-    USER_ACTIVITY,
-    USER_HISTORY,
-    USER_SEEN,
-)
+from evensong.features.views import declared_views
 from evensong.settings import Settings
 from evensong.types import Frame
 
@@ -44,27 +38,6 @@ MARKER, ITEMS_MARKER = "materialized.json", "items_changed"
 REMOTE_LOOK_SECONDS = 1.0
 
 Features = dict[tuple[str, str], pl.DataType]
-
-
-def _features(views: dict[str, dict[str, pl.DataType]], entity: str) -> Features:
-    return {
-        (view, name): dtype
-        for view, schema in views.items()
-        for name, dtype in schema.items()
-        if name != entity and name not in STAMPS
-    }
-
-
-_VIEWS = {
-    "user_history": USER_HISTORY,
-    "user_activity": USER_ACTIVITY,
-    "item_popularity": ITEM_POPULARITY,
-    "item_content": ITEM_CONTENT,
-    **OPTIONAL_VIEWS,
-}
-_USERS = _features({view: schema for view, schema in _VIEWS.items() if "user_id" in schema}, "user_id")
-_ITEMS = _features({view: schema for view, schema in _VIEWS.items() if "item_id" in schema}, "item_id")
-_SEEN = _features({"user_seen": USER_SEEN}, "user_id")
 
 
 class OnlineFeatures:
@@ -80,16 +53,27 @@ class OnlineFeatures:
         self._lock = threading.Lock()
         self._items: _Items | None = None
         self._looked: tuple[float, str | None] | None = None
+        views = declared_views(settings.features)
         # a view that is no longer computed may have left rows, which nobody keeps up
-        self._silent = OPTIONAL_VIEWS.keys() - active_views(settings.features)
+        optional = {name for name, view in views.items() if view.optional}
+        self._silent = optional - active_views(settings.features)
+        self._users, self._seen, self._item_features = (
+            {
+                (view.name, feature.name): feature.dtype
+                for view in views.values()
+                if view.entity == entity and view.service == service
+                for feature in view.features
+            }
+            for entity, service in (("user_id", RECOMMENDER), ("user_id", SERVING_FILTERS), ("item_id", RECOMMENDER))
+        )
 
     def users(self, user_ids: Sequence[str]) -> Frame:
         """`user_id` and the features of the user views."""
-        return self._read("user_id", user_ids, _USERS)
+        return self._read("user_id", user_ids, self._users)
 
     def seen(self, user_ids: Sequence[str]) -> Frame:
         """`user_id, seen_item_ids, purchased_item_ids`."""
-        return self._read("user_id", user_ids, _SEEN)
+        return self._read("user_id", user_ids, self._seen)
 
     def items(self, item_ids: Sequence[str]) -> Frame:
         """`item_id` and the features of the item views, as of the last materialization."""
@@ -162,7 +146,7 @@ class OnlineFeatures:
         if marker is None:
             return self._load_items()
         places = json.dumps(
-            [marker, self._settings.lake, self._settings.online_store, list(_ITEMS), sorted(self._silent)]
+            [marker, self._settings.lake, self._settings.online_store, list(self._item_features), sorted(self._silent)]
         )
         path = Path(self._settings.place("serving", f"items-{hashlib.sha256(places.encode()).hexdigest()[:16]}.arrow"))
         if not path.exists():
@@ -180,9 +164,9 @@ class OnlineFeatures:
     def _load_items(self) -> Frame:
         """Every item of the online store with its features, by id."""
         prefix = key_prefix(["item_id"]) + struct.pack("<I", 2)  # up to the length of the id, which is text
-        keys = self._online.every_key(prefix, list(dict.fromkeys(view for view, _ in _ITEMS)))
+        keys = self._online.every_key(prefix, list(dict.fromkeys(view for view, _ in self._item_features)))
         ids = [_id_of(key, len(prefix)) for key in keys.to_pylist()]
-        return self._read("item_id", ids, _ITEMS).sort("item_id")
+        return self._read("item_id", ids, self._item_features).sort("item_id")
 
 
 class _Items:

@@ -1,58 +1,119 @@
 """Keeps the feature tables equal to what the lake says, computing only what is new or has changed.
 
 The tables are a function of the lake and of one moment, the horizon: the latest `as_of` ever built. Beside them,
-`features/state.json` holds a fingerprint (rows, hash) of what became known on each day. A refresh compares the
-fingerprints, finds the first day that differs, and computes the rows stamped after that day's beginning again, for the
-entities that can have any; a Delta commit puts them in the place of the old ones. So a rerun, a skipped night, an
-older night after a newer one and a historical import all end in the same tables, and a refresh that is killed is
-repeated by the next one. Views that carry a state (`stateful`) go on from the last midnight's, so that a night costs
-what is new in it. Optional views that no column reads (`shop_columns`) are left empty.
+`features/state.json` holds, of each table of the lake, the version that was read and a fingerprint of what became known
+on each day (`changes`), and of each view its definition (`definitions`). A refresh finds, view by view, the first day
+that differs, and computes the rows stamped after that day's beginning again; a Delta commit puts them in the place of
+the old ones. So a rerun, a skipped night, an older night after a newer one and a historical import all end in the same
+tables, a view that is defined otherwise is computed anew and no other one, and a refresh that is killed is repeated by
+the next one. Views of events go on from the states of the last midnight (`states`), views of items and users from the
+rows that still count, so that a night reads and computes what is new in it. Optional views that no column reads
+(`shop_columns`) are left empty.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
-from typing import Any, TypedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 import polars as pl
 
 from evensong.data import storage
 from evensong.data.lake import Lake, moment
 from evensong.errors import StaleFeaturesError
-from evensong.features import stateful
+from evensong.features import changes, states
 from evensong.features import transformations as t
-from evensong.features.item_features import item_details, item_standing
-from evensong.features.shop_columns import OPTIONAL_VIEWS, active_views
-from evensong.features.stateful import Held
-from evensong.features.user_features import user_profile
+from evensong.features.changes import Reading
+from evensong.features.declarations import Input, View
+from evensong.features.definitions import short_hash, view_definition
+from evensong.features.newest import still_counting
+from evensong.features.shop_columns import active_views
+from evensong.features.state import BEGINNING, midnight_before
+from evensong.features.states import Keeper, Kept
+from evensong.features.views import check_event_types, declared_views
 from evensong.settings import Settings
 from evensong.types import Frame
 
-#: Raise when a transformation gives other values for the same rows: every table is then computed anew.
-REVISION = 2
 STATE = "state.json"
 #: Events of one partition of users or items, which bounds the memory of a refresh.
 PARTITION_EVENTS = 250_000
-
-SCHEMAS = {
-    "user_history": t.USER_HISTORY,
-    "user_activity": t.USER_ACTIVITY,
-    "item_popularity": t.ITEM_POPULARITY,
-    "item_content": t.ITEM_CONTENT,
-    "user_seen": t.USER_SEEN,
-    **OPTIONAL_VIEWS,
+#: Rows of one partition of the states that are kept.
+PARTITION_ROWS = 1_000_000
+#: What is read of each table.
+COLUMNS = {
+    "interactions": t.INTERACTION_COLUMNS,
+    "items": (
+        *("item_id", "title", "category_path", "price", "image_uri", "attributes"),
+        *("event_timestamp", "created_timestamp"),
+    ),
+    "users": ("user_id", "attributes", "event_timestamp", "created_timestamp"),
 }
-_ITEM_COLUMNS = (
-    *("item_id", "title", "category_path", "price", "image_uri", "attributes"),
-    *("event_timestamp", "created_timestamp"),
-)
-#: Settings that decide what the models make of the features, not what the features are.
-_OF_MODELS = {"groups", "columns_path", "text_encoder", "text_device", "image_encoder", "prior_strength"}
+_KEYS = {"items": "item_id", "users": "user_id"}
+#: The definition of a view that is not computed.
+_EMPTY = "empty"
+_ROWS = "rows.parquet"
 
-States = dict[str, list[Frame]]
+
+@dataclass
+class _Run:
+    """One refresh: what it found, and what it hands from view to view."""
+
+    settings: Settings
+    before: Mapping[str, Any]
+    """What the last refresh left in `state.json`; empty before the first."""
+    reached: datetime | None
+    horizon: datetime
+    readings: Mapping[str, Reading]
+    tokens: dict[str, str] = field(default_factory=dict)
+    """Of each view of events, and of each table that other views read: the name of what is kept for the next night."""
+    _inputs: dict[tuple[str, bool], Frame] = field(default_factory=dict)
+
+    @property
+    def midnight(self) -> datetime:
+        """The midnight up to which what the last refresh kept stands for everything."""
+        return midnight_before(self.reached) if self.reached else BEGINNING
+
+    def changed_since(self, table: str) -> datetime | None:
+        """The first midnight after which a table differs from what the last refresh saw."""
+        return self.readings[table].changed_since(self.before["tables"][table]["days"])
+
+    def token(self, name: str, *of: Any, tables: Sequence[str]) -> str:
+        """Names everything that is known of the tables at the midnight before the horizon."""
+        midnight = midnight_before(self.horizon)
+        days = [
+            {day: mark for day, mark in self.readings[table].days.items() if datetime.fromisoformat(day) <= midnight}
+            for table in tables
+        ]
+        self.tokens[name] = short_hash([*of, midnight.isoformat(), days])
+        return self.tokens[name]
+
+    def input(self, made: Input, *, everything: bool) -> Frame:
+        """What a view is handed: of all rows, or of those that became known after the midnight."""
+        if made.function is None:
+            reading = self.readings[made.tables[0]]
+            return reading.everything() if everything else reading.new
+        key = (made.name, everything)
+        if key not in self._inputs:
+            first, *others = made.tables
+            rows = self.readings[first].everything() if everything else self.readings[first].new
+            beside = [self.readings[o].everything() if everything else self.counting(o) for o in others]
+            self._inputs[key] = made.function(rows, *beside, **made.arguments(self.settings))
+        return self._inputs[key]
+
+    def counting(self, table: str) -> Frame:
+        """The rows of items or users on which anything depends that became known after the midnight."""
+        reading = self.readings[table]
+        token = self.before.get("states", {}).get(table)
+        if token is None:
+            return reading.everything()
+        changed = self.changed_since(table)
+        uri = storage.join(states.place(self.settings.lake, table, token), _ROWS)
+        if (changed is not None and changed < self.midnight) or not storage.exists(uri):
+            return reading.everything()
+        return pl.concat([storage.read_frame(uri), reading.new])
 
 
 def refresh(settings: Settings, as_of: datetime) -> dict[str, int]:
@@ -63,36 +124,42 @@ def refresh(settings: Settings, as_of: datetime) -> dict[str, int]:
     """
     lake = Lake(settings.lake)
     state_uri = storage.join(settings.lake, "features", STATE)
-    state = storage.read_json(state_uri) if storage.exists(state_uri) else {}
-    reached = datetime.fromisoformat(state["horizon"]) if state else None
+    before = _state_at(state_uri)
+    reached = datetime.fromisoformat(before["horizon"]) if before else None
     horizon = max(as_of, reached or as_of)
-    tables = {
-        "interactions": lake.scan("interactions", horizon).select(t.INTERACTION_COLUMNS).collect(),
-        "items": lake.scan("items", horizon).select(_ITEM_COLUMNS).collect(),
-        "users": lake.scan("users", horizon).collect(),
+    views = declared_views(settings.features)
+    check_event_types(settings)
+    definitions = _definitions(settings, views)
+    versions = {view: lake.version(f"features/{view}") for view in views}
+    there = {view: version for view, version in versions.items() if version is not None}
+    if len(there) == len(views) and _is_up_to_date(lake, before, horizon, definitions):
+        return there
+    held = before.get("tables", {})
+    readings = {
+        table: changes.read(lake, table, columns, horizon, held.get(table), reached)
+        for table, columns in COLUMNS.items()
     }
-    wanted = {
+    run = _Run(settings, before, reached, horizon, readings)
+    for name, view in views.items():
+        is_new = name not in there or before.get("definitions", {}).get(name) != definitions[name]
+        since = None if is_new else _since(run, view)
+        if is_new or (definitions[name] != _EMPTY and _is_due(run, view)):
+            rows = iter(()) if definitions[name] == _EMPTY else _rows(run, view, definitions[name], since)
+            _replace(settings, view, rows, since if name in there else None, exists=name in there)
+        elif name in before["states"]:
+            run.tokens[name] = before["states"][name]
+    for table in _KEYS:
+        _keep(run, table)
+    state = {
         "horizon": horizon.isoformat(),
-        "definition": _definition(settings),
-        "days": {name: _fingerprints(table) for name, table in tables.items()},
+        "polars": pl.__version__,  # the fingerprints' hash may change with it
+        "definitions": definitions,
+        "tables": {name: {"version": reading.version, "days": reading.days} for name, reading in readings.items()},
+        "states": run.tokens,
     }
-    since = _changed_since(state, wanted)
-    if state == wanted and all(lake.version(f"features/{view}") is not None for view in SCHEMAS):
-        return {view: _version(lake, view) for view in SCHEMAS}
-    token = _token(wanted)
-    states: States = {}
-    held = _held(settings, state, since)
-    for view, frames in _computed(tables, settings, since, horizon, held, states).items():
-        _replace(settings, view, frames, since)
-        stateful.keep(settings.lake, token, view, states.get(view, []))
-    storage.write_json(state_uri, wanted)
-    stateful.forget_others(settings.lake, token)
-    return {view: _version(lake, view) for view in SCHEMAS}
-
-
-class _Window(TypedDict):
-    since: datetime | None
-    until: datetime
+    storage.write_json(state_uri, state)
+    states.forget_others(settings.lake, run.tokens)
+    return {view: _version(lake, view) for view in views}
 
 
 def require(settings: Settings, as_of: datetime) -> None:
@@ -110,99 +177,108 @@ def require(settings: Settings, as_of: datetime) -> None:
         )
 
 
-def _computed(
-    tables: dict[str, Frame],
-    settings: Settings,
-    since: datetime | None,
-    until: datetime,
-    held: Callable[[str], Held],
-    states: States,
-) -> dict[str, Iterator[Frame]]:
-    """The rows of each view stamped after `since`, one partition of entities at a time; `states` gets the new ones."""
-    split, features = settings.split, settings.features
-    window = _Window(since=since, until=until)
-    interactions, items = tables["interactions"], tables["items"]
-    positives = t.positive_events(interactions, split)
-    views = {
-        "user_history": _partitioned(
-            positives, "user_id", since, lambda part: t.user_history(part, items, features, **window)
-        ),
-        "user_activity": _partitioned(positives, "user_id", since, lambda part: t.user_activity(part, **window)),
-        "item_popularity": _partitioned(positives, "item_id", since, lambda part: t.item_popularity(part, **window)),
-        "item_content": iter([t.item_content(items, **window)]),
-        "user_seen": _partitioned(
-            interactions, "user_id", since, lambda part: t.user_seen(part, split, features, **window)
-        ),
+def seen_at(settings: Settings, as_of: datetime) -> Frame:
+    """`user_id, seen_item_ids, purchased_item_ids` of every user with an event known at `as_of`, midnight or not."""
+    interactions = Lake(settings.lake).scan("interactions", as_of).select(t.INTERACTION_COLUMNS).collect()
+    view = declared_views(settings.features)["user_seen"]
+    rows, _ = t.user_seen(interactions, until=as_of, **view.arguments(settings))
+    return rows.unique("user_id", keep="last", maintain_order=True).drop("event_timestamp", "created_timestamp")
+
+
+def _state_at(uri: str) -> dict[str, Any]:
+    """What the last refresh left; its horizon alone where this release cannot go on from the rest."""
+    if not storage.exists(uri):
+        return {}
+    found: dict[str, Any] = storage.read_json(uri)
+    if found.get("polars") != pl.__version__:
+        return {"horizon": found["horizon"]}
+    return found
+
+
+def _definitions(settings: Settings, views: Mapping[str, View]) -> dict[str, str]:
+    active = active_views(settings.features)
+    return {
+        name: _EMPTY if view.optional and name not in active else view_definition(view, settings)
+        for name, view in views.items()
     }
-    active = active_views(features)
-    views |= dict.fromkeys(OPTIONAL_VIEWS.keys() - active, iter(()))
-    for name, compute in (
-        ("user_profile", user_profile),
-        ("item_details", item_details),
-        ("item_standing", item_standing),
-    ):
-        if name in active:
-            table = tables["users"] if name == "user_profile" else items
-            views[name] = iter([compute(table, **window).sort("event_timestamp", next(iter(SCHEMAS[name])))])
-    for view in stateful.stateful_views(items, features):
-        if view.name in active:
-            rows = view.rows(positives, held(view.name), partition_events=PARTITION_EVENTS, **window)
-            views[view.name] = _keeping(rows, states.setdefault(view.name, []))
-    return views
 
 
-def _keeping(rows: Iterator[tuple[Frame, Frame]], states: list[Frame]) -> Iterator[Frame]:
-    for frame, state in rows:
-        states.append(state)
-        yield frame
-
-
-def _held(settings: Settings, state: dict[str, Any], since: datetime | None) -> Callable[[str], Held]:
-    """What is held of each view at the last midnight, where nothing that was known by then has changed."""
-    until = _midnight(datetime.fromisoformat(state["horizon"])) if state else None
-
-    def find(view: str) -> Held:
-        if since is not None and until is not None and until <= since:
-            found = stateful.load(settings.lake, _token(state), view)
-            if found is not None:
-                return Held(found, until)
-        return Held(None, stateful.BEGINNING)
-
-    return find
-
-
-def _token(state: dict[str, Any]) -> str:
-    """Names everything that the states of a refresh were computed from."""
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _partitioned(
-    events: Frame, entity: str, since: datetime | None, compute: Callable[[Frame], Frame]
-) -> Iterator[Frame]:
-    """Computes one partition of the entities after the other, leaving out those that no longer change after `since`."""
-    sizes = (
-        t.with_known(events).group_by(entity).agg(pl.len().alias("size"), pl.max("known"), pl.max("event_timestamp"))
+def _is_up_to_date(lake: Lake, before: Mapping[str, Any], horizon: datetime, definitions: Mapping[str, str]) -> bool:
+    return (
+        before.get("definitions") == definitions
+        and before["horizon"] == horizon.isoformat()
+        and all(before["tables"][table]["version"] == lake.version(table) for table in COLUMNS)
     )
-    if since is not None:
-        longest = max(t.WINDOWS.values())
-        sizes = sizes.filter((pl.col("known") > since) | (pl.col("event_timestamp") + longest > since))
-    sizes = sizes.sort(entity).with_columns((pl.col("size").cum_sum() // PARTITION_EVENTS).alias("partition"))
-    for (_,), entities in sizes.partition_by("partition", as_dict=True, maintain_order=True).items():
-        part = events.join(entities.select(entity), on=entity, how="semi", maintain_order="left")
-        yield compute(part).sort("event_timestamp", entity)
 
 
-def _replace(settings: Settings, view: str, frames: Iterator[Frame], since: datetime | None) -> None:
+def _since(run: _Run, view: View) -> datetime:
+    """The midnight after which the view's rows may be wrong."""
+    changed = [run.changed_since(table) for table in view.input.tables]
+    return min([run.midnight, *(moment for moment in changed if moment is not None)])
+
+
+def _is_due(run: _Run, view: View) -> bool:
+    """Whether time has passed, or one of the view's tables says something else."""
+    return run.horizon != run.reached or any(run.changed_since(table) is not None for table in view.input.tables)
+
+
+def _rows(run: _Run, view: View, definition: str, since: datetime | None) -> Iterator[Frame]:
+    """The view's rows stamped after `since`, some entities at a time."""
+    arguments = view.arguments(run.settings)
+    if not view.goes_on_from_a_state:
+        yield _of_table(run, view, arguments, since)
+        return
+    token = run.token(view.name, definition, tables=view.input.tables)
+    was = run.before.get("states", {}).get(view.name)
+    kept = Kept.find(run.settings.lake, view.name, was, run.midnight) if since == run.midnight else None
+    folder = states.place(run.settings.lake, view.name, token)
+    keeper = Keeper(folder, midnight_before(run.horizon), view.entity, PARTITION_ROWS)
+    events = run.input(view.input, everything=kept is None)
+    yield from states.advance(
+        view,
+        events,
+        kept or Kept(),
+        None if kept and token == was else keeper,  # the very states that are there already
+        arguments,
+        since=since,
+        until=run.horizon,
+        partition_events=PARTITION_EVENTS,
+    )
+
+
+def _of_table(run: _Run, view: View, arguments: Mapping[str, Any], since: datetime | None) -> Frame:
+    table = view.input.tables[0]
+    if since is None or since < run.midnight:
+        rows = run.readings[table].everything()
+    else:
+        rows = run.counting(table)
+        if not view.needs_all:
+            new = run.readings[table].new.select(pl.col(view.entity).unique())
+            rows = rows.join(new, on=view.entity, how="semi")
+    found: Frame = view.function(rows, since=since, until=run.horizon, **arguments)
+    return found.sort("event_timestamp", view.entity)
+
+
+def _keep(run: _Run, table: str) -> None:
+    """Keep the rows of items or users on which anything depends that becomes known after the last midnight."""
+    token = run.token(table, tables=[table])
+    uri = storage.join(states.place(run.settings.lake, table, token), _ROWS)
+    if not storage.exists(uri):
+        rows = still_counting(run.counting(table), _KEYS[table], midnight_before(run.horizon))
+        storage.write_frame(uri, rows)
+
+
+def _replace(settings: Settings, view: View, frames: Iterator[Frame], since: datetime | None, *, exists: bool) -> None:
     """Put the rows in the place of those stamped after `since` (of all rows without it), in one Delta commit."""
     import pyarrow as pa
     from deltalake import WriterProperties, write_deltalake
 
-    uri = storage.join(settings.lake, "features", view)
-    schema = pl.DataFrame(schema=SCHEMAS[view]).to_arrow().schema
+    uri = storage.join(settings.lake, "features", view.name)
+    schema = pl.DataFrame(schema=view.schema).to_arrow().schema
     reader = pa.RecordBatchReader.from_batches(
-        schema, (batch for frame in frames for batch in frame.to_arrow().cast(schema).to_batches(max_chunksize=50_000))
+        schema,
+        (batch for f in _ahead(frames) for batch in f.to_arrow().cast(schema).to_batches(max_chunksize=50_000)),
     )
-    exists = Lake(settings.lake).version(f"features/{view}") is not None
     options: dict[str, Any] = {}
     if exists and since is not None:
         options["predicate"] = f"event_timestamp > {moment(since)}"
@@ -213,61 +289,22 @@ def _replace(settings: Settings, view: str, frames: Iterator[Frame], since: date
         reader,
         mode="overwrite",
         storage_options=storage.storage_options(uri) or None,
-        writer_properties=WriterProperties(compression="ZSTD"),
+        # the writer holds a whole row group of lists
+        writer_properties=WriterProperties(compression="ZSTD", max_row_group_size=100_000),
         **options,
     )
 
 
-def _changed_since(state: dict[str, Any], wanted: dict[str, Any]) -> datetime | None:
-    """The midnight after which the tables may be wrong; None when they must be computed from the beginning."""
-    if not state or state["definition"] != wanted["definition"]:
-        return None
-    ends = [_midnight(datetime.fromisoformat(state["horizon"]))]
-    for table, days in wanted["days"].items():
-        before = state["days"][table]
-        differing = [day for day in {*days, *before} if days.get(day) != before.get(day)]
-        if differing:
-            ends.append(datetime.fromisoformat(min(differing)) - timedelta(days=1))
-    return min(ends)
-
-
-def _fingerprints(rows: Frame) -> dict[str, list[str]]:
-    """Day end to (rows, hash) of what became known on that day, whatever the order of the rows."""
-    rows = t.with_known(rows)
-    days = (
-        rows.select(t.day_end(pl.col("known")).alias("day"), pl.struct(rows.columns).hash(seed=0).alias("hash"))
-        .group_by("day")
-        .agg(pl.len(), pl.col("hash").bitwise_xor())
-        .sort("day")
-    )
-    return {day.isoformat(): [str(count), str(mark)] for day, count, mark in days.iter_rows()}
-
-
-def _definition(settings: Settings) -> str:
-    """A hash of everything beside the data that decides the features."""
-    parts = {
-        "revision": REVISION,
-        "polars": pl.__version__,  # the fingerprints' hash may change with it
-        "features": settings.features.model_dump(mode="json", exclude=_OF_MODELS),
-        "views": sorted(active_views(settings.features)),
-        "positive_event_types": list(settings.split.positive_event_types),
-        "min_value": settings.split.min_value,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _midnight(time: datetime) -> datetime:
-    return time.replace(hour=0, minute=0, second=0, microsecond=0)
+def _ahead(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The frames, one ahead, computed in a thread: Delta's writer asks from one of its own in which nothing opens."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, frames, None)
+        while (frame := coming.result()) is not None:
+            coming = pool.submit(next, frames, None)
+            yield frame
 
 
 def _version(lake: Lake, view: str) -> int:
     version = lake.version(f"features/{view}")
     assert version is not None, "a refreshed view has a table"
     return version
-
-
-def seen_at(settings: Settings, as_of: datetime) -> Frame:
-    """`user_id, seen_item_ids, purchased_item_ids` of every user with an event known at `as_of`, midnight or not."""
-    interactions = Lake(settings.lake).scan("interactions", as_of).select(t.INTERACTION_COLUMNS).collect()
-    rows = t.user_seen(interactions, settings.split, settings.features, until=as_of)
-    return rows.unique("user_id", keep="last", maintain_order=True).drop("event_timestamp", "created_timestamp")

@@ -13,8 +13,8 @@ import polars as pl
 
 from evensong.data import storage
 from evensong.data.lake import Lake
-from evensong.features.refresh import SCHEMAS
 from evensong.features.store import close_store, feature_table_uri, open_store
+from evensong.features.views import schemas
 from evensong.settings import Settings
 from evensong.types import Frame
 
@@ -48,15 +48,10 @@ def write_view(settings: Settings, view: str, rows: Frame) -> None:
     """Write a feature table whole, in the order of the rows."""
     from deltalake import write_deltalake
 
-    schema = SCHEMAS[view]
+    schema = schemas(settings.features)[view]
     uri = feature_table_uri(settings, view)
     table = rows.select(list(schema)).cast(pl.Schema(schema))
     write_deltalake(uri, table, mode="overwrite", storage_options=storage.storage_options(uri) or None)
-
-
-def entity_of(view: str) -> str:
-    """The join key of a feature table."""
-    return "user_id" if "user_id" in SCHEMAS[view] else "item_id"
 
 
 def views_of(settings: Settings, service: str) -> dict[str, timedelta | None]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import polars as pl
-
+from evensong.errors import ConfigurationError
 from evensong.features.columns import (
     CategoricalColumn,
     Column,
@@ -13,45 +10,28 @@ from evensong.features.columns import (
     CrossColumn,
     ImageColumn,
     NumericColumn,
+    PairCross,
     RateColumn,
     SequenceColumn,
     TextColumn,
     VectorColumn,
+    heads_of,
     load_columns,
     parse,
     places_of,
 )
-from evensong.features.item_features import CONVERSIONS, ITEM_CONVERSION, ITEM_DETAILS, ITEM_STANDING
-from evensong.features.transformations import ITEM_CONTENT, ITEM_POPULARITY, STAMPS, USER_ACTIVITY, USER_HISTORY
-from evensong.features.user_features import COUNTED, HOURS, USER_DYNAMICS, USER_PROFILE, USER_SEQUENCE
+from evensong.features.item_features import CONVERSIONS
+from evensong.features.pair_crosses import PairCrosses
+from evensong.features.user_features import COUNTED, DAYS, HOURS
+from evensong.features.views import declared_views
 from evensong.settings import FeatureSettings
 from evensong.types import Value
 
-#: Views that are computed only when a column reads them; the others always are.
-OPTIONAL_VIEWS = {
-    "user_profile": USER_PROFILE,
-    "user_dynamics": USER_DYNAMICS,
-    "user_sequence": USER_SEQUENCE,
-    "item_details": ITEM_DETAILS,
-    "item_standing": ITEM_STANDING,
-    "item_conversion": ITEM_CONVERSION,
-}
 #: What columns call a feature by, where that is another name than the view's.
 ALIASES = {
     "users": {"attributes": "user_attributes"},
     "items": {"attributes": "item_attributes", "image_uri": "item_image_uri"},
 }
-
-
-def _features(key: str, *schemas: dict[str, pl.DataType]) -> dict[str, pl.DataType]:
-    return {n: kind for schema in schemas for n, kind in schema.items() if n not in STAMPS and n != key}
-
-
-#: Every feature of the users and of the items that a column may read, by the view's name for it.
-USER_FEATURES = _features("user_id", USER_HISTORY, USER_ACTIVITY, USER_PROFILE, USER_DYNAMICS, USER_SEQUENCE)
-ITEM_FEATURES = _features("item_id", ITEM_POPULARITY, ITEM_CONTENT, ITEM_DETAILS, ITEM_STANDING, ITEM_CONVERSION)
-#: Features that move with each event: of the catalogue's moment they would tell the item tower what it is to foresee.
-MOVING_FEATURES = frozenset(_features("item_id", ITEM_POPULARITY, ITEM_CONVERSION))
 
 
 class Declared(Value):
@@ -62,14 +42,10 @@ class Declared(Value):
     """Of the item tower and the ranker: what an item is."""
     moving: ColumnSet
     """Of the ranker alone: how an item does at the moment of the question."""
+    pairs: PairCrosses = PairCrosses()
+    """Of the ranker alone: what a user is with what an item is."""
     built_in: frozenset[str]
     """Names of those that are left out, and said so, where the data has nothing to say."""
-
-    @property
-    def views(self) -> frozenset[str]:
-        """The optional views that these columns read."""
-        read = _read("users", self.users) | _read("items", self.items) | _read("items", self.moving)
-        return frozenset(view for view, schema in OPTIONAL_VIEWS.items() if read & (schema.keys() - STAMPS.keys()))
 
 
 def declared(settings: FeatureSettings) -> Declared:
@@ -79,25 +55,45 @@ def declared(settings: FeatureSettings) -> Declared:
         ConfigurationError: the file cannot be read, or its columns contradict each other or the built-in ones.
     """
     users, items = _built_in(settings)
+    crosses: tuple[PairCross, ...] = ()
     names = {column.name for column in (*users, *items)}
     where = "the built-in columns"
     if settings.columns_path is not None:
         own, where = load_columns(settings.columns_path), str(settings.columns_path)
         users, items = _joined(users, own.users), _joined(items, own.items)
+        crosses = own.crosses
         names -= {column.name for column in (*own.users.root, *own.items.root)}
-    moving = [c for c in items if set(places_of(c)) & MOVING_FEATURES]
+    views = declared_views(settings).values()
+    of_moments = {f.name for view in views if view.entity == "item_id" and view.moving for f in view.features}
+    moving = [c for c in items if set(places_of(c)) & of_moments]
     still = [c for c in items if c not in moving]
     return Declared(
         users=parse(ColumnSet, users, where),
         items=parse(ColumnSet, still, where),
         moving=parse(ColumnSet, moving, where),
+        pairs=_pairs(crosses, users, items, where),
         built_in=frozenset(names),
     )
 
 
 def active_views(settings: FeatureSettings) -> frozenset[str]:
     """The optional views that are computed and served under these settings; the others' tables are empty."""
-    return declared(settings).views
+    found = declared(settings)
+    read = {
+        "user_id": read_features("users", found.users, found.pairs.users),
+        "item_id": read_features("items", found.items, found.moving, found.pairs.items),
+    }
+    return frozenset(
+        name
+        for name, view in declared_views(settings).items()
+        if view.optional and read[view.entity] & {feature.name for feature in view.features}
+    )
+
+
+def read_features(table: str, *columns: ColumnSet) -> set[str]:
+    """The features that the columns read, by the views' names."""
+    heads = {head for chosen in columns for column in chosen.root for head in heads_of(column)}
+    return {ALIASES[table].get(head, head) for head in heads}
 
 
 def _built_in(settings: FeatureSettings) -> tuple[list[Column], list[Column]]:
@@ -114,7 +110,7 @@ def _built_in(settings: FeatureSettings) -> tuple[list[Column], list[Column]]:
         ]
     if "dynamics" in groups:
         counted = ["decayed_events", *(f"decayed_{kind}s" for kind in COUNTED)]
-        users += [_logarithm(name) for name in [*counted, *(f"spend_{days}d" for days in (1, 7, 30))]]
+        users += [_logarithm(name) for name in [*counted, *(f"spend_{days}d" for days in DAYS)]]
         users.append(SequenceColumn(name="taste", source="taste_categories", length=settings.num_top_categories))
     if "hours" in groups:
         users.append(VectorColumn(name="hours", source="hour_shares", length=HOURS))
@@ -147,6 +143,29 @@ def _built_in(settings: FeatureSettings) -> tuple[list[Column], list[Column]]:
     return list(dict.fromkeys(users)), items
 
 
+def _pairs(crosses: tuple[PairCross, ...], users: list[Column], items: list[Column], where: str) -> PairCrosses:
+    """The crosses with their columns: the declared categorical one of that name, or one that reads the feature."""
+    parts: dict[str, list[Column]] = {"users": [], "items": []}
+    named: dict[str, str] = {}
+    for table, columns in (("users", users), ("items", items)):
+        declared = {column.name: column for column in columns}
+        names = [part.partition(".") for cross in crosses for part in cross.columns]
+        for name in dict.fromkeys(name for of, _, name in names if of == table):
+            column = declared.get(name)
+            if column is not None and not isinstance(column, CategoricalColumn):
+                raise ConfigurationError(
+                    f"{where}: crosses: {table}.{name} is {column.kind}, expected a categorical column; "
+                    "see docs/guides/columns.md"
+                )
+            column = column or CategoricalColumn(name=name.replace(".", "_"), source=name)
+            parts[table].append(column)
+            named[f"{table}.{name}"] = f"{table}.{column.name}"
+    crosses = tuple(
+        cross.model_copy(update={"columns": tuple(named[part] for part in cross.columns)}) for cross in crosses
+    )
+    return PairCrosses(crosses=crosses, users=ColumnSet(tuple(parts["users"])), items=ColumnSet(tuple(parts["items"])))
+
+
 def _logarithm(name: str) -> NumericColumn:
     return NumericColumn(name=name, normalise="log", missing=0.0, indicator=False)
 
@@ -154,11 +173,3 @@ def _logarithm(name: str) -> NumericColumn:
 def _joined(built_in: list[Column], own: ColumnSet) -> list[Column]:
     named = {column.name: column for column in built_in}
     return list((named | {column.name: column for column in own.root}).values())
-
-
-def _read(table: str, columns: ColumnSet) -> set[str]:
-    """The features that the columns read, by the views' names."""
-    places: Iterable[str] = {place for column in columns.root for place in places_of(column)}
-    known = USER_FEATURES if table == "users" else ITEM_FEATURES
-    heads = {place if place in known else place.split(".")[0] for place in places}
-    return {ALIASES[table].get(head, head) for head in heads}

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
+import json
 import os
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from evensong.data import storage
 from evensong.errors import ConfigurationError
-from evensong.settings import Settings
+from evensong.features.declarations import RECOMMENDER as RECOMMENDER
+from evensong.features.declarations import SERVING_FILTERS as SERVING_FILTERS
+from evensong.features.views import declared_views
+from evensong.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
 PROJECT = "evensong"
-RECOMMENDER = "recommender_v1"
-SERVING_FILTERS = "serving_filters_v1"
 OFFLINE_STORE = "evensong.features.offline_store.PolarsOfflineStore"
 ENGINE = "evensong.features.materialization_engine.PolarsEngine"
 
@@ -34,12 +36,13 @@ MODULES = ("entities", "sources", "feature_views", "feature_services")
 DECLARATIONS = "declarations"
 
 _lock = threading.RLock()
-_stores: dict[tuple[str, str, str], FeatureStore] = {}
+_stores: dict[tuple[str, ...], FeatureStore] = {}
+_declaring: ContextVar[Settings | None] = ContextVar("declaring", default=None)
 
 
 def open_store(settings: Settings) -> FeatureStore:
     """The feature store for these settings; the first call applies the declarations when the registry has others."""
-    place = (settings.lake, settings.online_store, settings.feast_registry)
+    place = _place(settings)
     with _lock:
         if place not in _stores or _is_gone(settings.feast_registry):
             _stores[place] = _open(settings)
@@ -49,7 +52,18 @@ def open_store(settings: Settings) -> FeatureStore:
 def close_store(settings: Settings) -> None:
     """Forget the store of these settings, so that a place that is about to go leaves nothing behind."""
     with _lock:
-        _stores.pop((settings.lake, settings.online_store, settings.feast_registry), None)
+        _stores.pop(_place(settings), None)
+
+
+def declaring() -> Settings:
+    """The settings that `feature_repo/` declares for: of the store that is being opened, or, on Feast's own command
+    line, those that `load_settings` reads.
+    """
+    return _declaring.get() or load_settings()
+
+
+def _place(settings: Settings) -> tuple[str, ...]:
+    return (settings.lake, settings.online_store, settings.feast_registry, _declarations(settings))
 
 
 def _is_gone(registry: str) -> bool:
@@ -163,49 +177,53 @@ def _registry(uri: str) -> dict[str, Any]:
 
 
 def _apply(store: FeatureStore, settings: Settings) -> None:
+    """Put the declarations into the registry, unless it was filled from the very same."""
+    from feast import Entity, FeatureService, FeatureView
     from feast.errors import FeatureServiceNotFoundException
 
-    objects, wanted = _declared(settings)
-    for name in (RECOMMENDER, SERVING_FILTERS):
-        try:
-            if store.get_feature_service(name).tags.get(DECLARATIONS) != wanted:
-                break
-        except FeatureServiceNotFoundException:
-            break
-    else:
-        return
-    store.apply(objects)
-
-
-def _declared(settings: Settings) -> tuple[list[Any], str]:
-    """The declared objects with the feature tables of these settings, and a hash that names them."""
-    import copy
-
-    from feast import Entity, FeatureService, FeatureView
-
-    repo = repository()
-    digest = hashlib.sha256(settings.lake.encode())
-    for module in MODULES:
-        digest.update((repo / f"{module}.py").read_bytes())
-    found = _load(repo)
-    entities = [value for value in found if isinstance(value, Entity)]
-    views = [copy.deepcopy(value) for value in found if isinstance(value, FeatureView)]
-    services = [copy.deepcopy(value) for value in found if isinstance(value, FeatureService)]
-    for view in views:
-        view.batch_source.file_options.uri = feature_table_uri(settings, view.name)
+    wanted = _declarations(settings)
+    try:
+        names = (RECOMMENDER, SERVING_FILTERS)
+        if all(store.get_feature_service(name).tags.get(DECLARATIONS) == wanted for name in names):
+            return
+    except FeatureServiceNotFoundException:
+        pass
+    found = _load(settings)
+    views = [value for value in found if isinstance(value, FeatureView)]
+    services = [value for value in found if isinstance(value, FeatureService)]
     for service in services:
-        service.tags = {**service.tags, DECLARATIONS: digest.hexdigest()}
-    return [*entities, *(view.batch_source for view in views), *views, *services], digest.hexdigest()
+        service.tags = {**service.tags, DECLARATIONS: wanted}
+    entities = [value for value in found if isinstance(value, Entity)]
+    store.apply([*entities, *(view.batch_source for view in views), *views, *services])
+    # a statistic that is declared no more leaves a view that no service knows
+    for name in {view.name for view in store.list_feature_views()} - {view.name for view in views}:
+        store.delete_feature_view(name)
 
 
-@functools.cache
-def _load(repo: Path) -> list[Any]:
-    """The objects that the modules of the repository declare, each once."""
+def _declarations(settings: Settings) -> str:
+    """A mark of everything that is declared under these settings, and of where its tables are."""
+    views = [
+        [view.name, view.entity, view.service, view.owner, view.description, view.ttl.total_seconds()]
+        + [[feature.name, str(feature.dtype), feature.description] for feature in view.features]
+        for view in declared_views(settings.features).values()
+    ]
+    digest = hashlib.sha256(json.dumps([settings.lake, views]).encode())
+    for module in MODULES:
+        digest.update((repository() / f"{module}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def _load(settings: Settings) -> list[Any]:
+    """The objects that the modules of the repository declare for these settings, each once."""
     found: dict[int, Any] = {}
-    with _importable(repo):
-        for module in MODULES:
-            for value in vars(importlib.import_module(module)).values():
-                found[id(value)] = value
+    token = _declaring.set(settings)
+    try:
+        with _importable(repository()):
+            for module in MODULES:
+                for value in vars(importlib.import_module(module)).values():
+                    found[id(value)] = value
+    finally:
+        _declaring.reset(token)
     return list(found.values())
 
 

@@ -97,14 +97,16 @@ TimeStatistic = Annotated[WindowStatistic | DecayStatistic | TotalStatistic, Fie
 
 @dataclass(frozen=True)
 class StatisticsState:
-    """What must be remembered of the events known by `until` to go on from there: MARKS, sorted."""
+    """What must be remembered of the events known by `until` to go on from there: MARKS, in any order."""
 
     marks: Frame
     until: datetime
 
     def __eq__(self, other: object) -> bool:
         """Equal when both would give the same values for ever."""
-        return isinstance(other, StatisticsState) and self.until == other.until and self.marks.equals(other.marks)
+        if not isinstance(other, StatisticsState) or self.until != other.until:
+            return False
+        return self.marks.sort(_KEY).equals(other.marks.sort(_KEY))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -127,9 +129,9 @@ def update(
         ValueError: `until` lies before the state, the batch lacks a column, or a sum outgrows 63 bits.
     """
     _check(state, until)
-    new = _as_marks(_arriving(batch, state.until, until), statistics, entity)
-    marks = _summed(pl.concat([state.marks, new.select(MARKS.keys())]))
-    return StatisticsState(marks.filter(_alive(statistics, pl.lit(_micros(until)), to_midnight=True)), until)
+    new = _as_marks(_arriving(batch, state.until, until), statistics, entity).select(MARKS.keys())
+    alive = _alive(statistics, pl.lit(_micros(until)), to_midnight=True)
+    return StatisticsState(_added(state.marks.filter(alive), new.filter(alive)), until)
 
 
 def merge(left: StatisticsState, right: StatisticsState) -> StatisticsState:
@@ -138,7 +140,7 @@ def merge(left: StatisticsState, right: StatisticsState) -> StatisticsState:
         raise ValueError(
             f"states are added at one moment, got {left.until} and {right.until}; update the earlier one first"
         )
-    return StatisticsState(_summed(pl.concat([left.marks, right.marks])), left.until)
+    return StatisticsState(_added(left.marks, right.marks), left.until)
 
 
 def read(
@@ -150,8 +152,13 @@ def read(
     """
     _check(state, at)
     found = _values(state.marks, statistics, at)
-    values = found.filter(pl.col("level") == "").group_by("entity", "statistic").agg(pl.col("value").sum())
-    return _wide(pl.DataFrame({entity: entities.cast(pl.String)}), values, statistics, [entity], {"entity": entity})
+    rows = pl.DataFrame({entity: entities.cast(pl.String)})
+    for statistic in statistics:
+        if not statistic.by:
+            mine = found.filter(pl.col("statistic") == statistic.name)
+            mine = mine.select(pl.col("entity").alias(entity), pl.col("value").alias(statistic.name))
+            rows = rows.join(mine, on=entity, how="left", maintain_order="left")
+    return rows.with_columns(pl.col(pl.Float64).fill_null(0.0))
 
 
 def read_levels(state: StatisticsState, statistics: Sequence[TimeStatistic], *, at: datetime) -> Frame:
@@ -173,9 +180,10 @@ def read_at(
         `moments` with one float column a statistic that is not kept by a column, in the same order.
     """
     plain = [statistic for statistic in statistics if not statistic.by]
-    values = _long_at(state, batch, plain, entity, moments)
-    rows = moments.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"))
-    return pl.concat([moments, _wide(rows, values, plain, ["row"], {}).drop("row")], how="horizontal")
+    values = {statistic.name: np.zeros(len(moments)) for statistic in plain}
+    for statistic, rows, _, sums in _sums_at(state, batch, plain, entity, moments):
+        values[statistic.name][rows] = _in_units(sums, statistic)
+    return moments.with_columns(pl.Series(name, column, dtype=pl.Float64) for name, column in values.items())
 
 
 def read_levels_at(
@@ -185,8 +193,12 @@ def read_levels_at(
 
     `row` counts the rows of `moments` from 0.
     """
-    values = _long_at(state, batch, [s for s in statistics if s.by], entity, moments)
-    return values.filter(pl.col("value") != 0).sort("row", "statistic", "level")
+    parts = [pl.DataFrame(schema={"row": pl.UInt32, "statistic": pl.String, "level": pl.String, "value": pl.Float64})]
+    kept = [statistic for statistic in statistics if statistic.by]
+    for statistic, rows, levels, sums in _sums_at(state, batch, kept, entity, moments):
+        values = pl.DataFrame({"row": rows.astype(np.uint32), "level": levels, "value": _in_units(sums, statistic)})
+        parts.append(values.select("row", pl.lit(statistic.name).alias("statistic"), "level", "value"))
+    return pl.concat(parts).sort("row", "statistic", "level")
 
 
 def moments_of_change(
@@ -201,7 +213,8 @@ def moments_of_change(
     known = _arriving(batch, state.until, until)
     events = known.select(pl.col(entity).cast(pl.String).alias("entity"), pl.col("known").alias("moment")).unique()
     held = state.marks.select("statistic", "entity", "mark", pl.lit(state.until, TIMESTAMP).alias("known"))
-    marks = pl.concat([held, _as_marks(known, statistics, entity).select(held.columns)]).unique()
+    marks = pl.concat([held, _as_marks(known, statistics, entity).select(held.columns).unique()])
+    inside = (pl.col("moment") > state.until) & (pl.col("moment") <= until)
     due = [events]
     for statistic in statistics:
         mine = marks.filter(pl.col("statistic") == statistic.name)
@@ -214,9 +227,9 @@ def moments_of_change(
         for end in ends:
             moment = pl.from_epoch(end, time_unit="us").dt.replace_time_zone("UTC").cast(TIMESTAMP)
             midnight = (moment - pl.duration(microseconds=1)).dt.truncate("1d") + pl.duration(days=1)
-            due.append(mine.filter(midnight > pl.col("known")).select("entity", midnight.alias("moment")).unique())
-    inside = (pl.col("moment") > state.until) & (pl.col("moment") <= until)
-    return pl.concat(due).unique().drop_nulls().filter(inside).sort("entity", "moment").rename({"entity": entity})
+            ended = mine.select("entity", midnight.alias("moment"), "known")
+            due.append(ended.filter(inside & (pl.col("moment") > pl.col("known"))).drop("known").unique())
+    return pl.concat(due).unique().drop_nulls().sort("entity", "moment").rename({"entity": entity})
 
 
 def _arriving(batch: Frame, since: datetime, until: datetime) -> Frame:
@@ -231,7 +244,8 @@ def _as_marks(events: Frame, statistics: Sequence[TimeStatistic], entity: str) -
     return pl.concat(parts) if parts else pl.DataFrame(schema={**MARKS, "known": TIMESTAMP})
 
 
-def _marks_of(events: Frame, statistic: TimeStatistic, entity: str) -> Frame:
+def _marks_of(events: Frame, statistic: TimeStatistic, entity: str, *others: str) -> Frame:
+    """Each event as one statistic keeps it: MARKS, `known`, and the other columns."""
     needed = {
         entity,
         "event_timestamp",
@@ -264,6 +278,7 @@ def _marks_of(events: Frame, statistic: TimeStatistic, entity: str) -> Frame:
         mark.cast(pl.Int64).alias("mark"),
         (amount * _PER_UNIT[statistic.kind]).round().alias("amount"),
         "known",
+        *others,
     ).drop_nulls()
     largest = marks["amount"].abs().sum()
     if not largest < _LARGEST:  # also refuses infinities and not-a-numbers
@@ -274,9 +289,14 @@ def _marks_of(events: Frame, statistic: TimeStatistic, entity: str) -> Frame:
     return marks.cast({"amount": pl.Int64})
 
 
-def _summed(marks: Frame) -> Frame:
-    """One row a key. Amounts that cancel out stay, as zeros, since rows are due when they leave a window."""
-    return marks.group_by(_KEY).agg(pl.col("amount").sum()).sort(_KEY)
+def _added(held: Frame, new: Frame) -> Frame:
+    """One row a key; the held ones have one already, so that only those of which there is a new one are touched.
+
+    Amounts that cancel out stay, as zeros, since rows are due when they leave a window.
+    """
+    mine = held.join(new, on=_KEY, how="semi")
+    summed = pl.concat([mine, new]).group_by(_KEY, maintain_order=True).agg(pl.col("amount").sum())
+    return pl.concat([held.join(new, on=_KEY, how="anti"), summed])
 
 
 def _end(statistic: TimeStatistic) -> pl.Expr:
@@ -308,65 +328,115 @@ def _values(marks: Frame, statistics: Sequence[TimeStatistic], at: datetime) -> 
     parts = [pl.DataFrame(schema={**dict.fromkeys(_KEY[:3], pl.String), "value": pl.Float64})]
     for statistic in statistics:
         mine = marks.filter(pl.col("statistic") == statistic.name)
-        moments = np.full(len(mine), _micros(at), np.int64)
-        worth = _worth(mine["amount"].to_numpy(), mine["mark"].to_numpy(), moments, statistic)
-        parts.append(_added(mine.with_columns(pl.Series("amount", worth)), _KEY[:3], statistic))
+        worth = mine["amount"].to_numpy()
+        if isinstance(statistic, DecayStatistic):
+            weights, ages = _weights(np.array([_micros(at)]), statistic)
+            worth = _decayed(worth, weights, ages - mine["mark"].to_numpy())
+        added = mine.with_columns(pl.Series("amount", worth)).group_by(_KEY[:3]).agg(pl.col("amount").sum())
+        values = pl.Series("value", _in_units(added["amount"].to_numpy(), statistic), dtype=pl.Float64)
+        parts.append(added.select(_KEY[:3]).with_columns(values))
     return pl.concat(parts)
 
 
-def _long_at(
+def _sums_at(
     state: StatisticsState, batch: Frame, statistics: Sequence[TimeStatistic], entity: str, moments: Frame
-) -> Frame:
-    """`row, statistic, level, value` for each row of the moments and each statistic that has steps by then."""
-    nothing = pl.DataFrame(schema={"row": pl.UInt32, "statistic": pl.String, "level": pl.String, "value": pl.Float64})
+) -> Iterator[tuple[TimeStatistic, NDArray[np.int64], pl.Series, NDArray[np.int64]]]:
+    """Of each statistic, some entities at a time: rows of the moments, the level of each, and its sum, no zeros."""
     if moments.is_empty() or not statistics:
-        return nothing
-    _check(state, moments["moment"].min())
-    steps = _steps(state, batch, statistics, entity, moments["moment"].max())  # type: ignore[arg-type]
-    asked = moments.select(pl.col(entity).cast(pl.String).alias("entity"), "moment").with_row_index("row")
-    asked = asked.sort("entity", "moment", "row")
-    parts = [nothing]
-    for statistic in statistics:
-        mine = steps.filter(pl.col("statistic") == statistic.name)
-        parts.extend(_added(part, ["row", "statistic", "level"], statistic) for part in _met(mine, asked, statistic))
-    return pl.concat(parts)
-
-
-def _met(steps: Frame, asked: Frame, statistic: TimeStatistic) -> Iterator[Frame]:
-    """What each cell is worth at each moment asked: `row, statistic, level, amount`, some entities at a time.
-
-    A step holds from its moment to the next one of its cell, and so for a stretch of the entity's moments in order.
-    """
-    steps = steps.join(asked.select("entity").unique(), on="entity", how="semi").sort(
-        "entity", "level", "cell", "moment"
-    )
-    if steps.is_empty():
         return
-    entities = asked["entity"].unique().sort()
-    times = pl.concat([asked["moment"], steps["moment"]]).rank("dense").cast(pl.Int64).to_numpy()
-    most = len(times) + 2
-    of_asked = entities.search_sorted(asked["entity"]).cast(pl.Int64).to_numpy() * most
-    of_steps = entities.search_sorted(steps["entity"]).cast(pl.Int64).to_numpy() * most
-    places = of_asked + times[: len(asked)]
-    begins = of_steps + times[len(asked) :]
-    same = (steps.select("entity", "level", "cell").to_struct().rle_id().diff() == 0).fill_null(False).to_numpy()
-    ends = np.where(np.append(same[1:], False), np.append(begins[1:], 0), of_steps + most)
-    first, last = np.searchsorted(places, begins, side="left"), np.searchsorted(places, ends, side="left")
-    at = asked["moment"].dt.epoch("us").to_numpy()
-    rows, amounts = asked["row"].to_numpy(), steps["amount"].to_numpy()
-    cells, levels = steps["cell"].to_numpy(), steps["level"]
-    for begin, end in _blocks(of_steps, np.cumsum(last - first)):
-        count = (last - first)[begin:end]
-        step = np.repeat(np.arange(begin, end), count)
-        place = np.arange(len(step)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first[begin:end], count)
-        yield pl.DataFrame(
-            {
-                "row": rows[place],
-                "statistic": pl.repeat(statistic.name, len(step), eager=True),
-                "level": levels[step],
-                "amount": _worth(amounts[step], cells[step], at[place], statistic),
-            }
+    until = moments["moment"].max()
+    _check(state, moments["moment"].min())
+    names = moments.select(pl.col(entity).cast(pl.String).alias("entity"))
+    codes = names.unique().sort("entity").with_row_index("code")
+    asked = names.join(codes, on="entity", how="left", maintain_order="left").select(
+        pl.col("code").cast(pl.Int64), moments["moment"].dt.epoch("us").alias("moment")
+    )
+    rows = asked.select(pl.arg_sort_by("code", "moment")).to_series().to_numpy()
+    asked = asked[rows]
+    known = _arriving(batch, state.until, until).join(  # type: ignore[arg-type]
+        codes.rename({"entity": entity}), on=entity, how="inner"
+    )
+    held = state.marks.join(codes, on="entity", how="inner").with_columns(pl.lit(state.until, TIMESTAMP).alias("known"))
+    grid = _Grid(asked["code"].to_numpy(), asked["moment"].to_numpy())
+    for statistic in statistics:
+        new = _marks_of(known, statistic, entity, "code")
+        mine = pl.concat([held.filter(pl.col("statistic") == statistic.name).select(new.columns), new])
+        levels = mine["level"].unique().sort()
+        mine = mine.select(
+            pl.col("code").cast(pl.Int64),
+            mine["level"].cast(pl.Enum(levels)).to_physical().cast(pl.Int64).alias("level"),
+            *("mark", "amount", pl.col("known").dt.epoch("us")),
         )
+        for places, codes_of, sums in grid.sums(_steps(mine, statistic), statistic):
+            some = np.flatnonzero(sums)
+            yield statistic, rows[places[some]], levels[codes_of[some]], sums[some]
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The moments asked for, by entity and time; a step of a cell holds for a stretch of its entity's moments."""
+
+    code: NDArray[np.int64]
+    moment: NDArray[np.int64]
+
+    def sums(
+        self, steps: Frame, statistic: TimeStatistic
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+        """The sum over the cells of a level at each place: places, levels, sums, some entities at a time."""
+        times = np.unique(self.moment)
+        most = len(times) + 1
+        places = self.code * most + np.searchsorted(times, self.moment)
+        code, level, amount = (steps[name].to_numpy() for name in ("code", "level", "amount"))
+        cell = steps["cell"].to_numpy()
+        begins = np.searchsorted(places, code * most + np.searchsorted(times, steps["moment"].to_numpy()))
+        whole = np.searchsorted(places, (code + 1) * most)
+        same = (np.diff(code) == 0) & (np.diff(level) == 0) & (np.diff(cell) == 0)
+        ends = np.where(np.append(same, False), np.append(begins[1:], 0), whole)
+        held = np.flatnonzero(begins < ends)
+        code, level, cell, amount, begins, ends = (part[held] for part in (code, level, cell, amount, begins, ends))
+        if not len(held):
+            return
+        weights, ages = _weights(self.moment, statistic)
+        # a stretch of the sums for each level of each entity, in the order of the steps
+        is_first = np.append(True, (np.diff(code) != 0) | (np.diff(level) != 0))[: len(code)]
+        lows = np.searchsorted(places, code * most)
+        sizes = np.where(is_first, np.searchsorted(places, (code + 1) * most) - lows, 0)
+        for begin, end in _blocks(code, np.cumsum(ends - begins + sizes)):
+            count = (ends - begins)[begin:end]
+            step = np.repeat(np.arange(begin, end), count)
+            place = np.arange(len(step)) - np.repeat(np.cumsum(count) - count, count) + begins[step]
+            worth = amount[step]
+            if isinstance(statistic, DecayStatistic):
+                worth = _decayed(worth, weights[place], ages[place] - cell[step])
+            firsts = begin + np.flatnonzero(is_first[begin:end])
+            size = sizes[firsts]
+            offset = np.cumsum(size) - size
+            number = np.cumsum(is_first[begin:end]) - 1
+            sums = np.zeros(int(size.sum()), np.int64)
+            np.add.at(sums, (offset - lows[firsts])[number[step - begin]] + place, worth)
+            stretch = np.repeat(np.arange(len(firsts)), size)
+            found = np.arange(len(sums)) - offset[stretch] + lows[firsts][stretch]
+            yield found, level[firsts][stretch], sums
+
+
+def _steps(marks: Frame, statistic: TimeStatistic) -> Frame:
+    """The running sum of every cell after each of its changes: `code, level, cell, moment, amount`, sorted.
+
+    A window is one cell that an event enters when it becomes known and leaves at its mark; each half-life of a decay is
+    a cell of its own, which events only enter.
+    """
+    cell = pl.col("mark") if isinstance(statistic, DecayStatistic) else pl.lit(0, pl.Int64)
+    if isinstance(statistic, WindowStatistic):
+        marks = marks.filter(pl.col("known") < pl.col("mark"))
+        leaving = marks.select("code", "level", pl.lit(0, pl.Int64).alias("cell"), "mark", -pl.col("amount"))
+        marks = pl.concat(
+            [marks.select("code", "level", cell.alias("cell"), "known", "amount"), leaving.rename({"mark": "known"})]
+        )
+    else:
+        marks = marks.select("code", "level", cell.alias("cell"), "known", "amount")
+    marks = marks.rename({"known": "moment"}).sort("code", "level", "cell", "moment")
+    cells = ["code", "level", "cell"]
+    return marks.with_columns(pl.col("amount").cum_sum().over(cells))
 
 
 def _blocks(entities: NDArray[np.int64], total: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -379,26 +449,28 @@ def _blocks(entities: NDArray[np.int64], total: NDArray[np.int64]) -> Iterator[t
             begin, before = border, int(total[border - 1])
 
 
-def _worth(
-    amounts: NDArray[np.int64], cells: NDArray[np.int64], at: NDArray[np.int64], statistic: TimeStatistic
-) -> NDArray[np.int64]:
-    """What the amounts of cells (or marks) count at their moments, still as whole numbers."""
+def _weights(at: NDArray[np.int64], statistic: TimeStatistic) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Of each moment: how much its own half-life has decayed by then, and the number of that half-life."""
     if not isinstance(statistic, DecayStatistic):
-        return amounts
+        return np.ones(0), np.zeros(0, np.int64)
     # The age is a number of whole half-lives, by which halving is exact, and the moment's place in its own half-life.
     whole, rest = np.divmod(at, statistic.microseconds)
-    weights = power_of_two(-rest.astype(np.float64) / statistic.microseconds)
-    ages = np.minimum(whole - cells, 2000).astype(np.int32)
-    counted = np.rint(np.ldexp(amounts.astype(np.float64) * weights, -ages)).astype(np.int64)
-    return np.where(ages <= _HALF_LIVES, counted, 0)
+    return power_of_two(-rest.astype(np.float64) / statistic.microseconds), whole
 
 
-def _added(rows: Frame, keys: list[str], statistic: TimeStatistic) -> Frame:
-    """The value of each key: whole numbers are added, so that no order of theirs matters, and divided once."""
-    added = rows.group_by(keys).agg(pl.col("amount").sum())
-    # By numpy: polars multiplies by the reciprocal, or divides, by the shape at hand.
-    values = added["amount"].cast(pl.Float64).to_numpy() / _PER_UNIT[statistic.kind]
-    return added.select(keys).with_columns(pl.Series("value", values, dtype=pl.Float64))
+def _decayed(amounts: NDArray[np.int64], weights: NDArray[np.float64], ages: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What amounts of so many half-lives ago count, still as whole numbers."""
+    counted = np.ldexp(amounts.astype(np.float64) * weights, -np.minimum(ages, 2000).astype(np.int32))
+    return np.where(ages <= _HALF_LIVES, np.rint(counted).astype(np.int64), 0)
+
+
+def _in_units(sums: NDArray[np.int64], statistic: TimeStatistic) -> NDArray[np.float64]:
+    """Sums as values: whole numbers are added, so that no order of theirs matters, and divided once.
+
+    By numpy: polars multiplies by the reciprocal, or divides, by the shape at hand.
+    """
+    values: NDArray[np.float64] = sums.astype(np.float64) / _PER_UNIT[statistic.kind]
+    return values
 
 
 def power_of_two(exponents: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -413,56 +485,6 @@ def power_of_two(exponents: NDArray[np.float64]) -> NDArray[np.float64]:
     for degree in range(20, 0, -1):
         powers = 1.0 + powers * fractions / degree
     return np.ldexp(powers, np.clip(whole, -2000, 2000).astype(np.int32))
-
-
-def _steps(
-    state: StatisticsState, batch: Frame, statistics: Sequence[TimeStatistic], entity: str, until: datetime
-) -> Frame:
-    """The running sum of every cell after each of its changes: `statistic, entity, level, cell, moment, amount`.
-
-    A window is one cell that an event enters when it becomes known and leaves at its mark; each half-life of a decay is
-    a cell of its own, which events only enter.
-    """
-    held = state.marks.filter(pl.col("statistic").is_in([s.name for s in statistics]))
-    new = _as_marks(_arriving(batch, state.until, until), statistics, entity)
-    entering = pl.concat(
-        [
-            held.with_columns(pl.lit(state.until, TIMESTAMP).alias("known")).select(new.columns),
-            new,
-        ]
-    )
-    windows = [s.name for s in statistics if isinstance(s, WindowStatistic)]
-    decays = [s.name for s in statistics if isinstance(s, DecayStatistic)]
-    is_window = pl.col("statistic").is_in(windows)
-    cell = pl.when(pl.col("statistic").is_in(decays)).then("mark").otherwise(0).alias("cell")
-    leaves = pl.from_epoch("mark", time_unit="us").dt.replace_time_zone("UTC").alias("moment")
-    inside = entering.filter(~is_window | (pl.col("known").dt.epoch("us") < pl.col("mark")))
-    changes = pl.concat(
-        [
-            inside.select("statistic", "entity", "level", cell, pl.col("known").alias("moment"), "amount"),
-            inside.filter(is_window).select("statistic", "entity", "level", cell, leaves, -pl.col("amount")),
-        ]
-    )
-    return (
-        changes.group_by("statistic", "entity", "level", "cell", "moment")
-        .agg(pl.col("amount").sum())
-        .sort("statistic", "entity", "level", "cell", "moment")
-        .with_columns(pl.col("amount").cum_sum().over("statistic", "entity", "level", "cell"))
-    )
-
-
-def _wide(
-    rows: Frame, values: Frame, statistics: Sequence[TimeStatistic], on: list[str], renamed: dict[str, str]
-) -> Frame:
-    """One column a statistic, zeros where there is no value, rows in their order."""
-    for statistic in statistics:
-        if statistic.by:
-            continue
-        mine = values.filter(pl.col("statistic") == statistic.name).rename(renamed)
-        rows = rows.join(
-            mine.select(*on, pl.col("value").alias(statistic.name)), on=on, how="left", maintain_order="left"
-        ).with_columns(pl.col(statistic.name).fill_null(0.0))
-    return rows
 
 
 def _micros(moment: datetime) -> int:

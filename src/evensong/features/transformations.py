@@ -5,65 +5,79 @@ Every row is stamped with the moment at which the state it describes became know
 so one that arrives late changes the features of later moments and never of earlier ones.
 
 The functions take the interactions of one partition of entities and know nothing of the others; a partition of the
-users (for the user views) or of the items (for the item views) in, the same partition's rows out. `since`, a midnight,
-leaves out the rows stamped at or before it; `until` is the moment at which the view ends.
+users (for the user views) or of the items (for the item views) in, the same partition's rows out. Those of events go on
+from a state (`state.ViewState`): they take the events that became known since, by night or from the stream, and give
+the rows since and the next state; however the events are cut into batches, the state is the same to the last bit.
+`since`, a midnight, leaves out the rows stamped at or before it; `until` is the moment at which the view ends.
 
 Days end at midnight UTC; the midnight itself belongs to the day that it ends.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
-from evensong.settings import FeatureSettings, SplitSettings
+from evensong.features.declarations import Feature, schema_of
+from evensong.features.lists import lists, slices
+from evensong.features.newest import newest_known
+from evensong.features.state import (
+    Schema,
+    ViewState,
+    arriving,
+    day_end,
+    latest,
+    midnight_before,
+    opened,
+    with_known,
+)
 from evensong.types import CATEGORY_SEPARATOR, TIMESTAMP, Frame
 
-STAMPS: dict[str, pl.DataType] = {"event_timestamp": TIMESTAMP, "created_timestamp": TIMESTAMP}
+TEXTS, NUMBERS = pl.List(pl.String()), pl.List(pl.Float32())
 
-USER_HISTORY: dict[str, pl.DataType] = {
-    "user_id": pl.String(),
-    "recent_item_ids": pl.List(pl.String()),
-    "recent_event_types": pl.List(pl.String()),
-    "num_interactions": pl.Int64(),
-    "last_interaction_seconds": pl.Int64(),
-    "top_categories": pl.List(pl.String()),
-    "top_category_shares": pl.List(pl.Float32()),
-    **STAMPS,
-}
-USER_ACTIVITY: dict[str, pl.DataType] = {
-    "user_id": pl.String(),
-    "num_events_1d": pl.Int64(),
-    "num_events_7d": pl.Int64(),
-    "num_events_30d": pl.Int64(),
-    **STAMPS,
-}
-ITEM_POPULARITY: dict[str, pl.DataType] = {
-    "item_id": pl.String(),
-    "item_events_1d": pl.Int64(),
-    "item_events_7d": pl.Int64(),
-    "item_events_30d": pl.Int64(),
-    "item_events_total": pl.Int64(),
-    "item_users_30d": pl.Int64(),
-    **STAMPS,
-}
-ITEM_CONTENT: dict[str, pl.DataType] = {
-    "item_id": pl.String(),
-    "title": pl.String(),
-    "category_path": pl.String(),
-    "price": pl.Float64(),
-    "arrival_seconds": pl.Int64(),
-    **STAMPS,
-}
-USER_SEEN: dict[str, pl.DataType] = {
-    "user_id": pl.String(),
-    "seen_item_ids": pl.List(pl.String()),
-    "purchased_item_ids": pl.List(pl.String()),
-    **STAMPS,
-}
+HISTORY = (
+    Feature(
+        "recent_item_ids", TEXTS, "Last positive events' items, oldest first.", window="last {history_length} events"
+    ),
+    Feature("recent_event_types", TEXTS, "The types of those events.", window="last {history_length} events"),
+    Feature("num_interactions", pl.Int64(), "Positive events so far."),
+    Feature("last_interaction_seconds", pl.Int64(), "Unix time of the latest positive event."),
+    Feature("top_categories", TEXTS, "Level-one categories, largest share first."),
+    Feature("top_category_shares", NUMBERS, "Their shares of the positive events."),
+)
+ACTIVITY = (
+    Feature("num_events_1d", pl.Int64(), "Positive events in the last day.", window="1 day"),
+    Feature("num_events_7d", pl.Int64(), "Positive events in the last 7 days.", window="7 days"),
+    Feature("num_events_30d", pl.Int64(), "Positive events in the last 30 days.", window="30 days"),
+)
+POPULARITY = (
+    Feature("item_events_1d", pl.Int64(), "Positive events in the last day.", window="1 day"),
+    Feature("item_events_7d", pl.Int64(), "Positive events in the last 7 days.", window="7 days"),
+    Feature("item_events_30d", pl.Int64(), "Positive events in the last 30 days.", window="30 days"),
+    Feature("item_events_total", pl.Int64(), "Positive events so far."),
+    Feature("item_users_30d", pl.Int64(), "Different users of the last 30 days' events.", window="30 days"),
+)
+CONTENT = (
+    Feature("title", pl.String(), "The item's title."),
+    Feature("category_path", pl.String(), "Up to three levels, broad to narrow."),
+    Feature("price", pl.Float64(), "In the shop's currency."),
+    Feature("arrival_seconds", pl.Int64(), "Unix time of the item's first known row."),
+)
+SEEN = (
+    Feature(
+        "seen_item_ids", TEXTS, "Items of every event, whatever its value, in order.", window="last {seen_length} items"
+    ),
+    Feature("purchased_item_ids", TEXTS, "Items bought, in order.", window="last {seen_length} items"),
+)
+USER_HISTORY = schema_of("user_id", *HISTORY)
+USER_ACTIVITY = schema_of("user_id", *ACTIVITY)
+ITEM_POPULARITY = schema_of("item_id", *POPULARITY)
+ITEM_CONTENT = schema_of("item_id", *CONTENT)
+USER_SEEN = schema_of("user_id", *SEEN)
 
 #: The columns of the interactions that the functions below read.
 INTERACTION_COLUMNS = ("user_id", "item_id", "event_type", "event_timestamp", "value", "created_timestamp")
@@ -73,88 +87,163 @@ PURCHASE = "purchase"
 #: Cells of the category table that are counted at once; bounds the memory of `user_history`.
 _MAX_CELLS = 8_000_000
 
+_HISTORY_STATE: Mapping[str, Schema] = {
+    "events": {
+        "user_id": pl.String(),
+        "known": TIMESTAMP,
+        "event_timestamp": TIMESTAMP,
+        "item_id": pl.String(),
+        "event_type": pl.String(),
+    },
+    "totals": {"user_id": pl.String(), "num": pl.Int64(), "latest": TIMESTAMP},
+    "tastes": {"user_id": pl.String(), "category": pl.String(), "num": pl.Int64()},
+}
+_ACTIVITY_STATE: Mapping[str, Schema] = {
+    "events": {"user_id": pl.String(), "event_timestamp": TIMESTAMP, "created_timestamp": TIMESTAMP},
+}
+_POPULARITY_STATE: Mapping[str, Schema] = {
+    "events": {
+        "item_id": pl.String(),
+        "user_id": pl.String(),
+        "event_timestamp": TIMESTAMP,
+        "created_timestamp": TIMESTAMP,
+    },
+    "gone": {"item_id": pl.String(), "num": pl.Int64()},
+}
+_SEEN_STATE: Mapping[str, Schema] = {
+    name: {"user_id": pl.String(), "item_id": pl.String(), "moment": TIMESTAMP} for name in ("seen", "purchased")
+}
 
-def positive_events(interactions: Frame, split: SplitSettings) -> Frame:
+
+def positive_events(interactions: Frame, types: Sequence[str], min_value: Mapping[str, float]) -> Frame:
     """The interactions that count as wanting the item: a positive type, at or above the type's smallest value.
 
     Where a type has one, an event without a value does not reach it.
     """
-    keep = pl.col("event_type").is_in(list(split.positive_event_types))
-    for event_type, smallest in sorted(split.min_value.items()):
+    keep = pl.col("event_type").is_in(list(types))
+    for event_type, smallest in sorted(min_value.items()):
         keep &= (pl.col("event_type") != event_type) | (pl.col("value") >= smallest).fill_null(False)
     return interactions.filter(keep)
 
 
-def with_known(rows: Frame) -> Frame:
-    """Adds `known`: the moment from which on a run may see the row."""
-    return rows.with_columns(pl.max_horizontal("event_timestamp", "created_timestamp").alias("known"))
+def categorised_events(
+    interactions: Frame, items: Frame, types: Sequence[str], min_value: Mapping[str, float]
+) -> Frame:
+    """The positive events, each with its item's category."""
+    return with_category(positive_events(interactions, types, min_value), items)
 
 
-def day_end(moment: pl.Expr) -> pl.Expr:
-    """The midnight at which the moment's day ends: the first one at or after it."""
-    return (moment - pl.duration(microseconds=1)).dt.truncate("1d") + pl.duration(days=1)
+def with_category(events: Frame, items: Frame) -> Frame:
+    """The events with `category`: the level-one category that their item had when they became known."""
+    paths = newest_known(items, ["category_path"]).select(
+        "item_id", "known", pl.col("category_path").str.split(CATEGORY_SEPARATOR).list.first().alias("category")
+    )
+    asked = with_known(events).with_row_index("__row").sort("known", "__row")
+    found = asked.join_asof(
+        paths.sort("known", "item_id"), on="known", by="item_id", strategy="backward", check_sortedness=False
+    )
+    return found.sort("__row").drop("__row", "known")
 
 
 def user_history(
-    positives: Frame, items: Frame, settings: FeatureSettings, *, since: datetime | None = None, until: datetime
-) -> Frame:
+    events: Frame,
+    *,
+    state: ViewState | None = None,
+    since: datetime | None = None,
+    until: datetime,
+    history_length: int,
+    num_top_categories: int,
+) -> tuple[Frame, ViewState]:
     """What each user wanted: one row a moment at which that changed (USER_HISTORY).
 
-    `recent_item_ids` are the last `history_length` positive events in the order in which they became known, oldest
-    first (equal moments by event time, then item, then type). `num_interactions` counts all of them,
-    `last_interaction_seconds` is the latest event's own time. `top_categories` are the level-one categories of all of
-    them, as the items table named them when the event became known, largest share first, ties by name; shares are of
-    the events with a category.
+    `recent_item_ids` are the last `history_length` events in the order in which they became known, oldest first (equal
+    moments by event time, then item, then type). `num_interactions` counts all of them, `last_interaction_seconds` is
+    the latest event's own time. `top_categories` are the level-one categories of all of them (`with_category`), largest
+    share first, ties by name; shares are of the events with a category.
     """
-    events = _in_known_order(positives, items, until)
-    if events.is_empty():
-        return pl.DataFrame(schema=USER_HISTORY)
-    last_of_moment = (pl.col("user_id") != pl.col("user_id").shift(-1)) | (pl.col("known") != pl.col("known").shift(-1))
-    events = events.with_row_index("__position").with_columns(
-        (pl.int_range(pl.len()).over("user_id") + 1).alias("num_interactions"),
-        pl.col("event_timestamp").cum_max().over("user_id").alias("last"),
-        last_of_moment.fill_null(True).alias("__emit"),
+    parts, at = opened(state, _HISTORY_STATE)
+    order = ["user_id", "known", "event_timestamp", "item_id", "event_type", "value"]
+    new = arriving(events, at, until).sort(order)
+    if new.is_empty():
+        return pl.DataFrame(schema=USER_HISTORY), ViewState(parts, until)
+    users = new.select(pl.col("user_id").unique())
+    rest = {name: part.join(users, on="user_id", how="anti") for name, part in parts.items()}
+    kept, totals, tastes = (
+        parts[name].join(users, on="user_id", how="semi", maintain_order="left") for name in _HISTORY_STATE
     )
-    emit = pl.col("__emit") if since is None else pl.col("__emit") & (pl.col("known") > since)
-    rows = events.filter(emit)
-    ends = rows["__position"].to_numpy().astype(np.int64) + 1
-    starts = ends - np.minimum(rows["num_interactions"].to_numpy(), settings.history_length)
-    return rows.select(
+    columns = list(_HISTORY_STATE["events"])
+    both = pl.concat([kept.with_columns(is_new=False), new.select(columns).with_columns(is_new=True)])
+    both = both.sort("user_id", maintain_order=True)  # what was kept became known before what is new
+
+    new = new.join(totals, on="user_id", how="left", maintain_order="left").with_columns(
+        (pl.int_range(pl.len()).over("user_id") + 1 + pl.col("num").fill_null(0)).alias("num"),
+        pl.max_horizontal(pl.col("event_timestamp").cum_max().over("user_id"), "latest").alias("latest"),
+        pl.Series("__end", both["is_new"].arg_true().cast(pl.Int64) + 1),
+    )
+    last_of_moment = (pl.col("user_id") != pl.col("user_id").shift(-1)) | (pl.col("known") != pl.col("known").shift(-1))
+    emit = last_of_moment.fill_null(True) & (pl.col("known") > latest(since))
+    positions = new.select(emit.arg_true()).to_series().cast(pl.Int64).to_numpy()
+    rows = new[positions]
+    ends = rows["__end"].to_numpy()
+    starts = ends - np.minimum(rows["num"].to_numpy(), history_length)
+    found = rows.select(
         "user_id",
-        _slices(events["item_id"], starts, ends).alias("recent_item_ids"),
-        _slices(events["event_type"], starts, ends).alias("recent_event_types"),
-        pl.col("num_interactions").cast(pl.Int64),
-        _seconds(pl.col("last")).alias("last_interaction_seconds"),
-        *_tastes(events, ends - 1, settings.num_top_categories),
+        slices(both["item_id"], starts, ends).alias("recent_item_ids"),
+        slices(both["event_type"], starts, ends).alias("recent_event_types"),
+        pl.col("num").alias("num_interactions"),
+        _seconds(pl.col("latest")).alias("last_interaction_seconds"),
+        *_tastes(new, positions, tastes, num_top_categories),
         *_stamped("known"),
-    ).cast(pl.Schema(USER_HISTORY))
+    )
+    counted = new.drop_nulls("category").group_by("user_id", "category").agg(pl.len().cast(pl.Int64).alias("num"))
+    after = {
+        "events": both.drop("is_new").group_by("user_id", maintain_order=True).tail(history_length),
+        "totals": new.group_by("user_id", maintain_order=True).agg(pl.col("num").last(), pl.col("latest").last()),
+        "tastes": pl.concat([tastes, counted]).group_by("user_id", "category").agg(pl.col("num").sum()),
+    }
+    keys = {"events": ["user_id"], "totals": ["user_id"], "tastes": ["user_id", "category"]}
+    joined = {name: pl.concat([rest[name], after[name]]).sort(keys[name], maintain_order=True) for name in after}
+    return found.cast(pl.Schema(USER_HISTORY)), ViewState(joined, until)
 
 
-def user_activity(positives: Frame, *, since: datetime | None = None, until: datetime) -> Frame:
+def user_activity(
+    events: Frame, *, state: ViewState | None = None, since: datetime | None = None, until: datetime
+) -> tuple[Frame, ViewState]:
     """How many positive events each user had in the last 1, 7 and 30 days (USER_ACTIVITY).
 
     A window at moment m holds the known events with `m - window < event_timestamp <= m`. Rows stand at the moments at
     which an event became known, and at each midnight at which a count is no longer what the last row said.
     """
-    counts = _windowed_counts(positives, "user_id", since, until)
+    parts, at = opened(state, _ACTIVITY_STATE)
+    begin, after = _span(state, since)
+    columns = list(_ACTIVITY_STATE["events"])
+    held = pl.concat([parts["events"], arriving(events, at, until).select(columns)])
+    counts = _windowed_counts(_with_a_change(held, "user_id", begin, until), "user_id", begin, until)
     counts = _changed(counts, ["user_id"], [f"n_{name}" for name in WINDOWS], keep=pl.col("is_event"))
-    return (
-        counts.filter(_after(since))
-        .select("user_id", *(pl.col(f"n_{name}").alias(f"num_events_{name}") for name in WINDOWS), *_stamped("moment"))
-        .cast(pl.Schema(USER_ACTIVITY))
+    rows = counts.filter(pl.col("moment") > after).select(
+        "user_id", *(pl.col(f"n_{name}").alias(f"num_events_{name}") for name in WINDOWS), *_stamped("moment")
     )
+    left = held.filter(~_gone(midnight_before(until))).sort(columns)
+    return rows.cast(pl.Schema(USER_ACTIVITY)), ViewState({"events": left}, until)
 
 
-def item_popularity(positives: Frame, *, since: datetime | None = None, until: datetime) -> Frame:
+def item_popularity(
+    events: Frame, *, state: ViewState | None = None, since: datetime | None = None, until: datetime
+) -> tuple[Frame, ViewState]:
     """How many positive events each item had, of how many users (ITEM_POPULARITY), at each midnight that changed it."""
-    counts = _windowed_counts(positives, "item_id", since, until).filter("is_midnight")
+    parts, at = opened(state, _POPULARITY_STATE)
+    begin, after = _span(state, since)
+    columns = list(_POPULARITY_STATE["events"])
+    held = pl.concat([parts["events"], arriving(events, at, until).select(columns)])
+    moving = _with_a_change(held, "item_id", begin, until)
+    counts = _windowed_counts(moving, "item_id", begin, until, gone=parts["gone"]).filter("is_midnight")
     counts = counts.join(
-        _distinct_users(positives, counts, since), on=["item_id", "moment"], how="left", maintain_order="left"
+        _distinct_users(moving, counts, begin), on=["item_id", "moment"], how="left", maintain_order="left"
     )
-    columns = [*(f"n_{name}" for name in WINDOWS), "n_total", "n_users"]
-    return (
-        _changed(counts, ["item_id"], columns)
-        .filter(_after(since))
+    counted = [*(f"n_{name}" for name in WINDOWS), "n_total", "n_users"]
+    rows = (
+        _changed(counts, ["item_id"], counted)
+        .filter(pl.col("moment") > after)
         .select(
             "item_id",
             *(pl.col(f"n_{name}").alias(f"item_events_{name}") for name in WINDOWS),
@@ -162,8 +251,12 @@ def item_popularity(positives: Frame, *, since: datetime | None = None, until: d
             pl.col("n_users").fill_null(0).alias("item_users_30d"),
             *_stamped("moment"),
         )
-        .cast(pl.Schema(ITEM_POPULARITY))
     )
+    is_gone = _gone(midnight_before(until))
+    left = held.filter(is_gone).group_by("item_id").agg(pl.len().cast(pl.Int64).alias("num"))
+    gone = pl.concat([parts["gone"], left]).group_by("item_id").agg(pl.col("num").sum()).sort("item_id")
+    new = ViewState({"events": held.filter(~is_gone).sort(columns), "gone": gone}, until)
+    return rows.cast(pl.Schema(ITEM_POPULARITY)), new
 
 
 def item_content(items: Frame, *, since: datetime | None = None, until: datetime) -> Frame:
@@ -173,122 +266,119 @@ def item_content(items: Frame, *, since: datetime | None = None, until: datetime
     smallest `event_timestamp` known by then.
     """
     fields = ["title", "category_path", "price"]
-    rows = _newest_known(items, until).select(
-        "item_id", "known", *fields, _seconds(pl.col("arrival")).alias("arrival_seconds")
+    rows = newest_known(with_known(items).filter(pl.col("known") <= until), fields)
+    rows = rows.select(
+        "item_id", pl.col("known").alias("moment"), *fields, _seconds(pl.col("arrival")).alias("arrival_seconds")
     )
-    rows = _changed(rows.rename({"known": "moment"}), ["item_id"], [*fields, "arrival_seconds"])
     return (
-        rows.filter(_after(since))
+        _changed(rows, ["item_id"], [*fields, "arrival_seconds"])
+        .filter(pl.col("moment") > latest(since))
         .select("item_id", *fields, "arrival_seconds", *_stamped("moment"))
         .cast(pl.Schema(ITEM_CONTENT))
     )
 
 
 def user_seen(
-    interactions: Frame,
-    split: SplitSettings,
-    settings: FeatureSettings,
+    events: Frame,
     *,
+    state: ViewState | None = None,
     since: datetime | None = None,
     until: datetime,
-) -> Frame:
+    positive_types: Sequence[str],
+    seen_length: int,
+) -> tuple[Frame, ViewState]:
     """Which items each user has met, and bought (USER_SEEN): one row a user and day end at which either list grew.
 
     Seen are the items of every event of a positive type, whatever its value: who gave one star has seen the film. Each
-    list holds the last `seen_length` items in the order of their first event. The day that `until` cuts ends at
-    `until`.
+    list holds `seen_length` items in the order in which they were met; a longer one forgets its oldest, which may then
+    be met anew. The day that `until` cuts ends at `until`: that row stands for what is known so far.
     """
-    met = with_known(interactions.filter(pl.col("event_type").is_in([*split.positive_event_types, PURCHASE]))).filter(
-        pl.col("known") <= until
-    )
-    seen = _first_meetings(met, until)
-    bought = _first_meetings(met.filter(pl.col("event_type") == PURCHASE), until)
-    moments = (
-        pl.concat([seen, bought]).select("user_id", "moment").unique().sort("user_id", "moment").filter(_after(since))
-    )
-    return moments.select(
+    parts, at = opened(state, _SEEN_STATE)
+    met = arriving(events.filter(pl.col("event_type").is_in([*positive_types, PURCHASE])), at, until)
+    lists = {
+        "seen": _met(parts["seen"], met, seen_length),
+        "purchased": _met(parts["purchased"], met.filter(pl.col("event_type") == PURCHASE), seen_length),
+    }
+    due = [pl.min_horizontal("moment", pl.lit(until, TIMESTAMP)).alias("moment")]
+    moments = pl.concat([met_ones.select("user_id", *due) for met_ones in lists.values()]).unique()
+    moments = moments.filter(pl.col("moment") > latest(at, since)).sort("user_id", "moment")
+    rows = moments.select(
         "user_id",
-        _known_items(moments, seen, settings.seen_length).alias("seen_item_ids"),
-        _known_items(moments, bought, settings.seen_length).alias("purchased_item_ids"),
+        *(
+            _known_items(moments, met_ones.with_columns(*due), seen_length).alias(f"{name}_item_ids")
+            for name, met_ones in lists.items()
+        ),
         *_stamped("moment"),
-    ).cast(pl.Schema(USER_SEEN))
-
-
-def _in_known_order(positives: Frame, items: Frame, until: datetime) -> Frame:
-    """The events by user in the order in which they became known, each with its item's category of that moment."""
-    events = with_known(positives).filter(pl.col("known") <= until)
-    categories = (
-        _newest_known(items, until)
-        .select(
-            "item_id",
-            "known",
-            pl.col("category_path").str.split(CATEGORY_SEPARATOR).list.first().alias("category"),
-        )
-        .sort("known", "item_id")
     )
-    return (
-        events.sort("known", "item_id")
-        .join_asof(categories, on="known", by="item_id", strategy="backward", check_sortedness=False)
-        .sort("user_id", "known", "event_timestamp", "item_id", "event_type", "value")
-    )
+    kept = {
+        name: met_ones.group_by("user_id", maintain_order=True).tail(seen_length) for name, met_ones in lists.items()
+    }
+    return rows.cast(pl.Schema(USER_SEEN)), ViewState(kept, until)
 
 
-def _newest_known(items: Frame, until: datetime) -> Frame:
-    """For each item and moment at which a row of it became known: the newest row known, and the arrival."""
-    rows = (
-        with_known(items)
-        .filter(pl.col("known") <= until)
-        .sort("item_id", "event_timestamp", "created_timestamp", "title", "category_path", "price", nulls_last=False)
-        .with_row_index("__rank")
-    )
-    known = rows.sort("item_id", "known", "__rank").select(
-        "item_id",
-        "known",
-        pl.col("__rank").cum_max(),
-        pl.col("event_timestamp").cum_min().over("item_id").alias("arrival"),
-    )
-    known = known.unique(subset=["item_id", "known"], keep="last", maintain_order=True)
-    newest = rows.select("title", "category_path", "price")[known["__rank"]]
-    return known.with_columns(newest.get_columns())
+def _span(state: ViewState | None, since: datetime | None) -> tuple[datetime | None, datetime]:
+    """The midnight from which windows are counted, and the moment after which rows are wanted.
+
+    The state keeps an event that left a window until the midnight at which a row is due for that.
+    """
+    if state is None:
+        return since, latest(since)
+    return max(midnight_before(state.until), latest(since)), latest(state.until, since)
 
 
-def _windowed_counts(positives: Frame, entity: str, since: datetime | None, until: datetime) -> Frame:
+def _with_a_change(events: Frame, entity: str, begin: datetime | None, until: datetime) -> Frame:
+    """The events of the entities of which an event comes or leaves a window after `begin`: the others have no row."""
+    if begin is None:
+        return events
+    leaves = [pl.col("event_timestamp") + length for length in WINDOWS.values()]
+    known = pl.max_horizontal("event_timestamp", "created_timestamp")
+    changes = pl.any_horizontal((known > begin), *((moment > begin) & (moment <= until) for moment in leaves))
+    names = events.filter(changes).select(pl.col(entity).unique())
+    return events.join(names, on=entity, how="semi", maintain_order="left")
+
+
+def _windowed_counts(
+    positives: Frame, entity: str, since: datetime | None, until: datetime, gone: Frame | None = None
+) -> Frame:
     """The counts of each window at every moment that may be a row's: event moments and the day ends after each change.
 
     An event adds one when it becomes known and takes it away when it leaves the window; the running sum of these steps
-    is the count. With `since`, the events that had left every window by then are just counted, in one step at that
-    moment, and the counts are right from it on. Returns entity, moment, n_1d, n_7d, n_30d, n_total, is_event,
-    is_midnight.
+    is the count. With `since`, the events known by then are just counted, in one step at that moment, together with
+    those that `gone` counts already, and the counts are right from it on. Returns entity, moment, n_1d, n_7d, n_30d,
+    n_total, is_event, is_midnight.
     """
-    events = with_known(positives.select(entity, "event_timestamp", "created_timestamp")).filter(
-        pl.col("known") <= until
-    )
-    gone = pl.lit(False) if since is None else _gone(since)
-    stood = events.filter(pl.lit(False) if since is None else pl.col("known") <= since)
-    standing = stood.group_by(entity, maintain_order=True).agg(gone.sum().cast(pl.Int32).alias("n_total"))
-    events = events.filter(~gone)
-    steps = [events.select(entity, pl.col("known").alias("moment"), *_steps(""), pl.lit(True).alias("is_event"))]
-    for name, length in WINDOWS.items():
-        inside = pl.col("known") < pl.col("event_timestamp") + length
-        leaving = events.filter(inside).select(
-            entity, (pl.col("event_timestamp") + length).alias("moment"), *_steps(name), pl.lit(False).alias("is_event")
-        )
-        late = events.filter(~inside).select(
-            entity, pl.col("known").alias("moment"), *_steps(name), pl.lit(False).alias("is_event")
-        )
-        steps += [leaving, late]
     counted = [f"n_{name}" for name in [*WINDOWS, "total"]]
-    stands = standing.with_columns(
-        pl.lit(since, TIMESTAMP).alias("moment"),
-        *(pl.lit(0, pl.Int32).alias(f"n_{name}") for name in WINDOWS),
-        pl.lit(False).alias("is_event"),
-    )
-    changes = pl.concat([*steps, stands.select(steps[0].columns)]).filter(pl.col("moment") <= until)
+    events = with_known(positives.select(entity, "event_timestamp", "created_timestamp"))
+    new = events.filter((pl.col("known") > latest(since)) & (pl.col("known") <= until))
+    steps = [new.select(entity, pl.col("known").alias("moment"), *_steps(""), pl.lit(True).alias("is_event"))]
+    never = pl.lit(False).alias("is_event")
+    for name, length in WINDOWS.items():
+        leaves = (pl.col("event_timestamp") + length).alias("moment")
+        inside = pl.col("known") < leaves
+        steps.append(new.filter(inside).select(entity, leaves, *_steps(name), never))
+        steps.append(new.filter(~inside).select(entity, pl.col("known").alias("moment"), *_steps(name), never))
+    if since is not None:
+        stood = events.filter(pl.col("known") <= since)
+        inside_now = {name: pl.col("event_timestamp") + length > since for name, length in WINDOWS.items()}
+        stands = stood.group_by(entity, maintain_order=True).agg(
+            *(inside.sum().cast(pl.Int64).alias(f"n_{name}") for name, inside in inside_now.items()),
+            pl.len().cast(pl.Int64).alias("n_total"),
+        )
+        if gone is not None:
+            held = gone.join(events.select(pl.col(entity).unique()), on=entity, how="semi")
+            nothing = [pl.lit(0, pl.Int64).alias(f"n_{name}") for name in WINDOWS]
+            stands = pl.concat([stands, held.select(entity, *nothing, pl.col("num").alias("n_total"))])
+        steps.append(stands.select(entity, pl.lit(since, TIMESTAMP).alias("moment"), *counted, never))
+        for name, length in WINDOWS.items():
+            leaves = (pl.col("event_timestamp") + length).alias("moment")
+            leaving = stood.filter(inside_now[name] & (leaves <= until))
+            steps.append(leaving.select(entity, leaves, *_steps(name), never))
+    changes = pl.concat(steps).filter(pl.col("moment") <= until)
     midnights = (
         changes.select(entity, day_end(pl.col("moment")).alias("moment")).unique().filter(pl.col("moment") <= until)
     )
     grid = midnights.with_columns(
-        *(pl.lit(0, pl.Int32).alias(name) for name in counted),
+        *(pl.lit(0, pl.Int64).alias(name) for name in counted),
         pl.lit(False).alias("is_event"),
         pl.lit(True).alias("is_midnight"),
     )
@@ -308,24 +398,30 @@ def _steps(leaving: str) -> list[pl.Expr]:
     """The change of each count: all up by one when an event becomes known, one down when it leaves a window."""
     names = [*WINDOWS, "total"]
     if not leaving:
-        return [pl.lit(1, pl.Int32).alias(f"n_{name}") for name in names]
-    return [pl.lit(-1 if name == leaving else 0, pl.Int32).alias(f"n_{name}") for name in names]
+        return [pl.lit(1, pl.Int64).alias(f"n_{name}") for name in names]
+    return [pl.lit(-1 if name == leaving else 0, pl.Int64).alias(f"n_{name}") for name in names]
 
 
 def _gone(since: datetime) -> pl.Expr:
     """Whether an event has left every window at the moment."""
-    return (pl.col("known") <= since) & (pl.col("event_timestamp") + max(WINDOWS.values()) <= since)
+    known = pl.max_horizontal("event_timestamp", "created_timestamp")
+    return (known <= since) & (pl.col("event_timestamp") + max(WINDOWS.values()) <= since)
 
 
 def _distinct_users(positives: Frame, moments: Frame, since: datetime | None) -> Frame:
     """How many different users had a known event with the item in the last 30 days, at each of the moments."""
     stays = (
         with_known(positives.select("item_id", "user_id", "event_timestamp", "created_timestamp"))
-        .with_columns((pl.col("event_timestamp") + WINDOWS["30d"]).alias("leaves"))
-        .filter(pl.col("known") < pl.col("leaves"), pl.lit(True) if since is None else ~_gone(since))
-        .sort("item_id", "user_id", "known", "leaves")
+        .select("item_id", "user_id", "known", (pl.col("event_timestamp") + WINDOWS["30d"]).alias("leaves"))
+        .filter(pl.col("known") < pl.col("leaves"))
     )
-    merged = _merge_stays(stays)
+    if since is not None:
+        pair = ["item_id", "user_id"]
+        new = stays.filter(pl.col("known") > since)
+        stood = stays.filter((pl.col("known") <= since) & (pl.col("leaves") > since))
+        stood = stood.group_by(pair).agg(pl.lit(since, TIMESTAMP).alias("known"), pl.col("leaves").max())
+        stays = pl.concat([new, stood])
+    merged = _merge_stays(stays.sort("item_id", "user_id", "known", "leaves"))
     steps = (
         pl.concat(
             [
@@ -374,15 +470,36 @@ def _changed(rows: Frame, entity: list[str], columns: list[str], keep: pl.Expr |
     return rows.filter(changed if keep is None else changed | keep)
 
 
-def _first_meetings(met: Frame, until: datetime) -> Frame:
-    """The end of the day at which each user first met each item, in the order of meeting, numbered a user."""
-    return (
-        met.sort("user_id", "known", "event_timestamp", "item_id")
-        .unique(subset=["user_id", "item_id"], keep="first", maintain_order=True)
-        .select(
-            "user_id", "item_id", pl.min_horizontal(day_end(pl.col("known")), pl.lit(until, TIMESTAMP)).alias("moment")
-        )
-    )
+def _met(held: Frame, met: Frame, longest: int) -> Frame:
+    """What each user has met in order, `user_id, item_id, moment` (the end of that day), after what is held already.
+
+    An item that is still among the last `longest` is not met anew.
+    """
+    new = met.sort("user_id", "known", "event_timestamp", "item_id")
+    new = new.select("user_id", "item_id", day_end(pl.col("known")).cast(TIMESTAMP).alias("moment"))
+    both = pl.concat([held, new]).sort("user_id", maintain_order=True)
+    firsts = both.unique(["user_id", "item_id"], keep="first", maintain_order=True)
+    long = firsts.group_by("user_id").len().filter(pl.col("len") > longest).select("user_id")
+    if long.is_empty():
+        return firsts
+    forgetful = both.join(long, on="user_id", how="semi", maintain_order="left")
+    remembered = forgetful[list(_not_among_the_last(forgetful, longest))]
+    return pl.concat([firsts.join(long, on="user_id", how="anti"), remembered]).sort("user_id", maintain_order=True)
+
+
+def _not_among_the_last(met: Frame, longest: int) -> Iterator[int]:
+    """The rows that add an item to its user's list; few users ever have one that is too long."""
+    user, items, order = None, set[str](), deque[str]()
+    for row, (name, item) in enumerate(met.select("user_id", "item_id").iter_rows()):
+        if name != user:
+            user, items, order = name, set(), deque()
+        if item in items:
+            continue
+        if len(order) == longest:
+            items.remove(order.popleft())
+        items.add(item)
+        order.append(item)
+        yield row
 
 
 def _known_items(moments: Frame, meetings: Frame, longest: int) -> pl.Series:
@@ -404,15 +521,24 @@ def _known_items(moments: Frame, meetings: Frame, longest: int) -> pl.Series:
     first = spans["__first"].cast(pl.Int64).fill_null(0).to_numpy()
     end = spans["__end"].cast(pl.Int64).fill_null(0).to_numpy()
     end = np.maximum(end, first)  # nothing met by then: an empty span
-    return _slices(meetings["item_id"], np.maximum(first, end - longest), end)
+    return slices(meetings["item_id"], np.maximum(first, end - longest), end)
 
 
-def _tastes(events: Frame, positions: np.ndarray, length: int) -> tuple[pl.Series, pl.Series]:
-    """Top level-one categories and their shares at the given positions of the events, which are sorted by user."""
-    names = events["category"].drop_nulls().unique().sort()
+def _tastes(events: Frame, positions: np.ndarray, held: Frame, length: int) -> tuple[pl.Series, pl.Series]:
+    """Top level-one categories and their shares at the given positions of the events, which are sorted by user.
+
+    Args:
+        held: `user_id, category, num`, what is to be counted beside the events.
+    """
+    names = pl.concat([events["category"], held["category"]]).drop_nulls().unique().sort()
     width = min(length, len(names))
-    codes = events["category"].cast(pl.Enum(names)).to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
+    codes = _codes(events["category"], names)
     users = events["user_id"].rle_id().to_numpy().astype(np.int64)
+    places = held.join(
+        events.select("user_id", pl.Series("user", users)).unique("user_id"), on="user_id", how="left"
+    ).sort("user")
+    held_user, held_code = places["user"].to_numpy(), _codes(places["category"], names)
+    held_num = places["num"].to_numpy()
     counts_of, codes_of = [], []
     for begin, end, first, last in _blocks(users, positions, max(1, len(names))):
         if width == 0:
@@ -425,8 +551,11 @@ def _tastes(events: Frame, positions: np.ndarray, length: int) -> tuple[pl.Serie
         user = users[begin:end]
         before = np.searchsorted(user, user, side="left")
         base = np.where(before[:, None] > 0, running[before - 1], 0)
+        low, high = np.searchsorted(held_user, [user[0], user[-1] + 1])
+        known = np.zeros((user[-1] - user[0] + 1, len(names)), np.int32)
+        known[held_user[low:high] - user[0], held_code[low:high]] = held_num[low:high]
         picked = positions[first:last] - begin
-        counts = running[picked] - base[picked]
+        counts = running[picked] - base[picked] + known[user[picked] - user[0]]
         # Stable, so equal counts stand in the order of the names, which are sorted.
         order = np.argsort(-counts, axis=1, kind="stable")[:, :width]
         top = np.take_along_axis(counts, order, axis=1)
@@ -441,9 +570,14 @@ def _tastes(events: Frame, positions: np.ndarray, length: int) -> tuple[pl.Serie
     used = shares > 0
     offsets = np.concatenate([[0], used.sum(axis=1).cumsum()])
     return (
-        _lists(names[order[used]], offsets).alias("top_categories"),
-        _lists(pl.Series(shares[used]), offsets).alias("top_category_shares"),
+        lists(names[order[used]], offsets).alias("top_categories"),
+        lists(pl.Series(shares[used]), offsets).alias("top_category_shares"),
     )
+
+
+def _codes(categories: pl.Series, names: pl.Series) -> np.ndarray:
+    """The place of each category among the sorted names, -1 for none."""
+    return categories.cast(pl.Enum(names)).to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
 
 
 def _blocks(users: np.ndarray, positions: np.ndarray, width: int) -> list[tuple[int, int, int, int]]:
@@ -460,27 +594,8 @@ def _blocks(users: np.ndarray, positions: np.ndarray, width: int) -> list[tuple[
     return blocks
 
 
-def _slices(values: pl.Series, starts: np.ndarray, ends: np.ndarray) -> pl.Series:
-    """A list column: row i holds `values[starts[i]:ends[i]]`."""
-    lengths = ends - starts
-    offsets = np.concatenate([[0], lengths.cumsum()])
-    rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-    return _lists(values.gather(rows), offsets)
-
-
-def _lists(values: pl.Series, offsets: np.ndarray) -> pl.Series:
-    array = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values.to_arrow())
-    series = pl.from_arrow(array)
-    assert isinstance(series, pl.Series)
-    return series
-
-
 def _stamped(column: str) -> list[pl.Expr]:
     return [pl.col(column).alias("event_timestamp"), pl.col(column).alias("created_timestamp")]
-
-
-def _after(since: datetime | None) -> pl.Expr:
-    return pl.lit(True) if since is None else pl.col("moment") > since
 
 
 def _seconds(moment: pl.Expr) -> pl.Expr:

@@ -1,35 +1,35 @@
-"""Features of users beside those of `recommender_v1`: who they are, what they do and spend, their last steps in order.
+"""Features of users beside the histories: who they are, what they do and spend, their last steps in order.
 
 As everywhere, a row is stamped with the moment at which what it says became known, and an interaction counts from
-`known = max(event_timestamp, created_timestamp)` on. The functions take one partition of the users. Those that carry a
-state return it: the next call takes it together with the events that became known since, by night or from the stream.
+`known = max(event_timestamp, created_timestamp)` on. The functions take one partition of the users. Those of events go
+on from a state, as those of `transformations` do.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import datetime
 
 import numpy as np
 import polars as pl
 
 from evensong.features.column_values import categories
 from evensong.features.columns import CategoricalColumn, ColumnSet
-from evensong.features.declarations import FeatureDeclaration, ViewDeclaration
+from evensong.features.declarations import Feature, schema_of
+from evensong.features.lists import lists
 from evensong.features.newest import said_at_each_moment
-from evensong.features.point_in_time import point_in_time_join
+from evensong.features.state import Schema, ViewState, arriving, latest, opened
 from evensong.features.time_statistics import (
     DecayStatistic,
-    StatisticsState,
     TimeStatistic,
     WindowStatistic,
-    empty_state,
     moments_of_change,
     read_at,
     read_levels_at,
     update,
 )
-from evensong.types import CATEGORY_SEPARATOR, TIMESTAMP, Frame
+from evensong.features.time_views import marks_of, marks_schema, statistics_at
+from evensong.types import TIMESTAMP, Frame
 
 #: What every shop may know of a user; a key that is not there gives nulls.
 STATIC_COLUMNS = ColumnSet(
@@ -43,31 +43,56 @@ STATIC_COLUMNS = ColumnSet(
 )
 COUNTED = ("view", "click", "cart", "purchase")
 PURCHASE = "purchase"
+DAYS = (1, 7, 30)
 HOURS = 24
-STAMPS: dict[str, pl.DataType] = {"event_timestamp": TIMESTAMP, "created_timestamp": TIMESTAMP}
+TEXTS, NUMBERS = pl.List(pl.String()), pl.List(pl.Float32())
+_HALF_LIFE = "half-life {half_life_days:g} days"
+_STEPS = "last {sequence_length} events"
 
-USER_PROFILE: dict[str, pl.DataType] = {
-    "user_id": pl.String(),
-    **{column.name: pl.String() for column in STATIC_COLUMNS.root},
-    **STAMPS,
-}
-USER_DYNAMICS: dict[str, pl.DataType] = {
-    "user_id": pl.String(),
-    "decayed_events": pl.Float64(),
-    **{f"decayed_{kind}s": pl.Float64() for kind in COUNTED},
-    **{f"spend_{days}d": pl.Float64() for days in (1, 7, 30)},
-    "taste_categories": pl.List(pl.String()),
-    "taste_shares": pl.List(pl.Float32()),
-    "hour_shares": pl.List(pl.Float32()),
-    **STAMPS,
-}
-USER_SEQUENCE: dict[str, pl.DataType] = {
-    "user_id": pl.String(),
-    "sequence_item_ids": pl.List(pl.String()),
-    "sequence_event_types": pl.List(pl.String()),
-    "sequence_categories": pl.List(pl.String()),
-    "sequence_gap_seconds": pl.List(pl.Float32()),
-    **STAMPS,
+PROFILE = (
+    Feature("age_bucket", pl.String(), "From the users table: attributes.age, cut at 18, 25, 35 and 50."),
+    Feature("gender", pl.String(), "From the users table: attributes.gender."),
+    Feature("membership_level", pl.String(), "From the users table: attributes.membership_level."),
+    Feature("user_attributes", pl.String(), "The row's JSON as it stands, for people's own columns."),
+)
+DYNAMICS = (
+    Feature("decayed_events", pl.Float64(), "Positive events, decayed.", window=_HALF_LIFE),
+    *(Feature(f"decayed_{kind}s", pl.Float64(), f"Its {kind} events.", window=_HALF_LIFE) for kind in COUNTED),
+    *(Feature(f"spend_{d}d", pl.Float64(), "Value of purchases.", window=f"{d} day{'s' * (d > 1)}") for d in DAYS),
+    Feature(
+        "taste_categories",
+        TEXTS,
+        "Level-one categories of the decayed events, largest first.",
+        window=_HALF_LIFE,
+    ),
+    Feature("taste_shares", NUMBERS, "Their shares of the decayed events.", window=_HALF_LIFE),
+    Feature(
+        "hour_shares",
+        NUMBERS,
+        "Shares of the decayed events by hour of day (UTC), 24 numbers.",
+        window="half-life four times {half_life_days:g} days",
+    ),
+)
+SEQUENCE = (
+    Feature("sequence_item_ids", TEXTS, "Items, oldest first.", window=_STEPS),
+    Feature("sequence_event_types", TEXTS, "Types of the events.", window=_STEPS),
+    Feature("sequence_categories", TEXTS, "Level-one categories of the items at that moment.", window=_STEPS),
+    Feature("sequence_gap_seconds", NUMBERS, "Seconds since the event before.", window=_STEPS),
+)
+USER_PROFILE = schema_of("user_id", *PROFILE)
+USER_DYNAMICS = schema_of("user_id", *DYNAMICS)
+USER_SEQUENCE = schema_of("user_id", *SEQUENCE)
+
+_SEQUENCE_STATE: Mapping[str, Schema] = {
+    "events": {
+        "user_id": pl.String(),
+        "known": TIMESTAMP,
+        "event_timestamp": TIMESTAMP,
+        "item_id": pl.String(),
+        "event_type": pl.String(),
+        "category": pl.String(),
+        "gap": pl.Float32(),
+    }
 }
 
 
@@ -77,7 +102,8 @@ def user_profile(
     """What the users table said of each user: `user_id`, the categorical columns of the set as text, the stamps.
 
     One row a moment at which the user's newest known row (largest `event_timestamp`, then `created_timestamp`) said
-    something else; other kinds of columns are left out.
+    something else; other kinds of columns are left out. What is written otherwise than expected stops no night: an age
+    group such as `25-34` is a bucket of its own, an age that cannot be read is none.
 
     Raises:
         SourceError: the table lacks a column, or it is of the wrong type.
@@ -85,7 +111,7 @@ def user_profile(
     chosen = [column for column in columns.root if isinstance(column, CategoricalColumn)]
     return said_at_each_moment(
         users,
-        lambda rows: pl.DataFrame([categories(rows, column, groups=True).alias(column.name) for column in chosen]),
+        lambda rows: pl.DataFrame([categories(rows, column, lenient=True).alias(column.name) for column in chosen]),
         entity="user_id",
         since=since,
         until=until,
@@ -108,179 +134,87 @@ def user_statistics(half_life_days: float) -> list[TimeStatistic]:
 
 
 def user_dynamics(
-    interactions: Frame,
-    items: Frame,
+    events: Frame,
     *,
-    state: StatisticsState | None = None,
-    half_life_days: float = 7.0,
-    num_top_categories: int = 5,
+    state: ViewState | None = None,
+    since: datetime | None = None,
     until: datetime,
-) -> tuple[Frame, StatisticsState]:
+    half_life_days: float,
+    num_top_categories: int,
+) -> tuple[Frame, ViewState]:
     """What each user did lately, as decayed counts, spend, taste and hours of the day, and the state to go on from.
 
     Args:
-        interactions: at least those that became known after the state, with the columns of the lake.
-        items: the items table; an event takes the level-one category that its item had when the event became known.
+        events: at least those that became known after the state, each with its `category` (`with_category`).
 
     Returns:
-        Rows `user_id, decayed_events, decayed_<type>s, spend_1d, spend_7d, spend_30d, taste_categories, taste_shares,
-        hour_shares` and stamps, at the moments that `moments_of_change` names. Shares of tastes and hours sum to 1,
-        hours in UTC; hours are an empty list without events.
+        USER_DYNAMICS at the moments that `moments_of_change` names. Shares of tastes and hours sum to 1, hours in UTC;
+        hours are an empty list without events.
     """
-    state = state or empty_state()
+    parts, at = opened(state, {"marks": marks_schema("user_id")})
+    held = statistics_at(parts["marks"], "user_id", at)
     statistics = user_statistics(half_life_days)
-    events = _with_levels(interactions, items)
-    moments = moments_of_change(events, statistics, entity="user_id", state=state, until=until)
-    values = read_at(state, events, statistics, entity="user_id", moments=moments)
-    levels = read_levels_at(state, events, statistics, entity="user_id", moments=moments).filter(pl.col("value") > 0)
+    events = arriving(events, at, until).with_columns(pl.col("event_timestamp").dt.hour().cast(pl.String).alias("hour"))
+    moments = moments_of_change(events, statistics, entity="user_id", state=held, until=until)
+    moments = moments.filter(pl.col("moment") > latest(since))
+    values = read_at(held, events, statistics, entity="user_id", moments=moments)
+    levels = read_levels_at(held, events, statistics, entity="user_id", moments=moments).filter(pl.col("value") > 0)
     values = values.with_row_index("row")
     taste = _top(levels.filter(pl.col("statistic") == "taste"), num_top_categories)
     values = values.join(taste, on="row", how="left", maintain_order="left").with_columns(
         pl.col("taste_categories").fill_null([]), pl.col("taste_shares").fill_null([])
     )
     values = values.with_columns(_hour_shares(levels.filter(pl.col("statistic") == "hours"), len(values)))
-    names = [name for name in values.columns if name not in ("row", "user_id", "moment")]
-    rows = values.select("user_id", *names, *_stamps("moment"))
-    return rows, update(state, events, statistics, entity="user_id", until=until)
-
-
-@dataclass(frozen=True)
-class SequenceState:
-    """The last events of each user, in the order in which they became known."""
-
-    events: Frame
-    until: datetime
+    rows = values.with_columns(_stamps("moment")).select(list(USER_DYNAMICS)).cast(pl.Schema(USER_DYNAMICS))
+    new = update(held, events, statistics, entity="user_id", until=until)
+    return rows, ViewState({"marks": marks_of(new, "user_id")}, until)
 
 
 def user_sequence(
-    interactions: Frame, items: Frame, *, state: SequenceState | None = None, length: int = 50, until: datetime
-) -> tuple[Frame, SequenceState]:
-    """Each user's last `length` events in order, one row a moment at which it grew, and the state to go on from.
+    events: Frame,
+    *,
+    state: ViewState | None = None,
+    since: datetime | None = None,
+    until: datetime,
+    sequence_length: int,
+) -> tuple[Frame, ViewState]:
+    """Each user's last `sequence_length` events in order, one row a moment at which it grew (USER_SEQUENCE).
 
-    Returns:
-        `user_id, sequence_item_ids, sequence_event_types, sequence_categories, sequence_gap_seconds` and stamps; the
-        lists are aligned, oldest first. A gap is the time since the user's event before, in seconds, 0 for the first
-        one ever and for one that is older than the event before it; a missing category is an empty text.
+    The lists are aligned, oldest first. A gap is the time since the user's event before, in seconds, 0 for the first
+    one ever and for one that is older than the event before it; a missing category is an empty text.
+
+    Args:
+        events: at least those that became known after the state, each with its `category` (`with_category`).
     """
-    since = state.until if state else datetime(1, 1, 1, tzinfo=UTC)
-    new = _with_levels(interactions, items).filter((pl.col("known") > since) & (pl.col("known") <= until))
-    kept = ["user_id", "known", "event_timestamp", "item_id", "event_type", "category"]
-    new = new.select(*kept, pl.lit(None, pl.Float32).alias("gap"))
-    order = ["user_id", "known", "event_timestamp", "item_id", "event_type"]
-    # stable: events that are alike in all of this keep the order, and the gaps, that they had in the state
-    events = (pl.concat([state.events, new]) if state else new).sort(order, maintain_order=True)
+    parts, at = opened(state, _SEQUENCE_STATE)
+    new = arriving(events, at, until).with_columns(pl.lit(None, pl.Float32).alias("gap"))
+    users = new.select(pl.col("user_id").unique())
+    rest = parts["events"].join(users, on="user_id", how="anti", maintain_order="left")
+    mine = parts["events"].join(users, on="user_id", how="semi", maintain_order="left")
+    steps = pl.concat([mine, new.select(list(_SEQUENCE_STATE["events"]))])
+    steps = steps.sort("user_id", "known", "event_timestamp", "item_id", "event_type", maintain_order=True)
     gap = (pl.col("event_timestamp") - pl.col("event_timestamp").shift(1).over("user_id")).dt.total_microseconds() / 1e6
-    events = events.with_columns(pl.coalesce("gap", gap.clip(0).cast(pl.Float32), pl.lit(0.0, pl.Float32)))
-    numbered = events.with_row_index("place").with_columns(pl.int_range(pl.len()).over("user_id").alias("number"))
+    steps = steps.with_columns(pl.coalesce("gap", gap.clip(0).cast(pl.Float32), pl.lit(0.0, pl.Float32)))
+    numbered = steps.with_row_index("place").with_columns(pl.int_range(pl.len()).over("user_id").alias("number"))
     last = pl.struct("user_id", "known").ne_missing(pl.struct("user_id", "known").shift(-1))
-    rows = numbered.filter(last | (pl.col("place") == len(events) - 1)).filter(pl.col("known") > since)
+    rows = numbered.filter(last | (pl.col("place") == len(steps) - 1)).filter(pl.col("known") > latest(at, since))
     spans = rows.select(
         pl.int_ranges(
-            pl.col("place").cast(pl.Int64) - pl.min_horizontal(pl.col("number"), pl.lit(length - 1)),
+            pl.col("place").cast(pl.Int64) - pl.min_horizontal(pl.col("number"), pl.lit(sequence_length - 1)),
             pl.col("place").cast(pl.Int64) + 1,
         ).alias("places")
     )
     places = spans.with_row_index("row").explode("places")
     columns = {"item_id": "item_ids", "event_type": "event_types", "category": "categories", "gap": "gap_seconds"}
-    picked = events.select(pl.col(old).alias(f"sequence_{new}") for old, new in columns.items())[places["places"]]
+    picked = steps.select(pl.col(old).alias(f"sequence_{new}") for old, new in columns.items())[places["places"]]
     picked = picked.with_columns(pl.col("sequence_categories").fill_null(""))
     listed = (
         pl.concat([places.select("row"), picked], how="horizontal").group_by("row", maintain_order=True).agg(pl.all())
     )
     found = pl.concat([rows.select("user_id", "known"), listed.drop("row")], how="horizontal")
-    found = found.select("user_id", *picked.columns, *_stamps("known"))
-    return found, SequenceState(events.group_by("user_id", maintain_order=True).tail(length), until)
-
-
-def views(half_life_days: float = 7.0, length: int = 50, columns: ColumnSet = STATIC_COLUMNS) -> list[ViewDeclaration]:
-    """What this module computes, for the dictionary."""
-    half_life = f"half-life {half_life_days:g} days"
-    text, number, words = "String", "Float64", "List(String)"
-    static = [
-        FeatureDeclaration(name=column.name, type=text, description=f"From the users table: {column.place}.")
-        for column in columns.root
-        if isinstance(column, CategoricalColumn)
-    ]
-    dynamic = [
-        FeatureDeclaration(name="decayed_events", type=number, description="Events, decayed.", window=half_life),
-        *(
-            FeatureDeclaration(
-                name=f"decayed_{kind}s", type=number, description=f"Its {kind} events.", window=half_life
-            )
-            for kind in COUNTED
-        ),
-        *(
-            FeatureDeclaration(name=f"spend_{d}d", type=number, description="Value of purchases.", window=f"{d} days")
-            for d in (1, 7, 30)
-        ),
-        FeatureDeclaration(
-            name="taste_categories", type=words, description="Level-one categories, largest first.", window=half_life
-        ),
-        FeatureDeclaration(
-            name="taste_shares",
-            type="List(Float32)",
-            description="Their shares of the decayed events.",
-            window=half_life,
-        ),
-        FeatureDeclaration(
-            name="hour_shares",
-            type="List(Float32)",
-            description="Shares of the decayed events by hour of day (UTC), 24 numbers.",
-            window=f"half-life {4 * half_life_days:g} days",
-        ),
-    ]
-    window = f"last {length} events"
-    steps = [
-        FeatureDeclaration(name="sequence_item_ids", type=words, description="Items, oldest first.", window=window),
-        FeatureDeclaration(name="sequence_event_types", type=words, description="Types of the events.", window=window),
-        FeatureDeclaration(name="sequence_categories", type=words, description="Level-one categories.", window=window),
-        FeatureDeclaration(
-            name="sequence_gap_seconds",
-            type="List(Float32)",
-            description="Seconds since the event before.",
-            window=window,
-        ),
-    ]
-    here = "evensong.features.user_features"
-    declared = [column.model_dump_json() for column in columns.root if isinstance(column, CategoricalColumn)]
-    return [
-        ViewDeclaration(
-            name="user_profile",
-            entity="user_id",
-            source="users",
-            function=f"{here}:user_profile",
-            features=tuple(static),
-            parameters={"columns": "; ".join(declared)},
-        ),
-        ViewDeclaration(
-            name="user_dynamics",
-            entity="user_id",
-            source="interactions, items",
-            function=f"{here}:user_dynamics",
-            features=tuple(dynamic),
-            parameters={"half_life_days": f"{half_life_days:g}"},
-        ),
-        ViewDeclaration(
-            name="user_sequence",
-            entity="user_id",
-            source="interactions, items",
-            function=f"{here}:user_sequence",
-            features=tuple(steps),
-            parameters={"length": str(length)},
-        ),
-    ]
-
-
-def _with_levels(interactions: Frame, items: Frame) -> Frame:
-    """The events with `known`, their item's level-one `category` at that moment, and their `hour` of day."""
-    events = interactions.with_columns(
-        pl.max_horizontal("event_timestamp", "created_timestamp").alias("known"),
-        pl.col("event_timestamp").dt.hour().cast(pl.String).alias("hour"),
-    )
-    joined = point_in_time_join(
-        events, items, keys={"item_id": "item_id"}, columns={"category_path": "category"}, moment="known"
-    )
-    return joined.with_columns(pl.col("category").str.split(CATEGORY_SEPARATOR).list.first())
+    found = found.with_columns(_stamps("known")).select(list(USER_SEQUENCE)).cast(pl.Schema(USER_SEQUENCE))
+    kept = steps.group_by("user_id", maintain_order=True).tail(sequence_length)
+    return found, ViewState({"events": pl.concat([rest, kept]).sort("user_id", maintain_order=True)}, until)
 
 
 def _top(levels: Frame, length: int) -> Frame:
@@ -301,8 +235,9 @@ def _hour_shares(levels: Frame, num_rows: int) -> pl.Series:
     table[levels["row"].to_numpy(), levels["level"].cast(pl.Int64).to_numpy()] = levels["value"].to_numpy()
     total = table.sum(axis=1, keepdims=True)
     shares = np.divide(table, total, out=table, where=total > 0).astype(np.float32)
-    rows = [row.tolist() if some else [] for row, some in zip(shares, total[:, 0] > 0, strict=True)]
-    return pl.Series("hour_shares", rows, dtype=pl.List(pl.Float32))
+    some = total[:, 0] > 0
+    offsets = np.concatenate([[0], (some * HOURS).cumsum()])
+    return lists(pl.Series(shares[some].ravel(), dtype=pl.Float32), offsets).alias("hour_shares")
 
 
 def _stamps(moment: str) -> list[pl.Expr]:

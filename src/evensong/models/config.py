@@ -23,6 +23,9 @@ class RankerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     features: tuple[str, ...] = FEATURES
+    crosses: tuple[str, ...] = ()
+    """Crosses of pairs, whose buckets stand behind the features."""
+    num_buckets: tuple[int, ...] = ()
     hidden: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]

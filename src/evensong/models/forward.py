@@ -102,16 +102,21 @@ def _unit(vectors: Floats) -> Floats:
 class RankerForward:
     """The ranker from its saved weights; equals `Ranker` up to float rounding (tested)."""
 
-    def __init__(self, weights: Mapping[str, Floats], num_layers: int) -> None:
+    def __init__(self, weights: Mapping[str, Floats], num_layers: int, num_pairs: int = 0) -> None:
         self._mean, self._std = weights["mean"], weights["std"]
         self._linear = np.ascontiguousarray(weights["linear.weight"][0])
         self._layers = [(weights[f"layers.{i}.weight"].T, weights[f"layers.{i}.bias"]) for i in range(num_layers)]
         self._out = np.ascontiguousarray(weights["out.weight"][0])
+        self._pairs = [np.ascontiguousarray(weights[f"pairs.{i}.weight"][:, 0]) for i in range(num_pairs)]
 
     def __call__(self, features_KF: Floats) -> Floats:
         """Scores (K,) of one user's candidates."""
-        scaled = (features_KF - self._mean) / self._std
+        num_features = len(self._mean)
+        scaled = (features_KF[:, :num_features] - self._mean) / self._std
         hidden = np.clip(scaled, -5, 5)
         for weight, bias in self._layers:
             hidden = np.maximum(hidden @ weight + bias, 0)
-        return (scaled @ self._linear + hidden @ self._out).astype(np.float32)
+        scores = scaled @ self._linear + hidden @ self._out
+        for place, weight in enumerate(self._pairs):
+            scores = scores + weight[features_KF[:, num_features + place].astype(np.int64)]
+        return scores.astype(np.float32)

@@ -20,6 +20,7 @@ from evensong.models.vocabulary import Vocabulary, words
 from evensong.types import CATEGORY_SEPARATOR, Frame
 
 Ints = NDArray[np.int32]
+Longs = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 NUM_WORDS = 16
@@ -71,6 +72,8 @@ class UserInputs(_Columns):
     """Rows of the declared columns' own tables."""
     value_BV: Floats
     """The declared columns' numbers and vectors; the ranker reads the first ones, the numbers."""
+    hash_BU: Longs
+    """Hashes of what crosses with items read of the user; for the ranker."""
 
     @property
     def has_history_B(self) -> NDArray[np.bool_]:
@@ -197,14 +200,15 @@ def encode_users(users: Frame, vocabularies: Vocabularies, now: datetime | None 
         vocabularies: fitted beside the towers.
         now: the moment that "days since the last interaction" counts to; none: each row's own `event_timestamp`.
     """
-    own = vocabularies.columns.user_arrays(users)
+    arrays = vocabularies.columns.user_arrays(users)
+    own = (arrays.index_NI, arrays.value_NF, vocabularies.columns.user_hashes(users))
     if len(users) <= FEW:
-        return UserInputs(*_encode_few(users, vocabularies, now), own.index_NI, own.value_NF)
+        return UserInputs(*_encode_few(users, vocabularies, now), *own)
     missing = [pl.lit(None, dtype).alias(name) for name, dtype in USER_FEATURES.items() if name not in users.columns]
     users = users.with_columns(*missing) if missing else users
     history = _history(users["recent_item_ids"], vocabularies)
     category, share = _top_categories(users, vocabularies)
-    return UserInputs(history, _numeric(users, now), category, share, own.index_NI, own.value_NF)
+    return UserInputs(history, _numeric(users, now), category, share, *own)
 
 
 def seconds(users: Frame, now: datetime | None) -> NDArray[np.float64]:

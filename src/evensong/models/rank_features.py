@@ -66,6 +66,8 @@ class Item:
     """NaN when there is none."""
     numbers: Floats
     """The declared columns' numbers along the last axis."""
+    hashes: NDArray[np.int64]
+    """Hashes of what crosses with users read of the item, along the last axis."""
 
     def take(self, rows: NDArray[np.int64] | slice) -> Item:
         """The items at some places of the first axis."""
@@ -75,6 +77,7 @@ class Item:
             self.category[rows],
             self.log_price[rows],
             self.numbers[rows],
+            self.hashes[rows],
         )
 
     def reshape(self, *shape: int) -> Item:
@@ -85,6 +88,7 @@ class Item:
             self.category.reshape(*shape, NUM_LEVELS),
             self.log_price.reshape(shape),
             self.numbers.reshape(*shape, self.numbers.shape[-1]),
+            self.hashes.reshape(*shape, self.hashes.shape[-1]),
         )
 
 
@@ -118,11 +122,12 @@ def item_columns(items: Frame, vocabularies: Vocabularies) -> Item:
         encode_categories(items, vocabularies),
         log_price.astype(np.float32),
         vocabularies.columns.item_numbers(items),
+        vocabularies.columns.item_hashes(items),
     )
 
 
 def features_of(columns: ModelColumns) -> tuple[str, ...]:
-    """The columns that `assemble` gives: FEATURES, then the numbers of users' and of items' declared columns."""
+    """The numbers that `assemble` gives first: FEATURES, then those of users' and of items' declared columns."""
     users = (f"user:{name}" for name in columns.user_number_names)
     return (*FEATURES, *users, *(f"item:{name}" for name in columns.item_number_names))
 
@@ -134,9 +139,10 @@ def assemble(
     embeddings_SKD: Floats,
     logits_SK: Floats,
     now_S: NDArray[np.float64],
-    num_user_numbers: int = 0,
+    columns: ModelColumns,
 ) -> Floats:
-    """The features of every candidate, (S, K, F), columns as `features_of` names them.
+    """The features of every candidate, (S, K, F): the columns as `features_of` names them, then the bucket of each
+    cross of pairs, a whole number (exact, since there are fewer than 2 ** 24).
 
     Args:
         users: one row a slate, its state at the slate's moment.
@@ -145,11 +151,12 @@ def assemble(
         embeddings_SKD: the retriever's item vectors.
         logits_SK: the retriever's inner products over its temperature.
         now_S: the slate's moment, unix seconds.
-        num_user_numbers: how many of the users' declared values are numbers; they stand first.
+        columns: the declared columns; of the users' values the numbers stand first.
     """
     shape = logits_SK.shape
-    num_items = candidates.numbers.shape[-1]
-    out = np.zeros((*shape, len(FEATURES) + num_user_numbers + num_items), np.float32)
+    num_user_numbers, num_items = len(columns.user_number_names), candidates.numbers.shape[-1]
+    num_features = len(FEATURES) + num_user_numbers + num_items
+    out = np.zeros((*shape, num_features + len(columns.pairs.crosses)), np.float32)
     out[..., 0] = logits_SK
     present_S1L = history.present_SL[:, None, :]
     count_S1 = np.maximum(history.present_SL.sum(1, keepdims=True), 1).astype(np.float32)
@@ -181,7 +188,9 @@ def assemble(
     first = len(FEATURES)
     out[..., 20:first] = users.numeric_BF[:, None, :]
     out[..., first : first + num_user_numbers] = users.value_BV[:, None, :num_user_numbers]
-    out[..., first + num_user_numbers :] = candidates.numbers
+    out[..., first + num_user_numbers : num_features] = candidates.numbers
+    if columns.pairs.crosses:
+        out[..., num_features:] = columns.pairs.buckets(users.hash_BU, candidates.hashes)
     return out
 
 

@@ -48,7 +48,7 @@ class RankerWeights:
 
     def forward(self) -> RankerForward:
         """The ranker, ready to compute."""
-        return RankerForward(self.tensors, len(self.config.hidden))
+        return RankerForward(self.tensors, len(self.config.hidden), len(self.config.crosses))
 
 
 def save_towers(folder: Path, weights: TowerWeights) -> None:
@@ -60,15 +60,21 @@ def save_towers(folder: Path, weights: TowerWeights) -> None:
     weights.vocabularies.columns.save(folder / COLUMNS)
 
 
-def load_towers(folder: Path) -> TowerWeights:
+def load_towers(folder: Path, *, cache: str | None = None, device: str = "cpu") -> TowerWeights:
     """Read what `save_towers` wrote.
+
+    Args:
+        cache: URI of a folder in which the columns' encoders keep the vectors of what they have seen.
+        device: where these encoders run; another device than the training's rounds otherwise.
 
     Raises:
         BundleError: a file is missing or is not what it should be.
     """
     config = _read_config(folder, "two_tower")
     try:
-        columns = ModelColumns.load(folder / COLUMNS) if (folder / COLUMNS).is_dir() else None
+        columns = (
+            ModelColumns.load(folder / COLUMNS, cache=cache, device=device) if (folder / COLUMNS).is_dir() else None
+        )
         vocabularies = Vocabularies.from_dict(_read_json(folder / "vocabulary.json"), columns)
         return TowerWeights(TwoTowerConfig(**config), vocabularies, _tensors(folder / "towers.safetensors"))
     except (KeyError, ValueError, TypeError, ValidationError) as error:

@@ -1,7 +1,7 @@
 """What feature rows must say, counted event by event from what was known at the moment of each row.
 
 Slow and plain on purpose, and made of none of the view functions' code, so that a mistake there is not made here too.
-Only the parsing of a user's attributes is the column language's own, one row at a time.
+Only the parsing of attributes is the column language's own, one row at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from evensong.features.columns import NumericColumn, load_columns
 from evensong.settings import FeatureSettings, SplitSettings
 from evensong.types import CATEGORY_SEPARATOR, Frame
 
@@ -93,6 +94,8 @@ class Event:
     known: datetime
     """When a run may first see it."""
     value: float | None = None
+    positive: bool = False
+    """Whether it counts as wanting the item."""
 
 
 @dataclass(frozen=True)
@@ -143,16 +146,21 @@ class Truth:
         self._days = {day_end(day) for day in self._catalogue.select(pl.max_horizontal(*STAMPS)).unique().to_series()}
         self._prices: dict[datetime, dict[str | None, list[float]]] = {}
         self._categories: dict[tuple[str, datetime], str | None] = {}
+        self._numbers: dict[tuple[int, str], float | None] = {}
         self._of_user: dict[str, list[Event]] = {}
         self._of_item: dict[str, list[Event]] = {}
         self._met: dict[str, list[Event]] = {}
+        self._every: dict[str, dict[str, list[Event]]] = {"user": {}, "item": {}}
+        self._declared = load_columns(features.columns_path).statistics if features.columns_path else ()
         columns = ("user_id", "item_id", "event_type", "event_timestamp", "created_timestamp", "value")
         for user, item, kind, moment, created, value in interactions.select(columns).iter_rows():
             known = max(moment, created)
-            event = Event(user, item, kind, moment, known, value)
+            event = Event(user, item, kind, moment, known, value, is_positive(split, kind, value))
+            self._every["user"].setdefault(user, []).append(event)
+            self._every["item"].setdefault(item, []).append(event)
             if kind in split.positive_event_types or kind == PURCHASE:
                 self._met.setdefault(user, []).append(event)
-            if is_positive(split, kind, value):
+            if event.positive:
                 self._of_user.setdefault(user, []).append(event)
                 self._of_item.setdefault(item, []).append(event)
         self._views: dict[str, _View] = {
@@ -167,6 +175,14 @@ class Truth:
             "item_content": _View(self._item_content, lambda key: _known(self._items, key)),
             "item_details": _View(self._item_details, lambda key: _known(self._items, key)),
             "item_standing": _View(self._item_standing, self._due_of_standing),
+            "user_statistics": _View(
+                lambda key, moment: self._statistics("user", key, moment),
+                lambda key: self._due_of_statistics("user", key),
+            ),
+            "item_statistics": _View(
+                lambda key, moment: self._statistics("item", key, moment),
+                lambda key: map(day_end, self._due_of_statistics("item", key)),
+            ),
         }
 
     @property
@@ -273,7 +289,7 @@ class Truth:
         if newest is None:
             return None
         row = pl.DataFrame([newest.values], schema={"attributes": pl.String})
-        return {column.name: categories(row, column, groups=True)[0] for column in STATIC_COLUMNS.root}  # type: ignore[arg-type]
+        return {column.name: categories(row, column, lenient=True)[0] for column in STATIC_COLUMNS.root}  # type: ignore[arg-type]
 
     def _user_seen(self, key: str, moment: datetime) -> Values | None:
         known = [one for one in self._met.get(key, ()) if one.known <= moment]
@@ -283,7 +299,7 @@ class Truth:
         length = self._features.seen_length
         bought = [one for one in known if one.event_type == PURCHASE]
         return {
-            name: list(dict.fromkeys(one.item_id for one in met))[-length:]
+            name: _met([one.item_id for one in met], length)
             for name, met in (("seen_item_ids", known), ("purchased_item_ids", bought))
         }
 
@@ -366,6 +382,70 @@ class Truth:
                 found.setdefault(level_one(path), []).append(price)
             self._prices[moment] = {category: sorted(prices) for category, prices in found.items()}
         return self._prices[moment]
+
+    # ------------------------------------------------------------ people's own statistics
+
+    def _statistics(self, entity: str, key: str, moment: datetime) -> Values | None:
+        mine = [one for one in self._declared if one.entity == entity]
+        if entity == "item" and day_end(moment) != moment:
+            return None
+        known = [event for event in self._every[entity].get(key, ()) if event.known <= moment]
+        if not any(self._amount(one, event) is not None for one in mine for event in known):
+            return None
+        return {one.name: self._statistic(one, known, moment) for one in mine}
+
+    def _statistic(self, declared: Any, known: Sequence[Event], moment: datetime) -> Any:
+        """A sum, a number of events, or their mean, each event with its weight."""
+        total = weights = 0.0
+        for event in known:
+            amount = self._amount(declared, event)
+            if amount is None:
+                continue
+            if declared.kind == "decay":
+                weight = _weight(event, moment, declared.half_life_days)
+            else:
+                start = moment - timedelta(days=declared.window_days)
+                weight = float(start < event.event_timestamp <= moment)
+            total, weights = total + weight * amount, weights + weight
+        if declared.computes != "mean":
+            return weights if declared.computes == "count" else total
+        if declared.kind == "decay" and weights < _VAGUE:
+            # sums are kept in billionths, and so little of a mean is lost in them
+            return ANYTHING
+        return total / weights if weights > 0 else None
+
+    def _due_of_statistics(self, entity: str, key: str) -> Iterator[datetime]:
+        for event in self._every[entity].get(key, ()):
+            for one in self._declared:
+                if one.entity != entity or self._amount(one, event) is None:
+                    continue
+                yield event.known
+                if one.kind == "decay":
+                    yield from _halved(event, timedelta(days=one.half_life_days))
+                elif (end := day_end(event.event_timestamp + timedelta(days=one.window_days))) > event.known:
+                    yield end
+
+    def _amount(self, declared: Any, event: Event) -> float | None:
+        """What a statistic takes of an event; none: it does not count it."""
+        if not (event.positive if declared.event_types is None else event.event_type in declared.event_types):
+            return None
+        if declared.column is None:
+            return 1.0
+        table, _, place = declared.column.partition(".")
+        if not place:
+            return event.value
+        rows = self._items.get(event.item_id, ()) if table == "item" else self._users.get(event.user_id, ())
+        newest = _newest(rows, event.known)
+        return None if newest is None else self._number(newest, place)
+
+    def _number(self, said: Said, place: str) -> float | None:
+        from evensong.features.column_values import numbers
+
+        asked = id(said), place
+        if asked not in self._numbers:
+            row = pl.DataFrame([said.values], schema_overrides={"attributes": pl.String, "price": pl.Float64})
+            self._numbers[asked] = numbers(row, NumericColumn(name="number", source=place))[0]
+        return self._numbers[asked]
 
     def _category(self, event: Event) -> str | None:
         """The level-one category of the item, as the items table named it when the event became known."""
@@ -511,6 +591,15 @@ def _in_order(events: Iterable[Event], moment: datetime) -> list[Event]:
     """The events known at a moment, in the order in which they became known."""
     known = [one for one in events if one.known <= moment]
     return sorted(known, key=lambda one: (one.known, one.event_timestamp, one.item_id, one.event_type))
+
+
+def _met(item_ids: Iterable[str], length: int) -> list[str]:
+    """The items in the order in which they were met; a longer list forgets its oldest, which may then be met anew."""
+    found: list[str] = []
+    for item_id in item_ids:
+        if item_id not in found:
+            found = [*found, item_id][-length:]
+    return found
 
 
 def _inside(events: Iterable[Event], moment: datetime, length: timedelta) -> list[Event]:

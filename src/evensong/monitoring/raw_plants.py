@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from evensong.features.columns import StatisticDeclaration
 from evensong.settings import SplitSettings
 from evensong.types import INTERACTIONS, ITEMS, USERS, Frame
 
@@ -84,14 +85,22 @@ def moments(as_of: datetime) -> Iterator[tuple[str, Stamps]]:
     yield "corrected later", (as_of - 12 * _DAY, as_of - 3 * _HOUR)
 
 
-def raw_world(as_of: datetime, split: SplitSettings, seed: int) -> RawWorld:
-    """The shop's rows around a night; the same night and seed give the same rows."""
+def raw_world(as_of: datetime, split: SplitSettings, seed: int, own: Sequence[StatisticDeclaration] = ()) -> RawWorld:
+    """The shop's rows around a night; the same night and seed give the same rows.
+
+    Args:
+        as_of: the night's cutoff.
+        split: which events are positive.
+        seed: of what is drawn.
+        own: people's own statistics, whose events and attributes are planted too.
+    """
     draw = np.random.default_rng([seed % 2**63, 31])
     planted: Counter[str] = Counter()
+    types = {one for declared in own for one in declared.event_types or ()}
     found = {
-        "interactions": pl.DataFrame(list(_interactions(as_of, split, draw, planted)), schema=INTERACTIONS),
-        "items": pl.DataFrame(list(_items(as_of, draw, planted)), schema=ITEMS),
-        "users": pl.DataFrame(list(_users(as_of, draw, planted)), schema=USERS),
+        "interactions": pl.DataFrame(list(_interactions(as_of, split, types, draw, planted)), schema=INTERACTIONS),
+        "items": pl.DataFrame(list(_items(as_of, _read(own, "item"), draw, planted)), schema=ITEMS),
+        "users": pl.DataFrame(list(_users(as_of, _read(own, "user"), draw, planted)), schema=USERS),
     }
     tables = {
         # no two rows of one thing say otherwise of the same moments: which of them counts is for the lake to say
@@ -109,6 +118,24 @@ def raw_world(as_of: datetime, split: SplitSettings, seed: int) -> RawWorld:
     return RawWorld(tables, {name: rows.filter(~(known & fifth)) for name, rows in tables.items()}, planted)
 
 
+def _read(own: Sequence[StatisticDeclaration], table: str) -> list[list[str]]:
+    """The places in a table's attributes that statistics read."""
+    places = {one.column for one in own if one.column and one.column.startswith(f"{table}.attributes.")}
+    return [place.split(".")[2:] for place in sorted(places)]
+
+
+def _said(said: dict[str, Any], places: Sequence[Sequence[str]], number: int) -> str:
+    """Attributes as JSON, with a number at each of the places, now and then none."""
+    for shift, (*path, last) in enumerate(places):
+        inside = said
+        for key in path:
+            inside = inside[key] if isinstance(inside.get(key), dict) else inside.setdefault(key, {})
+        # a place that is something else already keeps what it says
+        if not isinstance(inside.get(last), dict | int):
+            inside[last] = None if (number + shift) % 6 == 0 else 1.25 * ((number + 3 * shift) % 8)
+    return json.dumps(said)
+
+
 def _at(moment: datetime) -> Stamps:
     return moment, moment
 
@@ -122,10 +149,10 @@ def _drawn(as_of: datetime, draw: np.random.Generator) -> Iterator[tuple[str, St
 
 
 def _interactions(
-    as_of: datetime, split: SplitSettings, draw: np.random.Generator, planted: Counter[str]
+    as_of: datetime, split: SplitSettings, types: Collection[str], draw: np.random.Generator, planted: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     unwanted = next(f"unwanted{i}" for i in count() if f"unwanted{i}" not in split.positive_event_types)
-    kinds = (*split.positive_event_types, "purchase", unwanted)
+    kinds = tuple(dict.fromkeys([*split.positive_event_types, "purchase", *sorted(types), unwanted]))
     numbers = count()
 
     def row(kind: str, stamps: Stamps, user: int, item: int, **more: Any) -> dict[str, Any]:
@@ -159,7 +186,9 @@ def _interactions(
     yield row("of a user not known yet", (as_of - _DAY, as_of + INSTANT), 0, 0, user_id="canary-user-unknown")
 
 
-def _items(as_of: datetime, draw: np.random.Generator, planted: Counter[str]) -> Iterator[dict[str, Any]]:
+def _items(
+    as_of: datetime, places: Sequence[Sequence[str]], draw: np.random.Generator, planted: Counter[str]
+) -> Iterator[dict[str, Any]]:
     numbers = count()
 
     def row(kind: str, stamps: Stamps, item: int) -> dict[str, Any]:
@@ -172,7 +201,7 @@ def _items(as_of: datetime, draw: np.random.Generator, planted: Counter[str]) ->
             # prices meet each other, and are missing now and then
             "price": None if number % 11 == 0 else float(2 + number % 7),
             "image_uri": f"file:///{number % 4}.png",
-            "attributes": json.dumps({"colour": number % 3}),
+            "attributes": _said({"colour": number % 3}, places, number),
             "event_timestamp": stamps[0],
             "created_timestamp": stamps[1],
         }
@@ -183,7 +212,9 @@ def _items(as_of: datetime, draw: np.random.Generator, planted: Counter[str]) ->
         yield row(kind, stamps, number % (NUM_ITEMS - 1))
 
 
-def _users(as_of: datetime, draw: np.random.Generator, planted: Counter[str]) -> Iterator[dict[str, Any]]:
+def _users(
+    as_of: datetime, places: Sequence[Sequence[str]], draw: np.random.Generator, planted: Counter[str]
+) -> Iterator[dict[str, Any]]:
     numbers = count()
 
     def row(kind: str, stamps: Stamps, user: int) -> dict[str, Any]:
@@ -192,7 +223,7 @@ def _users(as_of: datetime, draw: np.random.Generator, planted: Counter[str]) ->
         said = {"age": 15 + 7 * (number % 7), "gender": "fmx"[number % 3], "membership_level": f"level {number % 4}"}
         return {
             "user_id": f"canary-user-{user}",
-            "attributes": None if number % 13 == 0 else json.dumps(said),
+            "attributes": None if number % 13 == 0 else _said(said, places, number),
             "event_timestamp": stamps[0],
             "created_timestamp": stamps[1],
         }

@@ -104,13 +104,14 @@ def _write(settings: Settings, copy: Settings, world: World) -> None:
 
 def _stamps(settings: Settings, found: Findings) -> None:
     """Every row of every feature table: it is of one moment, of some key, and not of after the tables' own end."""
-    from evensong.features.refresh import SCHEMAS, STATE
-    from evensong.features.shadow import entity_of, rows_of
+    from evensong.features.refresh import STATE
+    from evensong.features.shadow import rows_of
+    from evensong.features.views import declared_views, entity_of
 
     state = storage.read_json(storage.join(settings.lake, "features", STATE))
     horizon = datetime.fromisoformat(state["horizon"])
     event, created = pl.col("event_timestamp"), pl.col("created_timestamp")
-    for view in SCHEMAS:
+    for view in declared_views(settings.features):
         counts = (
             rows_of(settings, view)
             .select(
@@ -127,7 +128,7 @@ def _stamps(settings: Settings, found: Findings) -> None:
 
 def _tables(settings: Settings, night: Night, world: World, found: Findings) -> None:
     """The night's feature rows say what was known at their moment: the join cannot help where they say more."""
-    from evensong.features.shadow import entity_of
+    from evensong.features.views import entity_of
 
     truth, keys = _truth(settings, night, world)
     for view in _active(settings):
@@ -166,11 +167,11 @@ def _truth(settings: Settings, night: Night, world: World) -> tuple[Truth, dict[
 
 def _active(settings: Settings) -> list[str]:
     """The views that are computed under these settings."""
-    from evensong.features.refresh import SCHEMAS
-    from evensong.features.shop_columns import OPTIONAL_VIEWS, active_views
+    from evensong.features.shop_columns import active_views
+    from evensong.features.views import declared_views
 
-    silent = OPTIONAL_VIEWS.keys() - active_views(settings.features)
-    return [view for view in SCHEMAS if view not in silent]
+    active = active_views(settings.features)
+    return [name for name, view in declared_views(settings.features).items() if not view.optional or name in active]
 
 
 def _untrue(truth: Truth, view: str, one: Untrue, where: str) -> Problem:
@@ -192,11 +193,15 @@ def _untrue(truth: Truth, view: str, one: Untrue, where: str) -> Problem:
 
 def _views(copy: Settings, night: Night, world: World, found: Findings) -> None:
     """The views of the planted shop on an earlier night, this one and the next, and what is served of this one."""
+    from evensong.features.columns import load_columns
     from evensong.features.materialize import materialize
-    from evensong.features.shadow import entity_of, rows_of
+    from evensong.features.shadow import rows_of
+    from evensong.features.views import entity_of
     from evensong.pipelines import features
 
-    raw = raw_world(night.as_of, copy.split, worlds.seed(night))
+    path = copy.features.columns_path
+    own = load_columns(path).statistics if path else ()
+    raw = raw_world(night.as_of, copy.split, worlds.seed(night), own)
     world.planted.update({f"raw: {kind}": number for kind, number in raw.planted.items()})
     lake = Lake(copy.lake)
     for moment, tables in (
@@ -225,7 +230,8 @@ def _views(copy: Settings, night: Night, world: World, found: Findings) -> None:
 def _served(copy: Settings, night: Night, tables: Any, found: Findings) -> None:
     """The online store says of each key what its tables said at `as_of`."""
     from evensong.features.online import OnlineFeatures
-    from evensong.features.shadow import entity_of, rows_of
+    from evensong.features.shadow import rows_of
+    from evensong.features.views import entity_of
 
     online = OnlineFeatures(copy)
     try:
@@ -254,9 +260,9 @@ def _served(copy: Settings, night: Night, tables: Any, found: Findings) -> None:
 
 def _training_set(copy: Settings, night: Night, world: World, found: Findings) -> None:
     """The training set itself: its labels, its items at both cutoffs, its held-out users, and every feature of them."""
-    from evensong.features.refresh import SCHEMAS
-    from evensong.features.shadow import entity_of, views_of
+    from evensong.features.shadow import views_of
     from evensong.features.store import RECOMMENDER
+    from evensong.features.views import entity_of
     from evensong.pipelines import train, training_set
 
     uri = training_set.build(copy, night)
@@ -264,7 +270,6 @@ def _training_set(copy: Settings, night: Night, world: World, found: Findings) -
     oracles = [
         (view, entity_of(view), Oracle(world.features[view], entity_of(view), ttl))
         for view, ttl in views_of(copy, RECOMMENDER).items()
-        if view in SCHEMAS
     ]
     of_users = [one for one in oracles if one[1] == "user_id"]
     of_items = [one for one in oracles if one[1] == "item_id"]
@@ -320,8 +325,9 @@ def _seen(hidden: dict[str, dict[str, Any]], users: Frame, start: datetime) -> I
 def _probes(copy: Settings, night: Night, world: World, found: Findings, ttl: timedelta | None = None) -> None:
     """The join alone, asked in no order for what a training set never asks for: nulls, strangers, repeats, zones."""
     from evensong.features.offline import FeatureReader
-    from evensong.features.shadow import entity_of, views_of
+    from evensong.features.shadow import views_of
     from evensong.features.store import RECOMMENDER
+    from evensong.features.views import entity_of
 
     start = holdout_start(copy, night)
     labels = worlds.expected_labels(world, copy, night)

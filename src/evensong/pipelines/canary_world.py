@@ -44,8 +44,8 @@ def sample(settings: Settings, night: Night) -> World:
 
     What is in the tables although the night must not see it yet comes along.
     """
-    from evensong.features.refresh import SCHEMAS
-    from evensong.features.shadow import entity_of, rows_of
+    from evensong.features.shadow import rows_of
+    from evensong.features.views import entity_of, schemas
 
     lake = Lake(settings.lake)
     events = lake.scan("interactions").select(list(INTERACTIONS))
@@ -62,7 +62,7 @@ def sample(settings: Settings, night: Night) -> World:
     items = lake.scan("items").select(list(ITEMS)).filter(pl.col("item_id").is_in(item_ids.implode())).collect()
     keys = {"user_id": users, "item_id": item_ids}
     features = {}
-    for view, schema in SCHEMAS.items():
+    for view, schema in schemas(settings.features).items():
         entity = entity_of(view)
         of_keys = rows_of(settings, view).select(list(schema)).filter(pl.col(entity).is_in(keys[entity].implode()))
         found = of_keys.collect(engine="streaming")

@@ -17,7 +17,7 @@ from evensong.data.lake import Lake
 from evensong.evaluation import report, slices
 from evensong.models.inputs import encode_items
 from evensong.models.popularity import Popularity
-from evensong.models.saved import TowerWeights, load_towers
+from evensong.models.saved import TowerWeights
 from evensong.pipelines import train
 from evensong.recommender.funnel import SCHEMA, Recommender
 from evensong.retrieval.faiss_index import ItemIndex
@@ -52,7 +52,7 @@ def run(
         challenger = Recommender.of_parts(retriever, ranker, index, popularity)
         exact = None
         if not challenger.is_exact:
-            exact_index = _exact_index(load_towers(retriever), items, Path(folder, "exact"))
+            exact_index = _exact_index(train.towers(settings, retriever), items, Path(folder, "exact"))
             exact = Recommender.of_parts(retriever, ranker, exact_index, popularity)
         guardrails = {"index_recall": float(json.loads((index / "index.json").read_bytes())["index_recall"])}
     champion, version, cutoff = _champion(settings, night, start)

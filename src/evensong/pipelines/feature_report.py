@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from evensong.data import storage
 from evensong.errors import EvensongError, StorageError
 from evensong.features.model_columns import ModelColumns
-from evensong.features.shop_columns import ALIASES
+from evensong.features.shop_columns import read_features
 from evensong.models.inputs import USER_FEATURES, encode_items
 from evensong.models.saved import COLUMNS, load_ranker, load_towers
 from evensong.monitoring.feature_page import pictures, render
@@ -137,7 +137,7 @@ def _columns(settings: Settings, retriever: Path) -> ModelColumns:
 
 def _arrays(columns: ModelColumns, table: str, rows: Frame) -> list[pl.Series]:
     fitted = getattr(columns, table)
-    sources = _features_of(table, fitted.sources)
+    sources = sorted(read_features("users" if table == "users" else "items", fitted.columns))
     chosen = {one.name for one in fitted.columns.root if one.kind in _MADE or "." in getattr(one, "place", "")}
     # a title stands in many rows, and is read once
     asked = rows.select(name for name in sources if name in rows.columns and not rows.schema[name].is_nested())
@@ -158,12 +158,6 @@ def _arrays(columns: ModelColumns, table: str, rows: Frame) -> list[pl.Series]:
     return found
 
 
-def _features_of(table: str, places: Sequence[str]) -> list[str]:
-    """The features behind the places that columns read."""
-    aliases = ALIASES["users" if table == "users" else "items"]
-    return [aliases.get(place.split(".")[0], place.split(".")[0]) for place in places]
-
-
 # ---------------------------------------------------------------- what the champion needs
 
 
@@ -180,9 +174,11 @@ class _Judge:
         self._ranker = load_ranker(directory / "ranker")
         self._index = ItemIndex.load(directory / "index")
         columns = self._vocabularies.columns
-        self.of_tower = {*_OF_TOWER, *_features_of("items", columns.items.sources)}
-        self.of_items = {*ITEM_FEATURES, *self.of_tower, *_features_of("moving", columns.moving.sources)}
-        self.of_users = {*USER_FEATURES, *_features_of("users", columns.users.sources)}
+        pairs = columns.pairs
+        self.of_tower = {*_OF_TOWER, *read_features("items", columns.items.columns)}
+        of_ranker = read_features("items", columns.moving.columns, pairs.items)
+        self.of_items = {*ITEM_FEATURES, *self.of_tower, *of_ranker}
+        self.of_users = {*USER_FEATURES, *read_features("users", columns.users.columns, pairs.users)}
 
     def with_items(self, items: Frame) -> Recommender:
         """The model whose index holds these items as its tower sees them; items that it does not know are left out."""

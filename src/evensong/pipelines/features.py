@@ -37,8 +37,9 @@ def materialize(settings: Settings, night: Night) -> dict[str, int]:
     """
     from evensong.features.dictionary import build_dictionary, for_manifest
     from evensong.features.materialize import materialize as write
-    from evensong.features.refresh import SCHEMAS, require
+    from evensong.features.refresh import require
     from evensong.features.store import RECOMMENDER
+    from evensong.features.views import declared_views
 
     marker = storage.join(settings.lake, MATERIALIZED)
     newest = materialized_at(settings)
@@ -46,13 +47,19 @@ def materialize(settings: Settings, night: Night) -> dict[str, int]:
         log.info("materialize: the online store holds %s already, newer than %s; nothing to do", newest, night.as_of)
         return {}
     require(settings, night.as_of)
+    served = for_manifest(build_dictionary(settings), RECOMMENDER)
+    if newest is not None:
+        before = storage.read_json(marker)
+        if before.get("features") != served:
+            # rows of other definitions are about to come in one by one: no model of before may read them
+            storage.write_json(marker, before | {"features": served})
     written = write(settings, night.as_of)
     lake = Lake(settings.lake)
     said = {
         "as_of": night.as_of.isoformat(),
         "rows": written,
-        "versions": {view: lake.version(f"features/{view}") for view in SCHEMAS},
-        "features": for_manifest(build_dictionary(settings), RECOMMENDER),
+        "versions": {view: lake.version(f"features/{view}") for view in declared_views(settings.features)},
+        "features": served,
     }
     storage.write_json(marker, said | {"before": _before(marker, said)})
     return written

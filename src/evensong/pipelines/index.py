@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from evensong.data import storage
 from evensong.models.inputs import encode_items, encode_users
-from evensong.models.saved import TowerWeights, load_towers
+from evensong.models.saved import TowerWeights
 from evensong.pipelines import train
 from evensong.retrieval import exact
 from evensong.retrieval.faiss_index import ItemIndex
@@ -28,7 +28,7 @@ def build(settings: Settings, night: Night, training_set_uri: str, retriever_uri
     """Index every item known at the cutoff; return the URI of `index/`, whose `index.json` holds `index_recall`."""
     items = train.read_items(training_set_uri, final)
     with tempfile.TemporaryDirectory() as folder:
-        towers = load_towers(storage.fetch_folder(retriever_uri, Path(folder, "retriever")))
+        towers = train.towers(settings, storage.fetch_folder(retriever_uri, Path(folder, "retriever")))
         vectors_ND = towers.forward().items(encode_items(items, towers.vocabularies))
         index = ItemIndex.build(vectors_ND, items["item_id"].to_list(), settings.index)
         queries_QD = _queries(settings, night, training_set_uri, towers, vectors_ND)

@@ -114,7 +114,7 @@ def compare(settings: Settings, records: Sequence[Record]) -> Comparison:
             (made.failures if number == answered[-1] else made.notes).append(said)
             continue
         for record in mine:
-            made.pairs += _replay(record, offline, models)
+            made.pairs += _replay(settings, record, offline, models)
     newest = readable[0].model_version if readable else None
     models.tell(made, newest)
     if readable and not made.pairs and not made.failures:
@@ -174,7 +174,7 @@ class _Offline:
         """All the items as the model of that version reads them."""
         if version not in self._tables:
             rows = {item_id: self.of("item_id", item_id) for item_id in self._ids["item_id"]}
-            self._tables[version] = model.prepare_items(_frame(rows))
+            self._tables[version] = model.prepare_items(_frame(self._settings, rows))
         return self._tables[version]
 
     def of(self, entity: str, key: str) -> dict[str, Any]:
@@ -185,15 +185,16 @@ class _Offline:
 
     def _joined(self) -> dict[str, Rows]:
         from evensong.features.offline import FeatureReader
-        from evensong.features.refresh import SCHEMAS
-        from evensong.features.shadow import entity_of, rows_of, shadow, views_of, write_view
+        from evensong.features.shadow import rows_of, shadow, views_of, write_view
         from evensong.features.store import RECOMMENDER, SERVING_FILTERS
+        from evensong.features.views import entity_of, schemas
 
         moment, versions = self._filled
+        declared = schemas(self._settings.features)
         answers: dict[str, Rows] = {}
         with shadow(self._settings) as copy:
             for view in {**views_of(copy, RECOMMENDER), **views_of(copy, SERVING_FILTERS)}:
-                schema = SCHEMAS[view]
+                schema = declared[view]
                 rows = rows_of(self._settings, view, version=dict(versions).get(view))
                 there = rows.collect_schema().names()
                 wanted = pl.col(entity_of(view)).is_in(self._ids[entity_of(view)])
@@ -234,7 +235,7 @@ class _Models:
 
     def features(self, record: Record, entity: str) -> dict[str, list[str]]:
         """View to the features that the model reads of it, those of this release's views."""
-        from evensong.features.shadow import entity_of
+        from evensong.features.views import entity_of
 
         return {view: names for view, names in self._of(record.model_version)[1].items() if entity_of(view) == entity}
 
@@ -263,11 +264,12 @@ class _Models:
 
     def _opened(self, version: str) -> tuple[Recommender | None, dict[str, list[str]]]:
         from evensong.features.dictionary import build_dictionary, for_manifest
-        from evensong.features.refresh import SCHEMAS
         from evensong.features.store import RECOMMENDER
+        from evensong.features.views import schemas
         from evensong.recommender.funnel import Recommender
         from evensong.registry import bundle
 
+        declared = schemas(self._settings.features)
         model, listed = None, None
         try:
             directory = bundle.fetch(self._settings, version)
@@ -280,7 +282,7 @@ class _Models:
         by_view: dict[str, list[str]] = {}
         for full in listed["versions"]:
             view, _, name = full.partition(".")
-            if name in SCHEMAS.get(view, {}):
+            if name in declared.get(view, {}):
                 by_view.setdefault(view, []).append(name)
             else:
                 self._unknown.setdefault(version, []).append(full)
@@ -290,7 +292,7 @@ class _Models:
 # ---------------------------------------------------------------- the replay
 
 
-def _replay(record: Record, offline: Sequence[_Offline], models: _Models) -> Iterator[Pair]:
+def _replay(settings: Settings, record: Record, offline: Sequence[_Offline], models: _Models) -> Iterator[Pair]:
     """Every value of one request, served and offline."""
     user, pairs = _met(
         record.user_features or {}, models.features(record, "user_id"), offline, "user_id", record.user_id
@@ -307,7 +309,7 @@ def _replay(record: Record, offline: Sequence[_Offline], models: _Models) -> Ite
     hidden = _hidden(record, offline)
     yield HIDDEN, record.request_id, record.num_hidden, len(hidden)
     if record.source == "model" and (model := models.model(record)) is not None:
-        yield from _scores(record, model, user, items, hidden, offline)
+        yield from _scores(settings, record, model, user, items, hidden, offline)
 
 
 def _met(
@@ -347,12 +349,18 @@ def _hidden(record: Record, offline: Sequence[_Offline]) -> set[str]:
 
 
 def _scores(
-    record: Record, model: Recommender, user: Row, items: Rows, hidden: set[str], offline: Sequence[_Offline]
+    settings: Settings,
+    record: Record,
+    model: Recommender,
+    user: Row,
+    items: Rows,
+    hidden: set[str],
+    offline: Sequence[_Offline],
 ) -> Iterator[Pair]:
     """The score of each item that the model answered, and the same model's score from the offline features."""
     from evensong.recommender.session import continued
 
-    frame = continued(_user_frame(user), record.context.get("recent_item_ids", []))
+    frame = continued(_user_frame(settings, user), record.context.get("recent_item_ids", []))
     answered = {item["item_id"]: item["score"] for item in record.items if item["source"] == "model"}
     best: list[Pair] = []
     for one in offline:
@@ -361,7 +369,7 @@ def _scores(
             table = one.table(record.model_version, model)
         else:
             history = {item_id: one.of("item_id", item_id) for item_id in _items_of(record)}
-            table = model.prepare_items(_frame(history | items))
+            table = model.prepare_items(_frame(settings, history | items))
         again = model.score_of(frame, table, answered, now=record.at, k=record.k + MORE, hidden=hidden)
         pairs = [(SCORE, record.request_id, score, again.get(item_id, ABSENT)) for item_id, score in answered.items()]
         if not best or _farthest(pairs) < _farthest(best):
@@ -375,17 +383,17 @@ def _farthest(pairs: Sequence[Pair]) -> float:
     return max((difference(served, offline) for _, _, served, offline in pairs), default=0.0)
 
 
-def _user_frame(row: Row) -> Frame:
-    from evensong.features.shop_columns import USER_FEATURES
+def _user_frame(settings: Settings, row: Row) -> Frame:
+    from evensong.features.views import declared_views, features_of
 
-    schema = {"user_id": pl.String(), **USER_FEATURES}
+    schema = {"user_id": pl.String(), **features_of(declared_views(settings.features).values(), "user_id")}
     return pl.DataFrame([{name: row.get(name) for name in schema}], schema=schema)
 
 
-def _frame(items: Rows) -> Frame:
-    from evensong.features.shop_columns import ITEM_FEATURES
+def _frame(settings: Settings, items: Rows) -> Frame:
+    from evensong.features.views import declared_views, features_of
 
-    schema = {"item_id": pl.String(), **ITEM_FEATURES}
+    schema = {"item_id": pl.String(), **features_of(declared_views(settings.features).values(), "item_id")}
     rows = [{name: row.get(name) for name in schema} | {"item_id": item_id} for item_id, row in items.items()]
     return pl.DataFrame(rows, schema=schema)
 

@@ -130,7 +130,7 @@ def ranker(settings: Settings, night: Night, training_set_uri: str, retriever_ur
 
     target = place(settings, night, "ranker", final)
     with tempfile.TemporaryDirectory() as folder:
-        base = load_towers(storage.fetch_folder(storage.join(retriever_uri, BASE), Path(folder, "base")))
+        base = towers(settings, storage.fetch_folder(storage.join(retriever_uri, BASE), Path(folder, "base")))
         examples, items = read_labels(settings, training_set_uri, final), read_items(training_set_uri, final)
         start = ranker_start(settings, night, examples, final)
         slates = training.slates_of(examples, items, base, join, start, settings, seed=night.seed)
@@ -216,9 +216,19 @@ def _columns(settings: Settings, labels: Frame, items: Frame, champion: TowerWei
         wanted,
         labels,
         items,
-        cache=storage.join(settings.artifacts, "encoders"),
+        cache=_encoders(settings),
         device=settings.features.text_device,
     )
+
+
+def towers(settings: Settings, folder: Path) -> TowerWeights:
+    """The towers of a folder, with the encoders of their columns where the settings have them run."""
+    return load_towers(folder, cache=_encoders(settings), device=settings.features.text_device)
+
+
+def _encoders(settings: Settings) -> str:
+    """Where encoders keep the vectors of what they have seen."""
+    return storage.join(settings.artifacts, "encoders")
 
 
 def _champion(settings: Settings, night: Night, final: bool) -> tuple[TowerWeights, datetime] | None:
@@ -232,7 +242,7 @@ def _champion(settings: Settings, night: Night, final: bool) -> tuple[TowerWeigh
         log.warning("train_from is champion, but no earlier night made one; the weights begin at random")
         return None
     directory, cutoff = champion_models(settings, version.version, cutoff_of(settings, night, final))
-    return load_towers(directory / "retriever"), cutoff
+    return towers(settings, directory / "retriever"), cutoff
 
 
 def _checkpoints(

@@ -65,7 +65,8 @@ def _labels(settings: Settings, night: Night) -> tuple[Frame, datetime]:
 
     And where the holdout begins.
     """
-    from evensong.features.transformations import INTERACTION_COLUMNS, positive_events, with_known
+    from evensong.features.state import with_known
+    from evensong.features.transformations import INTERACTION_COLUMNS, positive_events
 
     split = settings.split
     known = Lake(settings.lake).scan("interactions", night.as_of).select(*INTERACTION_COLUMNS, "propensity").collect()
@@ -74,7 +75,7 @@ def _labels(settings: Settings, night: Night) -> tuple[Frame, datetime]:
             f"as_of {night.as_of:%Y-%m-%d %H:%M}: expected interactions known by then, found none; "
             "choose a later as_of, or import data that reaches back further"
         )
-    positives = with_known(positive_events(known, split))
+    positives = with_known(positive_events(known, split.positive_event_types, split.min_value))
     holdout_start = splits.holdout_start(positives, night.as_of, split)
     # The holdout is what training could not know: an event of before that arrives after T_h belongs to neither.
     held_out = pl.col("event_timestamp") > holdout_start
@@ -188,7 +189,7 @@ def _meta(
     targets: Frame,
 ) -> dict[str, Any]:
     lake = Lake(settings.lake)
-    from evensong.features.refresh import SCHEMAS
+    from evensong.features.views import declared_views
 
     parts = dict(labels["part"].value_counts().sort("part").iter_rows())
     return {
@@ -207,6 +208,6 @@ def _meta(
         "filter": settings.serving.filter,
         "lake_versions": {
             **lake.versions(),
-            **{f"features/{view}": lake.version(f"features/{view}") for view in SCHEMAS},
+            **{f"features/{view}": lake.version(f"features/{view}") for view in declared_views(settings.features)},
         },
     }

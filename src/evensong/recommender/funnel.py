@@ -55,12 +55,12 @@ class Recommender:
         self._vocabularies = towers.vocabularies
         self._config = ranker.config
         columns = self._vocabularies.columns
-        if ranker.config.features != (features := rank_features.features_of(columns)):
+        expected = (rank_features.features_of(columns), columns.pairs.names, columns.pairs.sizes)
+        if (found := (ranker.config.features, ranker.config.crosses, ranker.config.num_buckets)) != expected:
             raise BundleError(
-                f"expected a ranker of the retriever's columns {features}, got {ranker.config.features}; "
-                "take both from one bundle"
+                f"expected a ranker of the retriever's columns {expected}, got {found}; take both from one bundle"
             )
-        self._num_user_numbers = len(columns.user_number_names)
+        self._columns = columns
         self._towers = towers.forward()
         self._ranker = ranker.forward()
         self._index = index
@@ -242,7 +242,7 @@ class Recommender:
             embeddings_CD[None],
             logits_C[None].astype(np.float32),
             np.array([now.timestamp()]),
-            self._num_user_numbers,
+            self._columns,
         )
         return self._ranker(features[0])
 

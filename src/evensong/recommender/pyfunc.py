@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from evensong.features.shop_columns import USER_FEATURES
+from evensong.features.views import USER_FEATURES
 from evensong.recommender.funnel import Recommender
 
 DEFAULT_K = 20

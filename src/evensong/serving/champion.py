@@ -67,6 +67,10 @@ class InUse:
     """The bundle's own fallback, for when the funnel cannot run."""
     materialized: Materialized | None
     """The materialization that `items` was read after."""
+    features: Mapping[str, Any] | None = None
+    """The features that the model was trained on, as its bundle's manifest records them."""
+    redefined: bool = False
+    """Whether the store holds other features than those by now: then popular items are all that can be said safely."""
 
     def popular(self, k: int, exclude: Collection[str]) -> Frame:
         """Popular items in the funnel's form, without the funnel."""
@@ -301,7 +305,9 @@ class Champion:
         from evensong.registry import bundle
 
         manifest = bundle.read_manifest(directory)
-        self._check_features(version, manifest)
+        if _features_of(manifest) is None:
+            log.warning("version %s does not say which features it was trained on; they cannot be checked", version)
+        self._check_features(_features_of(manifest), self._materialized())
         recommender = Recommender.load(directory)
         new = InUse(
             name=self._settings.registry.model_name,
@@ -315,12 +321,13 @@ class Champion:
             titles=_titles(directory),
             popularity=recommender.popularity,
             materialized=None,
+            features=_features_of(manifest),
         )
         new = self._with_items(new) or new
         self._smoke(new)
         return new
 
-    def _check_features(self, version: str, manifest: Mapping[str, Any]) -> None:
+    def _check_features(self, features: Mapping[str, Any] | None, marker: Materialized | None) -> None:
         """Refuse a bundle that was trained on other features than the store holds.
 
         The store's marker says what filled it; where it does not, this code's own dictionary counts. A bundle of a
@@ -331,13 +338,9 @@ class Champion:
         """
         from evensong.features.dictionary import build_dictionary, check_served
 
-        features = manifest.get("features")
-        if not isinstance(features, dict):
-            log.warning("version %s does not say which features it was trained on; they cannot be checked", version)
-            return
-        marker = self._materialized()
-        served = marker.features if marker is not None else None
-        check_served(features, served if served is not None else build_dictionary(self._settings))
+        if features is not None:
+            served = marker.features if marker is not None else None
+            check_served(features, served if served is not None else build_dictionary(self._settings))
 
     def _smoke(self, new: InUse) -> None:
         """A first request, of nobody and of a user with a history, must give finite scores."""
@@ -408,11 +411,24 @@ class Champion:
         return self._newest
 
     def _with_items(self, model: InUse) -> InUse | None:
-        """The model with item features as the online store has them now, or none when they cannot be read."""
+        """The model with item features as the online store has them now, or none when they cannot be read.
+
+        Where the store has been filled by other definitions since, the model keeps the items that it knows, and goes
+        back to popular items until a model of these definitions is champion, or the store holds the old ones again.
+        """
         if self.features is None:
             return None
         # before the read: a materialization that ends in between is then seen as new
         marker = self._materialized()
+        try:
+            self._check_features(model.features, marker)
+        except BundleError as error:
+            self._warn(
+                "redefined",
+                f"version {model.version} is answered with popular items: {error}",
+            )
+            return dataclasses.replace(model, redefined=True, materialized=marker)
+        self._clear("redefined")
         try:
             frame = self.features.items(list(model.recommender.item_ids))
         except Exception as error:
@@ -427,7 +443,7 @@ class Champion:
         items = model.recommender.prepare_items(frame)
         self._clear("items")
         self._metrics.item_refreshes.inc()
-        return dataclasses.replace(model, items=items, item_features=frame, materialized=marker)
+        return dataclasses.replace(model, items=items, item_features=frame, materialized=marker, redefined=False)
 
     # ------------------------------------------------------------ telling
 
@@ -441,6 +457,11 @@ class Champion:
         if key in self._warnings:
             log.info("over: %s", self._warnings[key])
             self._warnings = {name: text for name, text in self._warnings.items() if name != key}
+
+
+def _features_of(manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    features = manifest.get("features")
+    return features if isinstance(features, dict) else None
 
 
 def _titles(directory: Path) -> dict[str, tuple[str | None, str | None]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from evensong.features.shop_columns import USER_FEATURES
+from evensong.features.views import USER_FEATURES
 from evensong.recommender.session import continued
 from evensong.serving.metrics import Metrics
 from evensong.settings import Settings
@@ -113,6 +113,8 @@ def recommend(
     """
     with metrics.stage("features"):
         stored, hidden = reader.read(features, ask.user_id)
+        if in_use.redefined:
+            stored = None  # their names are the same, their meaning is not
     users = stored if stored is not None else without_features(ask.user_id)
     users = continued(users, ask.recent_item_ids)
     exclude = {*hidden, *ask.exclude_item_ids, *ask.recent_item_ids}
@@ -176,6 +178,8 @@ def record(ask: Ask, reply: Reply, in_use: InUse) -> dict[str, Any]:
 
 def _choose(ask: Ask, in_use: InUse, users: Frame, exclude: set[str], now: datetime) -> tuple[Frame, str | None]:
     """The funnel's rows, and why the model did not speak if it should have."""
+    if in_use.redefined:
+        return in_use.popular(ask.k, exclude), "features_redefined"
     if in_use.items is None:
         return in_use.popular(ask.k, exclude), "item_features_unavailable"
     try:

@@ -15,6 +15,7 @@ Reason = Literal[
     "no_history",
     "features_unavailable",
     "item_features_unavailable",
+    "features_redefined",
     "model_failed",
 ]
 

@@ -108,13 +108,15 @@ def train(lessons: Slates, settings: Settings, *, seed: int) -> tuple[RankerWeig
 
 def fit_config(lessons: Slates, settings: Settings) -> RankerConfig:
     """The statistics of the features over all candidates of all slates."""
-    present = lessons.features_SKF[~lessons.absent_SK].astype(np.float64)
-    num_features = lessons.features_SKF.shape[2]
+    num_features = len(lessons.features)
+    present = lessons.features_SKF[~lessons.absent_SK][:, :num_features].astype(np.float64)
     mean = present.mean(0) if len(present) else np.zeros(num_features)
     std = present.std(0) if len(present) else np.ones(num_features)
     std = np.where(std < 1e-4, 1.0, std)
     return RankerConfig(
         features=lessons.features,
+        crosses=lessons.crosses,
+        num_buckets=lessons.num_buckets,
         hidden=settings.ranker.hidden,
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),

@@ -48,7 +48,9 @@ class Slates:
     group_S: Ints
     """The user, so that the validation can take whole users."""
     features: tuple[str, ...] = rank_features.FEATURES
-    """Names of the last axis of the features."""
+    """Names of the first of the last axis of the features; the buckets of crosses follow."""
+    crosses: tuple[str, ...] = ()
+    num_buckets: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.group_S)
@@ -179,7 +181,8 @@ def _features(
         absent_SK[slate, : len(items)] = False
         log_inclusion_SK[slate, 1:] = log_inclusion
     own = catalogue.vocabularies.columns
-    features_SKF = np.zeros((len(drawn), width, len(rank_features.features_of(own))), np.float32)
+    names = rank_features.features_of(own)
+    features_SKF = np.zeros((len(drawn), width, len(names) + len(own.pairs.crosses)), np.float32)
     if len(drawn):
         columns = _at_each_moment(item_SK, absent_SK, anchors.seconds_S[row_S], catalogue, join)
     for start in range(0, len(drawn), chunk):
@@ -195,9 +198,14 @@ def _features(
             embeddings,
             logits.astype(np.float32),
             anchors.seconds_S[row_S[part]],
-            len(own.user_number_names),
+            own,
         )
-    return Slates(features_SKF, log_inclusion_SK, absent_SK, anchors.user_S[row_S], rank_features.features_of(own))
+    return Slates(
+        *(features_SKF, log_inclusion_SK, absent_SK, anchors.user_S[row_S]),
+        features=names,
+        crosses=own.pairs.names,
+        num_buckets=own.pairs.sizes,
+    )
 
 
 def _at_each_moment(

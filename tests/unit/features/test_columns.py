@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from evensong.errors import BundleError, ConfigurationError, SourceError
-from evensong.features.columns import ColumnSet, bucketed, load_columns
+from evensong.features.columns import ColumnSet, ColumnsFile, bucketed, load_columns, parse
 from evensong.features.fitted_columns import FittedColumns
 from evensong.types import Frame
 
@@ -114,7 +114,7 @@ def test_one_value_an_infinity_and_no_value_at_all_stay_finite() -> None:
 def test_sequences_are_cut_at_the_chosen_end_and_padded() -> None:
     last = fitted({"kind": "sequence", "name": "visited", "length": 2}).transform(USERS)
     assert last["visited"].tolist() == [[3, 4], [4, 0], [0, 0], [0, 0]]
-    assert last["visited_length"].tolist() == [2, 1, 0, 0]
+    assert last["visited_length"].tolist() == [1.0, 0.5, 0.0, 0.0]
     first = fitted({"kind": "sequence", "name": "visited", "length": 2, "keep": "first"}).transform(USERS)
     assert first["visited"][0].tolist() == [2, 3]
 
@@ -258,7 +258,6 @@ def test_pictures_without_weights_are_left_out(tmp_path: Path) -> None:
             {"kind": "numeric", "name": "g", "source": "attributes.gender"},
             "expected numbers in attributes.gender, found 'f'",
         ),
-        ({"kind": "numeric", "name": "since"}, "expected numbers in since, found Datetime"),
         ({"kind": "categorical", "name": "income"}, "give `bins`"),
         ({"kind": "categorical", "name": "visited"}, "use `kind: sequence`"),
         ({"kind": "sequence", "name": "income", "length": 2}, "expected lists"),
@@ -310,6 +309,17 @@ def test_a_missing_file_is_refused_and_an_empty_one_declares_nothing(tmp_path: P
         load_columns(tmp_path / "columns.yaml")
     (tmp_path / "columns.yaml").write_text("")
     assert load_columns(tmp_path / "columns.yaml").users.fit(USERS).transform(USERS).names == []
+
+
+def test_columns_of_the_release_before_give_what_their_towers_learnt(tmp_path: Path) -> None:
+    columns = fitted({"kind": "sequence", "name": "visited", "length": 2})
+    folder = columns.save(tmp_path / "old")
+    content = json.loads((folder / "columns.json").read_text())
+    (folder / "columns.json").write_text(json.dumps(content | {"format": 1}))
+    old = FittedColumns.load(folder)
+    assert old.transform(USERS)["visited_length"].tolist() == [2, 1, 0, 0]
+    assert [output.kind for output in old.outputs] == ["indices", "index"]
+    assert FittedColumns.load(old.save(tmp_path / "again")).outputs == old.outputs
 
 
 @pytest.mark.parametrize("harm", ["missing", "format", "tokens", "strange array", "no json"])
@@ -381,3 +391,98 @@ items:
     vectors = goods["title"]
     nearest = (vectors @ vectors.T - 9 * np.eye(300)).argmax(axis=1)
     assert (nearest % 3 == np.arange(300) % 3).all()
+
+
+PEOPLE = pl.DataFrame(
+    {
+        "attributes": [
+            '{"income": "€1.200,50", "joined": "2024-03-01", "likes": "yoga; swim", "news": true, "tags": "[1]"}',
+            '{"income": "900", "joined": "2024-03-11", "likes": "swim;", "news": false, "pace": "4 km", "tags": ""}',
+            '{"income": "", "joined": null, "likes": null, "pace": "90 m", "nothing": null}',
+            None,
+        ]
+    }
+)
+
+
+def of_people(**declaration: object) -> FittedColumns:
+    return parse(ColumnSet, [declaration], "here").fit(PEOPLE)
+
+
+def test_values_are_read_as_people_write_them() -> None:
+    money = of_people(
+        kind="numeric", name="income", source="attributes.income", decimal=",", normalise="none", missing=0.0
+    )
+    assert money.transform(PEOPLE)["income"].tolist() == [1200.5, 900.0, 0.0, 0.0]
+    since = of_people(
+        kind="numeric", name="joined", source="attributes.joined", date_format="iso", normalise="none", missing=0.0
+    )
+    assert since.transform(PEOPLE)["joined"].tolist() == [19783.0, 19793.0, 0.0, 0.0]
+    likes = of_people(kind="sequence", name="likes", source="attributes.likes", separator=";", length=2)
+    assert likes.vocabulary("likes") == ["swim", "yoga"]
+    assert likes.transform(PEOPLE)["likes"].tolist() == [[3, 2], [2, 0], [0, 0], [0, 0]]
+    news = of_people(kind="numeric", name="news", source="attributes.news", normalise="none", missing=0.0)
+    assert news.transform(PEOPLE)["news"].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert of_people(kind="sequence", name="tags", source="attributes.tags", length=1).vocabulary("tags") == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("declaration", "said"),
+    [
+        (
+            {"kind": "numeric", "source": "attributes.income"},
+            "where the fraction stands behind `,`, say `decimal: ','`",
+        ),
+        ({"kind": "numeric", "source": "attributes.joined"}, "where they are dates, say `date_format: iso`"),
+        (
+            {"kind": "numeric", "source": "attributes.pace"},
+            "expected numbers of one kind in attributes.pace, found such of km, m",
+        ),
+        (
+            {"kind": "sequence", "length": 2, "source": "attributes.likes"},
+            "found texts such as 'yoga; swim'; or give a `separator`",
+        ),
+        ({"kind": "categorical", "source": "news"}, "did you mean attributes.news?"),
+    ],
+)
+def test_what_stumbles_says_what_to_do(declaration: dict[str, object], said: str) -> None:
+    with pytest.raises(SourceError) as raised:
+        of_people(name="x", **declaration)
+    assert said in str(raised.value)
+    assert "column x: expected" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("declaration", "said"),
+    [
+        ({"kind": "category", "name": "x"}, "unknown kind category; did you mean categorical"),
+        ({"kind": "numeric", "name": "x", "sorce": "y"}, "unknown key; did you mean source"),
+        ({"name": "x"}, "needs a `kind`"),
+        (
+            {"kind": "numeric", "name": "my column"},
+            "expected letters, digits and underscores without blanks, got 'my column'",
+        ),
+    ],
+)
+def test_a_misspelt_declaration_meets_the_nearest(declaration: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        parse(ColumnsFile, {"users": [declaration]}, "columns.yaml")
+    assert said in str(raised.value)
+
+
+def test_a_value_that_is_no_number_is_missing_where_columns_are_applied() -> None:
+    frame = pl.DataFrame({"size": ["1", "2"]})
+    columns = parse(ColumnSet, [{"kind": "numeric", "name": "size", "normalise": "none"}], "here").fit(frame)
+    found = columns.transform(pl.DataFrame({"size": ["7", "large"]}))
+    assert found["size"].tolist() == [7.0, 1.5]
+    assert found["size_missing"].tolist() == [0.0, 1.0]
+
+
+def test_columns_without_any_value_are_named_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    declarations = [
+        {"kind": kind, "name": f"{kind}_of_nothing", "source": "attributes.nothing"}
+        for kind in ("categorical", "numeric")
+    ]
+    parse(ColumnSet, declarations, "here").fit(PEOPLE)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "no row has a value of the columns categorical_of_nothing, numeric_of_nothing; they say nothing"

@@ -1,10 +1,18 @@
 """Hashed crosses are stable, spread evenly, and keep their columns apart."""
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
 
+from evensong.errors import ConfigurationError, SourceError
+from evensong.features.columns import ColumnsFile, parse
 from evensong.features.crosses import add_crosses, cross, cross64, hash64
+from evensong.features.model_columns import ModelColumns
+from evensong.features.pair_crosses import PairCrosses
+from evensong.features.shop_columns import active_views, declared
+from evensong.settings import FeatureSettings
 
 PEOPLE = pl.DataFrame({"gender": ["f", "m", None], "level": ["gold", "gold", "free"], "city": ["x", "y", "x"]})
 
@@ -58,3 +66,86 @@ def test_a_missing_column_is_named() -> None:
 
 def test_an_empty_frame_gives_nothing() -> None:
     assert cross(PEOPLE.clear(), ["gender", "level"], 10).shape == (0,)
+
+
+FILE = """
+users:
+  - {kind: categorical, name: loyal, source: num_interactions, bins: [5, 20]}
+crosses:
+  - {name: gender_x_shelf, columns: [users.gender, items.category_1], num_buckets: 1000}
+  - {name: three, columns: [items.category_2, users.loyal, users.gender], num_buckets: 64}
+"""
+SHELVES = pl.DataFrame({"category_path": ["Food > Tea", "Food", "Toys > Cars > Red", None]})
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> FeatureSettings:
+    path = tmp_path / "columns.yaml"
+    path.write_text(FILE)
+    return FeatureSettings(groups=(), columns_path=path)
+
+
+def test_the_bucket_of_a_pair_is_that_of_the_joined_row(own: FeatureSettings) -> None:
+    users = pl.DataFrame({"gender": ["f", None, "m"], "num_interactions": [3, 30, None]})
+    pairs = declared(own).pairs
+    columns = ModelColumns.none()
+    columns.pairs = pairs
+    user_hashes = columns.user_hashes(users)
+    found = pairs.buckets(user_hashes, np.repeat(columns.item_hashes(SHELVES)[None], 3, axis=0))
+    assert found.shape == (3, 4, 2)
+    joined = users.join(SHELVES, how="cross").with_columns(
+        category_1=pl.col("category_path").str.split(" > ").list.first(),
+        category_2=pl.when(pl.col("category_path").str.contains(" > ")).then(
+            pl.col("category_path").str.split(" > ").list.head(2).list.join(" > ")
+        ),
+        loyal=pl.Series(["under 5"] * 4 + ["20 and over"] * 4 + [None] * 4),
+    )
+    assert found[..., 0].ravel().tolist() == cross(joined, ["gender", "category_1"], 1000).tolist()
+    assert found[..., 1].ravel().tolist() == cross(joined, ["category_2", "loyal", "gender"], 64).tolist()
+    # one request's row gives the very bits
+    assert all((columns.user_hashes(users[n]) == user_hashes[n]).all() for n in range(3))
+
+
+def test_what_a_pair_reads_is_computed_and_served(own: FeatureSettings) -> None:
+    assert active_views(own) == {"user_profile"}
+    assert [column.name for column in declared(own).pairs.users.root] == ["gender", "loyal"]
+
+
+def test_pairs_travel_with_the_columns(own: FeatureSettings, tmp_path: Path) -> None:
+    users = pl.DataFrame({"gender": ["f", "m"], "num_interactions": [3, 30]})
+    fitted = ModelColumns.fit(declared(own), users, SHELVES)
+    back = ModelColumns.load(fitted.save(tmp_path / "columns"))
+    assert back.pairs == declared(own).pairs
+    assert back.same_as(declared(own))
+    assert not ModelColumns.none().same_as(declared(own))
+    (tmp_path / "columns" / "pairs.json").unlink()
+    assert ModelColumns.load(tmp_path / "columns").pairs == PairCrosses(), "a bundle of before has none"
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (["users.gender", "users.age_bucket"], "takes users.NAME and items.NAME.*declare `kind: cross`"),
+        (["users.gender", "shops.name"], "takes users.NAME and items.NAME"),
+        (["users.gender", "items.category_1", "users.gender"], "a cross takes different columns"),
+        (["users.gender"], "at least 2 items"),
+    ],
+)
+def test_a_wrong_pair_says_what_is_wrong(columns: list[str], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        parse(ColumnsFile, {"crosses": [{"name": "x", "columns": columns, "num_buckets": 9}]}, "here")
+
+
+def test_a_pair_of_a_column_that_is_none_meets_the_nearest_one(own: FeatureSettings) -> None:
+    path = own.columns_path
+    assert path is not None
+    path.write_text(FILE.replace("users.gender", "users.gendr"))
+    with pytest.raises(SourceError, match=r"column gendr: expected gendr in the data.*did you mean gender"):
+        ModelColumns.fit(declared(own), pl.DataFrame({"num_interactions": [1]}), SHELVES)
+    path.write_text(
+        FILE.replace(
+            "kind: categorical, name: loyal, source: num_interactions, bins: [5, 20]", "kind: numeric, name: gender"
+        )
+    )
+    with pytest.raises(ConfigurationError, match=r"users\.gender is numeric, expected a categorical column"):
+        declared(own)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+from datetime import timedelta
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from evensong.errors import BundleError, ConfigurationError
-from evensong.features import dictionary
-from evensong.features.dictionary import Dictionary, build_dictionary, check_served, code_hash, diff, for_manifest
+from evensong.features import definitions, views
+from evensong.features.definitions import code_hash
+from evensong.features.dictionary import Dictionary, build_dictionary, check_served, diff, for_manifest
+from evensong.features.views import BUILT_IN
 from evensong.settings import FeatureSettings, Settings, SplitSettings
 
 CODE = '''
@@ -39,7 +44,7 @@ def now() -> Dictionary:
 
 def hash_of(code: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The hash of `feature` in a module with this code."""
-    monkeypatch.setattr(dictionary, "_tree", lambda module: ast.parse(code if module == "evensong.sample" else ""))
+    monkeypatch.setattr(definitions, "_tree", lambda module: ast.parse(code if module == "evensong.sample" else ""))
     return code_hash("evensong.sample:feature")
 
 
@@ -61,8 +66,71 @@ def test_a_setting_that_a_feature_reads_changes_its_version_and_no_other(now: Di
     assert changed == {"user_seen"}
     positive = build_dictionary(Settings(split=SplitSettings(positive_event_types=("purchase",))))
     changed = {change.name.partition(".")[0] for change in diff(now, positive).changed}
-    assert changed == {"user_history", "user_activity", "item_popularity", "user_seen"}
+    of_positives = {"user_history", "user_activity", "item_popularity", "user_dynamics", "user_sequence"}
+    assert changed == of_positives | {"item_conversion", "user_seen"}
+    rated = build_dictionary(Settings(split=SplitSettings(min_value={"rating": 4})))
+    changed = {change.name.partition(".")[0] for change in diff(now, rated).changed}
+    assert changed == of_positives | {"item_conversion"}, "a low rating has been seen all the same"
+    fewer = build_dictionary(Settings(features=FeatureSettings(num_top_categories=3)))
+    changed = {change.name.partition(".")[0] for change in diff(now, fewer).changed}
+    assert changed == {"user_history", "user_dynamics", "columns_users"}
     assert other.version != now.version != positive.version
+
+
+def test_the_columns_of_the_models_are_listed_whatever_made_them(now: Dictionary) -> None:
+    columns = {feature.name: feature for feature in now.features if feature.name.startswith("columns_")}
+    assert {
+        *("columns_users.age_bucket", "columns_users.age_x_gender_x_level", "columns_users.taste"),
+        *("columns_users.last_types", "columns_users.spend_7d", "columns_items.title_tfidf"),
+        *("columns_items.price_rank", "columns_items.purchase_rate", "columns_items.item_decayed_events"),
+    } <= columns.keys()
+    rank = columns["columns_items.price_rank"]
+    assert (rank.type, rank.entity, rank.owner, rank.source) == ("numeric", "item_id", "evensong", "price_rank")
+    assert all(not column.services for column in columns.values()), "they travel in the bundle, fitted"
+    fewer = build_dictionary(Settings(features=FeatureSettings(groups=("text",))))
+    assert {f.name for f in fewer.features if f.name.startswith("columns_")} == {"columns_items.title_tfidf"}
+
+
+def test_other_weights_of_an_encoder_are_another_feature(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 4}')
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    settings = Settings(features=FeatureSettings(groups=(), text_encoder=str(tmp_path)))
+    before = build_dictionary(settings)
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    (change,) = diff(before, build_dictionary(settings)).changed
+    assert change.name == "columns_items.title_meaning"
+    assert change.fields.keys() == {"parameters", "version"}
+    absent = Settings(features=FeatureSettings(groups=(), text_encoder="somebody/not-here"))
+    assert build_dictionary(absent).show("title_meaning").parameters["encoder_fingerprint"] == "not on this machine"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ttl": timedelta(days=3)},
+        {
+            "features": (
+                dataclasses.replace(BUILT_IN[0].features[0], dtype=pl.List(pl.Int64())),
+                *BUILT_IN[0].features[1:],
+            )
+        },
+    ],
+)
+def test_time_to_live_and_type_are_part_of_a_definition(
+    now: Dictionary, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+) -> None:
+    other = dataclasses.replace(BUILT_IN[0], **change)  # type: ignore[arg-type]
+    monkeypatch.setattr(views, "BUILT_IN", (other, *BUILT_IN[1:]))
+    changed = {c.name for c in diff(now, build_dictionary(Settings())).changed if "version" in c.fields}
+    assert "user_history.recent_item_ids" in changed
+    assert {name.partition(".")[0] for name in changed} == {"user_history"}
+
+
+def test_owner_and_words_are_no_part_of_a_definition(now: Dictionary, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = dataclasses.replace(BUILT_IN[0], owner="you", description="In other words.")
+    monkeypatch.setattr(views, "BUILT_IN", (other, *BUILT_IN[1:]))
+    changed = diff(now, build_dictionary(Settings())).changed
+    assert {name for change in changed for name in change.fields} == {"owner"}
 
 
 def test_two_readings_agree(now: Dictionary) -> None:

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from evensong.features.images import ImageEncoder, open_image_encoder
@@ -69,3 +70,20 @@ def test_a_real_resnet_50_has_2048_numbers(tmp_path: Path) -> None:
     model = transformers.AutoModel.from_config(transformers.ResNetConfig())
     model.save_pretrained(tmp_path / "resnet-50")
     assert ImageEncoder(tmp_path / "resnet-50").encode([picture(tmp_path / "a.png", (1, 2, 3))]).shape == (1, 2048)
+
+
+def test_without_what_runs_models_pictures_are_off_with_one_line(
+    resnet: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from evensong.features import encoders
+    from evensong.features.columns import ColumnSet, ImageColumn
+
+    find = encoders.find_spec
+    monkeypatch.setattr(encoders, "find_spec", lambda name: None if name == "transformers" else find(name))
+    photos = pl.DataFrame({"photo": ["a.png", None]})
+    with caplog.at_level(logging.WARNING):
+        fitted = ColumnSet((ImageColumn(name="photo", encoder=str(resnet)),)).fit(photos)
+        found = fitted.transform(photos)
+    assert found.names == []
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("image features are off: pretrained models need transformers; run `pip install")

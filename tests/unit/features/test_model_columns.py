@@ -11,14 +11,9 @@ import pytest
 
 from evensong.errors import ConfigurationError, SourceError
 from evensong.features.model_columns import ModelColumns, user_sources
-from evensong.features.shop_columns import (
-    ITEM_FEATURES,
-    OPTIONAL_VIEWS,
-    USER_FEATURES,
-    Declared,
-    active_views,
-    declared,
-)
+from evensong.features.shop_columns import Declared, active_views, declared
+from evensong.features.views import BUILT_IN, ITEM_FEATURES, USER_FEATURES
+from evensong.models.forward import dense_width
 from evensong.settings import FeatureSettings
 from evensong.types import Frame
 
@@ -173,7 +168,9 @@ def test_only_views_that_a_column_reads_are_computed(own: Path) -> None:
     assert active_views(FeatureSettings(groups=("price",))) == {"item_standing"}
     assert active_views(FeatureSettings(groups=("text", "hours"))) == {"user_dynamics"}
     assert active_views(FeatureSettings(groups=(), columns_path=own)) == {"user_profile", "item_standing"}
-    assert active_views(FeatureSettings(groups=ALL, image_encoder="/weights")) == set(OPTIONAL_VIEWS)
+    assert active_views(FeatureSettings(groups=ALL, image_encoder="/weights")) == {
+        view.name for view in BUILT_IN if view.optional
+    }
 
 
 def test_a_training_set_must_hold_what_the_columns_read(own: Path) -> None:
@@ -185,3 +182,16 @@ def test_the_same_declaration_is_recognised(own: Path, columns: ModelColumns) ->
     wanted = declared(FeatureSettings(groups=ALL, columns_path=own))
     assert columns.same_as(wanted)
     assert not columns.same_as(declared(FeatureSettings(groups=ALL)))
+
+
+def test_the_default_columns_are_the_mixed_vector_of_128_numbers() -> None:
+    """docs/guides/models.md says how it is composed."""
+    columns = ModelColumns.fit(declared(FeatureSettings()), users(), items())
+    of_user = dense_width(columns.users.outputs)
+    of_item = dense_width(columns.items.outputs)
+    of_moment = dense_width(columns.moving.outputs)
+    assert (of_user, of_item, of_moment) == (91, 34, 3)
+    assert of_user + of_item + of_moment == 128
+    assert columns.user_arrays(users()).value_NF.shape == (ROWS, 27)
+    assert columns.item_arrays(items()).value_NF.shape == (ROWS, 34)
+    assert columns.item_numbers(items()).shape == (ROWS, 5)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
@@ -13,16 +17,19 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from evensong.data.lake import Lake
+from evensong.features import changes, definitions, views
 from evensong.features import refresh as refresh_module
-from evensong.features import stateful
-from evensong.features.refresh import SCHEMAS, refresh, seen_at
-from evensong.features.shop_columns import OPTIONAL_VIEWS
+from evensong.features.declarations import View
+from evensong.features.refresh import refresh, seen_at
+from evensong.features.views import BUILT_IN
 from evensong.settings import FeatureGroup, FeatureSettings, Settings
 from evensong.types import Frame
 
 #: An encoder of pictures is named so that every optional view is computed.
 EVERY_VIEW = FeatureSettings(image_encoder="/weights", groups=get_args(FeatureGroup))
 DAY0 = datetime(2026, 1, 1, tzinfo=UTC)
+SCHEMAS = {view.name: view.schema for view in BUILT_IN}
+OPTIONAL_VIEWS = {view.name for view in BUILT_IN if view.optional}
 
 
 def at(days: float) -> datetime:
@@ -183,10 +190,10 @@ def test_a_refresh_that_was_killed_between_two_tables_is_repaired(
     add(shop, *SECOND, ("w", "a", 0.1))
     whole = refresh_module._replace
 
-    def killed(settings: Settings, view: str, *rest: object) -> None:
-        if view == last:
+    def killed(settings: Settings, view: View, *rest: object, **options: object) -> None:
+        if view.name == last:
             raise KeyboardInterrupt
-        whole(settings, view, *rest)  # type: ignore[arg-type]
+        whole(settings, view, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(refresh_module, "_replace", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -196,38 +203,146 @@ def test_a_refresh_that_was_killed_between_two_tables_is_repaired(
     assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
 
 
-def test_a_night_hands_a_stateful_view_only_what_is_new_in_it(
+#: The views of events, each with the column that names an event in what it is handed.
+OF_EVENTS = [view.name for view in BUILT_IN if view.goes_on_from_a_state]
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """From now on: how many rows each view's function is handed, call by call."""
+    handed: dict[str, list[int]] = {view.name: [] for view in BUILT_IN}
+
+    def counting(view: View) -> View:
+        def counted(rows: Frame, *rest: object, **options: object) -> object:
+            handed[view.name].append(len(rows))
+            return view.function(rows, *rest, **options)
+
+        return dataclasses.replace(view, function=counted)
+
+    monkeypatch.setattr(views, "BUILT_IN", tuple(counting(view) for view in BUILT_IN))
+    # the watch is no other definition
+    names = {view.name: view for view in BUILT_IN}
+    monkeypatch.setattr(
+        refresh_module, "view_definition", lambda view, of: definitions.view_definition(names[view.name], of)
+    )
+    return handed
+
+
+def test_a_night_hands_each_view_only_what_is_new_in_it(
     shop: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(shop, *FIRST)
     refresh(shop, at(2))
     add(shop, *SECOND)
-    handed: list[int] = []
-    whole = stateful.user_dynamics
-
-    def counted(events: Frame, *rest: object, **options: object) -> object:
-        handed.append(len(events))
-        return whole(events, *rest, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(stateful, "user_dynamics", counted)
+    Lake(shop.lake).append_new("items", catalogue(("a", "Garden", 2.5)))
+    handed = watched(monkeypatch)
     refresh(shop, at(3))
-    assert sum(handed) == len(SECOND)
+    assert {name: sum(handed[name]) for name in OF_EVENTS} == dict.fromkeys(OF_EVENTS, len(SECOND))
+    # the row of before and the new one of the item that has one; ranks need the other items as well
+    assert (handed["item_content"], handed["item_details"], handed["item_standing"]) == ([2], [2], [4])
+    assert handed["user_profile"] == [2], "one user has a row at day 2.1"
     monkeypatch.undo()
     assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
 
 
-def test_only_the_last_midnights_state_is_kept(shop: Settings) -> None:
+def test_a_night_reads_only_the_rows_that_are_new(shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(shop, *FIRST)
+    refresh(shop, at(2))
+    add(shop, *SECOND)
+    read: list[int] = []
+    whole = changes._read
+    monkeypatch.setattr(changes, "_read", lambda *what: read.append(len(found := whole(*what))) or found)
+    refresh(shop, at(3))
+    assert sum(read) == len(SECOND) + 1, "two events and a user's row"
+
+
+def test_a_table_that_was_written_anew_is_read_whole_and_changes_nothing(shop: Settings, tmp_path: Path) -> None:
+    add(shop, *FIRST)
+    refresh(shop, at(2))
+    lake = Lake(shop.lake)
+    lake.replace("interactions", lake.read("interactions"))
+    before = {view: lake.version(f"features/{view}") for view in SCHEMAS}
+    assert refresh(shop, at(2)) == before
+    add(shop, *SECOND)
+    refresh(shop, at(3))
+    assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
+
+
+def test_rows_that_were_taken_away_are_missed(shop: Settings, tmp_path: Path) -> None:
+    add(shop, *FIRST, *SECOND)
+    refresh(shop, at(3))
+    lake = Lake(shop.lake)
+    lake.replace("interactions", lake.read("interactions").filter(pl.col("item_id") != "b"))
+    refresh(shop, at(3))
+    assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "changed"),
+    [
+        ("user_features", '_stamps("known")', '_stamps("known")[:2]', {"user_sequence"}),
+        ("item_features", "then(0.5)", "then(0.25)", {"item_standing"}),
+        ("transformations", "-1 if name == leaving", "-2 + 1 if name == leaving", {"user_activity", "item_popularity"}),
+    ],
+)
+def test_changed_code_computes_its_views_anew_and_no_other(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch, module: str, old: str, new: str, changed: set[str]
+) -> None:
+    add(shop, *FIRST)
+    before = refresh(shop, at(2))
+    sound = definitions._tree
+    path = Path(definitions.__file__).with_name(f"{module}.py")
+    assert old in path.read_text()
+    other = ast.parse(path.read_text().replace(old, new))
+    monkeypatch.setattr(
+        definitions, "_tree", lambda name: other if name == f"evensong.features.{module}" else sound(name)
+    )
+    after = refresh(shop, at(2))
+    assert {view for view in after if after[view] != before[view]} == changed
+
+
+def test_changed_words_compute_nothing_anew(shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(shop, *FIRST)
+    before = refresh(shop, at(2))
+    sound = definitions._tree
+    path = Path(definitions.__file__).with_name("transformations.py")
+    other = ast.parse(path.read_text().replace("Positive events so far.", "All of them."))
+    monkeypatch.setattr(
+        definitions, "_tree", lambda name: other if name == "evensong.features.transformations" else sound(name)
+    )
+    assert refresh(shop, at(2)) == before
+
+
+@pytest.mark.parametrize(
+    ("update", "changed"),
+    [
+        ({"half_life_days": 3.0}, {"user_dynamics", "item_conversion"}),
+        ({"num_top_categories": 1}, {"user_history", "user_dynamics"}),
+        ({"sequence_length": 3}, {"user_sequence"}),
+        ({"seen_length": 1}, {"user_seen"}),
+    ],
+)
+def test_a_setting_computes_the_views_that_read_it_anew_and_no_other(
+    shop: Settings, tmp_path: Path, update: dict[str, object], changed: set[str]
+) -> None:
+    add(shop, *FIRST)
+    before = refresh(shop, at(2))
+    other = shop.model_copy(update={"features": shop.features.model_copy(update=update)})
+    after = refresh(other, at(2))
+    assert {view for view in after if after[view] != before[view]} == changed
+
+
+def test_only_the_last_midnights_states_are_kept(shop: Settings) -> None:
     add(shop, *FIRST)
     for day in (2, 2.5, 3):
         refresh(shop, at(day))
-        assert len(list(Path(shop.lake, "features", "states").glob("*/user_dynamics.parquet"))) == 1
+        kept = sorted(path.parent.parent.name for path in Path(shop.lake, "features", "states").glob("*/*/index.json"))
+        assert kept == sorted(OF_EVENTS)
 
 
 def test_a_state_that_is_lost_is_computed_again(shop: Settings, tmp_path: Path) -> None:
     add(shop, *FIRST)
     refresh(shop, at(2))
-    for kept in Path(shop.lake, "features", "states").rglob("*.parquet"):
-        kept.unlink()
+    shutil.rmtree(Path(shop.lake, "features", "states"))
     add(shop, *SECOND)
     refresh(shop, at(3))
     assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
@@ -257,8 +372,19 @@ def test_partitions_of_entities_do_not_change_the_result(
 ) -> None:
     add(shop, *FIRST, *SECOND)
     refresh(shop, at(3))
+    expected = tables(shop)
     monkeypatch.setattr(refresh_module, "PARTITION_EVENTS", 1)
-    assert from_scratch(shop, at(3), tmp_path / "other") == tables(shop)
+    monkeypatch.setattr(refresh_module, "PARTITION_ROWS", 1)
+    other = Settings(home=tmp_path / "other", features=EVERY_VIEW)
+    for table in ("items", "users"):
+        Lake(other.lake).append_new(table, Lake(shop.lake).read(table))
+    add(other, *FIRST)
+    refresh(other, at(2))
+    index = next(Path(other.lake, "features", "states", "user_history").glob("*/index.json"))
+    assert json.loads(index.read_text())["firsts"] == ["", "v"], "each user is a partition"
+    add(other, *SECOND)
+    refresh(other, at(3))
+    assert tables(other) == expected
 
 
 def test_what_was_seen_at_midnight_is_what_the_table_says(shop: Settings) -> None:

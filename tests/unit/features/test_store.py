@@ -12,11 +12,13 @@ import pytest
 
 from evensong.errors import ConfigurationError
 from evensong.features import store as store_module
-from evensong.features import transformations as t
+from evensong.features.declarations import STAMPS
 from evensong.features.materialization_engine import _polars_type
-from evensong.features.refresh import SCHEMAS
 from evensong.features.store import open_store, redis_connection, repository
-from evensong.settings import Settings
+from evensong.features.views import BUILT_IN
+from evensong.settings import FeatureSettings, Settings
+
+SCHEMAS = {view.name: view.schema for view in BUILT_IN}
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def test_the_declarations_name_the_columns_and_types_of_the_tables(settings: Set
         declared = {
             field.name: _polars_type(field.dtype) for field in [*views[name].entity_columns, *views[name].features]
         }
-        assert declared == {column: dtype for column, dtype in schema.items() if column not in t.STAMPS}
+        assert declared == {column: dtype for column, dtype in schema.items() if column not in STAMPS}
 
 
 def test_every_feature_says_what_it_is(settings: Settings) -> None:
@@ -104,9 +106,11 @@ def test_feasts_own_command_line_applies_the_repository(tmp_path: Path) -> None:
     (tmp_path / "feast").mkdir()
     feast = str(Path(sys.executable).with_name("feast"))
 
-    command = [feast, "-c", str(repository()), "apply", "--skip-source-validation"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    for command in ("plan", "apply"):
+        line = [feast, "-c", str(repository()), command, "--skip-source-validation"]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "user_history" in done.stdout
     from feast import FeatureStore, RepoConfig
 
     registry = str(tmp_path / "feast" / "registry.db")
@@ -115,6 +119,20 @@ def test_feasts_own_command_line_applies_the_repository(tmp_path: Path) -> None:
     assert {source.path for source in store.list_data_sources()} == {
         f"{tmp_path}/lake/features/{view}" for view in SCHEMAS
     }
+
+
+def test_declared_statistics_come_and_go_with_the_columns_file(settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "columns.yaml"
+    path.write_text("statistics: [{name: spend_14d, entity: user, kind: window, window_days: 14, column: value}]")
+    own = settings.model_copy(update={"features": FeatureSettings(columns_path=path)})
+    store = open_store(own)
+    view = store.get_feature_view("user_statistics")
+    assert [(field.name, field.description) for field in view.features] == [
+        ("spend_14d", "Sum of value over positive events.")
+    ]
+    names = [projection.name for projection in store.get_feature_service("recommender_v1").feature_view_projections]
+    assert "user_statistics" in names
+    assert "user_statistics" not in {view.name for view in open_store(settings).list_feature_views()}
 
 
 def test_polars_types_of_the_declarations_are_known() -> None:

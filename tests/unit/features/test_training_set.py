@@ -12,7 +12,7 @@ from evensong.data import storage
 from evensong.data.lake import Lake
 from evensong.errors import NothingToLearnError, StaleFeaturesError
 from evensong.features.offline import FeatureReader
-from evensong.features.shop_columns import ITEM_FEATURES
+from evensong.features.views import ITEM_FEATURES
 from evensong.pipelines import features, training_set
 from evensong.settings import Settings
 from evensong.types import Frame, Night

@@ -5,17 +5,19 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from evensong.features import transformations as t
-from evensong.settings import FeatureSettings, SplitSettings
+from evensong.features.state import ViewState
+from evensong.settings import SplitSettings
 from evensong.types import ITEMS, TIMESTAMP, Frame
 
 DAY0 = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = DAY0 + timedelta(days=100)
-SPLIT = SplitSettings()
-FEATURES = FeatureSettings(history_length=3, num_top_categories=2, seen_length=3)
+TYPES = SplitSettings().positive_event_types
 
 
 def at(days: float) -> datetime:
@@ -48,8 +50,20 @@ def catalogue(*rows: tuple[str, str | None, float] | tuple[str, str | None, floa
 
 
 def history(interactions: Frame, items: Frame | None = None, **window: datetime) -> Frame:
-    items = catalogue() if items is None else items
-    return t.user_history(interactions, items, FEATURES, **{"until": LATER, **window})  # type: ignore[arg-type]
+    known = t.with_category(interactions, catalogue() if items is None else items)
+    return t.user_history(known, history_length=3, num_top_categories=2, **{"until": LATER, **window})[0]
+
+
+def activity(interactions: Frame, **window: datetime) -> Frame:
+    return t.user_activity(interactions, **{"until": LATER, **window})[0]
+
+
+def popularity(interactions: Frame, **window: datetime) -> Frame:
+    return t.item_popularity(interactions, **{"until": LATER, **window})[0]
+
+
+def seen(interactions: Frame, **window: datetime) -> Frame:
+    return t.user_seen(interactions, positive_types=TYPES, seen_length=3, **{"until": LATER, **window})[0]
 
 
 def test_history_is_the_last_events_oldest_first_at_each_moment() -> None:
@@ -106,36 +120,36 @@ def test_an_impression_and_a_low_rating_are_no_positive_events() -> None:
         [events(("u", "a", 1), event_type="impression"), events(("u", "b", 2), event_type="rating")]
     )
     low = interactions.with_columns(value=pl.lit(2.0))
-    split = SplitSettings(min_value={"rating": 4.0})
-    assert t.positive_events(low, split).is_empty()
-    assert t.positive_events(low.with_columns(value=pl.lit(4.0)), split)["item_id"].to_list() == ["b"]
+    assert t.positive_events(low, TYPES, {"rating": 4.0}).is_empty()
+    high = low.with_columns(value=pl.lit(4.0))
+    assert t.positive_events(high, TYPES, {"rating": 4.0})["item_id"].to_list() == ["b"]
 
 
 def test_a_rating_without_a_value_does_not_reach_the_smallest_one() -> None:
     unknown = events(("u", "b", 2), event_type="rating").with_columns(value=pl.lit(None, pl.Float64))
-    assert t.positive_events(unknown, SplitSettings(min_value={"rating": 4.0})).is_empty()
-    assert t.positive_events(unknown, SplitSettings(min_value={"view": 4.0})).height == 1
+    assert t.positive_events(unknown, TYPES, {"rating": 4.0}).is_empty()
+    assert t.positive_events(unknown, TYPES, {"view": 4.0}).height == 1
 
 
 def test_activity_falls_to_zero_when_the_last_window_empties() -> None:
-    rows = t.user_activity(events(("u", "a", 0.5)), until=LATER)
+    rows = activity(events(("u", "a", 0.5)))
     told = rows.select("event_timestamp", "num_events_1d", "num_events_7d", "num_events_30d").rows()
     assert told == [(at(0.5), 1, 1, 1), (at(2), 0, 1, 1), (at(8), 0, 0, 1), (at(31), 0, 0, 0)]
 
 
 def test_a_window_ends_exactly_when_its_length_has_passed() -> None:
-    rows = t.user_activity(events(("u", "a", 1), ("u", "b", 2)), until=LATER)
+    rows = activity(events(("u", "a", 1), ("u", "b", 2)))
     assert dict(rows.select("event_timestamp", "num_events_1d").rows())[at(2)] == 1
 
 
 def test_popularity_stands_at_midnight_and_counts_users_once() -> None:
-    rows = t.item_popularity(events(("u", "a", 0.2), ("u", "a", 0.4), ("v", "a", 0.6)), until=at(1))
+    rows = popularity(events(("u", "a", 0.2), ("u", "a", 0.4), ("v", "a", 0.6)), until=at(1))
     assert rows.drop("created_timestamp").rows() == [("a", 3, 3, 3, 3, 2, at(1))]
 
 
 def test_nothing_is_stamped_after_the_moment_at_which_the_view_ends() -> None:
     interactions = events(("u", "a", 0.5), ("u", "b", 1.5))
-    for rows in (t.user_activity(interactions, until=at(1)), t.item_popularity(interactions, until=at(1))):
+    for rows in (activity(interactions, until=at(1)), popularity(interactions, until=at(1))):
         assert rows["event_timestamp"].max() <= at(1)  # type: ignore[operator]
     assert history(interactions, until=at(1))["recent_item_ids"].to_list() == [["a"]]
 
@@ -157,7 +171,7 @@ def test_seen_grows_by_day_and_remembers_the_newest() -> None:
             events(("u", "b", 3.5), event_type="purchase"),
         ]
     )
-    rows = t.user_seen(interactions, SPLIT, FEATURES, until=LATER)
+    rows = seen(interactions)
     assert rows.select("event_timestamp", "seen_item_ids", "purchased_item_ids").rows() == [
         (at(1), ["a", "b"], []),
         (at(3), ["b", "c", "d"], []),
@@ -166,7 +180,7 @@ def test_seen_grows_by_day_and_remembers_the_newest() -> None:
 
 
 def test_seen_of_a_day_cut_short_ends_at_the_cut() -> None:
-    rows = t.user_seen(events(("u", "a", 0.2), ("u", "b", 0.8)), SPLIT, FEATURES, until=at(0.5))
+    rows = seen(events(("u", "a", 0.2), ("u", "b", 0.8)), until=at(0.5))
     assert rows.select("event_timestamp", "seen_item_ids").rows() == [(at(0.5), ["a"])]
 
 
@@ -174,10 +188,10 @@ def test_no_events_make_no_rows_with_every_column() -> None:
     none = events()
     made = [
         (history(none), t.USER_HISTORY),
-        (t.user_activity(none, until=LATER), t.USER_ACTIVITY),
-        (t.item_popularity(none, until=LATER), t.ITEM_POPULARITY),
+        (activity(none), t.USER_ACTIVITY),
+        (popularity(none), t.ITEM_POPULARITY),
         (t.item_content(catalogue(), until=LATER), t.ITEM_CONTENT),
-        (t.user_seen(none, SPLIT, FEATURES, until=LATER), t.USER_SEEN),
+        (seen(none), t.USER_SEEN),
     ]
     for rows, schema in made:
         assert rows.is_empty()
@@ -199,11 +213,10 @@ worlds = st.lists(
 @given(worlds)
 def test_every_row_says_what_counting_again_at_its_moment_says(world: list[tuple[str, str, float, float]]) -> None:
     interactions = events(*world)
-    activity = t.user_activity(interactions, until=LATER)
-    for user, day1, day7, day30, moment, _ in activity.rows():
+    for user, day1, day7, day30, moment, _ in activity(interactions).rows():
         counts = [_count(world, moment, days, user=user) for days in (1, 7, 30)]
         assert [day1, day7, day30] == counts
-    for item, day1, day7, day30, total, users, moment, _ in t.item_popularity(interactions, until=LATER).rows():
+    for item, day1, day7, day30, total, users, moment, _ in popularity(interactions).rows():
         assert [day1, day7, day30, total] == [_count(world, moment, days, item=item) for days in (1, 7, 30, 999)]
         assert users == len({row[0] for row in _window(world, moment, 30) if row[1] == item})
 
@@ -211,9 +224,9 @@ def test_every_row_says_what_counting_again_at_its_moment_says(world: list[tuple
 @settings(max_examples=60, deadline=None)
 @given(worlds)
 def test_between_two_rows_nothing_changed_at_midnight(world: list[tuple[str, str, float, float]]) -> None:
-    popularity = t.item_popularity(events(*world), until=at(50)).sort("item_id", "event_timestamp")
+    told_of_all = popularity(events(*world), until=at(50)).sort("item_id", "event_timestamp")
     for item in {row[1] for row in world}:
-        rows = popularity.filter(pl.col("item_id") == item)
+        rows = told_of_all.filter(pl.col("item_id") == item)
         for midnight in range(51):
             told = rows.filter(pl.col("event_timestamp") <= at(midnight)).tail(1)
             counts = [_count(world, at(midnight), days, item=item) for days in (1, 7, 30, 999)]
@@ -232,12 +245,12 @@ def test_the_rows_since_a_midnight_are_the_tail_of_all_rows(
     since = at(day)
     pairs = [
         (history(interactions, items), history(interactions, items, since=since)),
-        (t.user_activity(interactions, until=LATER), t.user_activity(interactions, since=since, until=LATER)),
-        (t.item_popularity(interactions, until=LATER), t.item_popularity(interactions, since=since, until=LATER)),
+        (activity(interactions), activity(interactions, since=since)),
+        (popularity(interactions), popularity(interactions, since=since)),
         (t.item_content(items, until=LATER), t.item_content(items, since=since, until=LATER)),
         (
-            t.user_seen(interactions, SPLIT, FEATURES, until=LATER),
-            t.user_seen(interactions, SPLIT, FEATURES, since=since, until=LATER),
+            seen(interactions),
+            seen(interactions, since=since),
         ),
     ]
     for everything, tail in pairs:
@@ -262,3 +275,46 @@ def _count(
     return sum(
         (user is None or row[0] == user) and (item is None or row[1] == item) for row in _window(world, moment, days)
     )
+
+
+VIEWS = {
+    "user_history": (t.user_history, {"history_length": 3, "num_top_categories": 2}),
+    "user_activity": (t.user_activity, {}),
+    "item_popularity": (t.item_popularity, {}),
+    "user_seen": (t.user_seen, {"positive_types": TYPES, "seen_length": 2}),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@settings(max_examples=40, deadline=None)
+@given(world=worlds, cuts=st.lists(st.integers(0, 60).map(lambda n: n / 4 + 1 / 7), max_size=4))
+def test_however_many_updates_give_the_rows_and_the_state_of_one(
+    view: str, world: list[tuple[str, str, float, float]], cuts: list[float]
+) -> None:
+    function, arguments = VIEWS[view]
+    items = catalogue(("a", "Food", 0), ("b", "Toys", 1), ("a", "Toys", 3))
+    interactions = t.with_category(events(*world), items)
+    whole, end = function(interactions, until=at(45), **arguments)  # type: ignore[operator]
+    parts: list[Frame] = []
+    state: ViewState | None = None
+    before = DAY0 - timedelta(days=1)
+    for cut in [*sorted(cuts), 45.0]:
+        known = pl.max_horizontal("event_timestamp", "created_timestamp")
+        batch = interactions.filter((known > before) & (known <= at(cut)))  # each event comes once
+        rows, state = function(batch, state=state, until=at(cut), **arguments)  # type: ignore[operator]
+        parts.append(rows)
+        before = at(cut)
+    keys = [whole.columns[0], "event_timestamp"]
+    # what a cut day had seen so far is said at the cut as well
+    at_cuts = pl.col("event_timestamp").is_in([at(cut) for cut in cuts]) if view == "user_seen" else pl.lit(False)
+    assert_frame_equal(pl.concat(parts).filter(~at_cuts).sort(keys), whole.sort(keys), check_exact=True)
+    assert state is not None
+    assert state.parts.keys() == end.parts.keys()
+    for part, rows in end.parts.items():
+        assert_frame_equal(state.parts[part], rows, check_exact=True)
+
+
+def test_what_was_forgotten_may_be_met_anew() -> None:
+    interactions = events(("u", "a", 0.5), ("u", "b", 1.5), ("u", "c", 2.5), ("u", "a", 3.5), ("u", "c", 4.5))
+    rows, _ = t.user_seen(interactions, until=LATER, positive_types=TYPES, seen_length=2)
+    assert rows["seen_item_ids"].to_list() == [["a"], ["a", "b"], ["b", "c"], ["c", "a"]]

@@ -14,7 +14,7 @@ from evensong.features.columns import CategoricalColumn, ColumnSet, NumericColum
 from evensong.features.model_columns import ModelColumns
 from evensong.features.shop_columns import Declared
 from evensong.models.config import RankerConfig, TwoTowerConfig
-from evensong.models.forward import RankerForward, dense_width
+from evensong.models.forward import dense_width
 from evensong.models.inputs import UserInputs, Vocabularies, encode_items, encode_users
 from evensong.models.rank_features import FEATURES
 from evensong.models.ranker import Ranker
@@ -114,12 +114,14 @@ def test_towers_come_back_from_their_folder(towers: tuple[TwoTower, TowerWeights
     assert back.vocabularies.columns.users.outputs == weights.vocabularies.columns.users.outputs
 
 
-def ranker() -> tuple[Ranker, RankerWeights]:
+def ranker(*crosses: str) -> tuple[Ranker, RankerWeights]:
     rng = np.random.default_rng(0)
     config = RankerConfig(
         hidden=(8, 4),
         mean=tuple(rng.normal(size=len(FEATURES)).tolist()),
         std=tuple(rng.uniform(0.5, 2, size=len(FEATURES)).tolist()),
+        crosses=crosses,
+        num_buckets=(50,) * len(crosses),
     )
     model = Ranker(config, torch.Generator().manual_seed(1))
     return model, RankerWeights(config, tensors_of(model))
@@ -135,16 +137,21 @@ def test_ranker_begins_as_popularity() -> None:
     assert differences.abs().max() < 1e-4
 
 
-def test_ranker_in_numpy_equals_the_trained_one(tmp_path: Path) -> None:
-    model, _ = ranker()
+@pytest.mark.parametrize("crosses", [(), ("gender_x_shelf", "age_x_shelf")])
+def test_ranker_in_numpy_equals_the_trained_one(tmp_path: Path, crosses: tuple[str, ...]) -> None:
+    model, _ = ranker(*crosses)
     with torch.no_grad():
-        model.out.weight.normal_(0, 1, generator=torch.Generator().manual_seed(5))
+        for weight in [model.out.weight, *(pair.weight for pair in model.pairs)]:
+            weight.normal_(0, 1, generator=torch.Generator().manual_seed(5))
     save_ranker(tmp_path, RankerWeights(model.config, tensors_of(model)))
     weights = load_ranker(tmp_path)
-    features = np.random.default_rng(3).normal(size=(7, len(FEATURES))).astype(np.float32)
+    draw = np.random.default_rng(3)
+    buckets = draw.integers(0, 50, (7, len(crosses)))
+    features = np.concatenate([draw.normal(size=(7, len(FEATURES))), buckets], axis=1).astype(np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(features)[None])[0].numpy()
-    assert np.abs(RankerForward(weights.tensors, 2)(features) - expected).max() < 1e-4
+    assert np.abs(weights.forward()(features) - expected).max() < 1e-4
+    assert weights.config.crosses == crosses
 
 
 @pytest.mark.parametrize("name", ["config.json", "ranker.safetensors"])

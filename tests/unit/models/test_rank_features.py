@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 from tests.taste_world import START, make
 
+from evensong.features.model_columns import ModelColumns
 from evensong.models.inputs import UserInputs, Vocabularies
 from evensong.models.rank_features import FEATURES, History, Item, assemble, item_columns
 
@@ -25,6 +26,7 @@ def slate() -> dict[str, object]:
         share_BC=np.array([[0.75, 0.25]], np.float32),
         index_BI=np.zeros((1, 0), np.int32),
         value_BV=np.zeros((1, 0), np.float32),
+        hash_BU=np.zeros((1, 0), np.int64),
     )
     history = History(
         embeddings_SLD=np.array([[[0, 0], [1, 0], [0, 1]]], np.float32),
@@ -39,6 +41,7 @@ def slate() -> dict[str, object]:
         category=np.array([[[1, 3, 0], [0, 0, 0]]], np.int32),
         log_price=np.log1p(np.array([[10, np.nan]], np.float32)),
         numbers=np.zeros((1, 2, 0), np.float32),
+        hashes=np.zeros((1, 2, 0), np.int64),
     )
     vectors = np.array([[[0.0, 1.0], [-1.0, 0.0]]], np.float32)
     logits = np.array([[2.0, -2.0]], np.float32)
@@ -49,6 +52,7 @@ def slate() -> dict[str, object]:
         "embeddings_SKD": vectors,
         "logits_SK": logits,
         "now_S": np.array([now]),
+        "columns": ModelColumns.none(),
     }
 
 

@@ -12,19 +12,29 @@ import polars as pl
 import pytest
 
 from evensong.data.lake import Lake
-from evensong.features.refresh import SCHEMAS, refresh
-from evensong.features.shadow import entity_of, rows_of
+from evensong.features.columns import load_columns
+from evensong.features.refresh import refresh
+from evensong.features.shadow import rows_of
+from evensong.features.views import BUILT_IN, entity_of, schemas
 from evensong.monitoring.feature_truth import STAMPS, Near, Ranking, Truth, agrees, untrue
 from evensong.monitoring.raw_plants import EARLIER, LATER, RawWorld, raw_world
 from evensong.settings import Settings
 from evensong.types import Frame
 
 AS_OF = datetime(2026, 3, 11, 13, 20, tzinfo=UTC)
-#: One column of the attributes, so that the views that are computed on demand are computed.
+#: Columns of the attributes, so that the views that are computed on demand are computed, and statistics of every kind.
 COLUMNS = """
 users: [{kind: categorical, name: club, source: attributes.membership_level}]
 items: [{kind: categorical, name: colour, source: attributes.colour}]
+statistics:
+  - {name: spend_3d, entity: user, kind: window, window_days: 3, column: value, event_types: [purchase]}
+  - {name: usual_price, entity: user, kind: decay, half_life_days: 5, column: item.price, function: mean}
+  - {name: heard, entity: user, kind: decay, half_life_days: 2, event_types: [impression]}
+  - {name: weight_14d, entity: item, kind: window, window_days: 14, column: item.attributes.size.weight}
+  - {name: age_of_fans, entity: item, kind: window, window_days: 9.5, column: user.attributes.age, function: mean}
+  - {name: priced, entity: item, kind: decay, half_life_days: 4, column: item.price, function: count}
 """
+SCHEMAS = [*(view.name for view in BUILT_IN), "user_statistics", "item_statistics"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +62,7 @@ def planted(home: Path, seed: int = 7, **options: Any) -> Planted:
     path.write_text(COLUMNS)
     features = {"columns_path": str(path), "groups": ("profile", "dynamics", "sequence", "price", "conversion")}
     settings = Settings(home=home, features=features | options.get("features", {}), split=options.get("split", {}))
-    raw = raw_world(AS_OF, settings.split, seed)
+    raw = raw_world(AS_OF, settings.split, seed, load_columns(path).statistics)
     lake = Lake(settings.lake)
     for moment, tables in ((AS_OF - EARLIER, raw.earlier), (AS_OF + LATER, raw.tables)):
         for name, rows in tables.items():
@@ -74,7 +84,7 @@ def test_every_view_says_what_is_true_in_every_feature(shop: Planted, view: str)
     row = rows.row(0, named=True)
     counted = shop.truth().at(view, row[entity_of(view)], row["event_timestamp"])
     assert counted is not None
-    assert counted.keys() == set(SCHEMAS[view]) - {entity_of(view), *STAMPS}
+    assert counted.keys() == set(schemas(shop.settings.features)[view]) - {entity_of(view), *STAMPS}
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,6 @@ from evensong.features import (
     online,
     point_in_time,
     refresh,
-    stateful,
-    transformations,
 )
 from evensong.features.shadow import rows_of, write_view
 from evensong.features.store import feature_table_uri
@@ -105,13 +103,13 @@ def test_sound_join_passes_and_says_what_was_planted(settings: Settings) -> None
 def test_the_same_night_writes_the_same_bytes_and_leaves_the_real_tables_alone(settings: Settings) -> None:
     before = (
         Lake(settings.lake).versions(),
-        [Lake(settings.lake).version(f"features/{view}") for view in refresh.SCHEMAS],
+        [Lake(settings.lake).version(f"features/{view}") for view in refresh.declared_views(settings.features)],
     )
     first = storage.read_bytes(canary.run(settings, NIGHT))
     assert storage.read_bytes(canary.run(settings, NIGHT)) == first
     after = (
         Lake(settings.lake).versions(),
-        [Lake(settings.lake).version(f"features/{view}") for view in refresh.SCHEMAS],
+        [Lake(settings.lake).version(f"features/{view}") for view in refresh.declared_views(settings.features)],
     )
     assert after == before
 
@@ -539,26 +537,59 @@ def test_view_that_looks_ahead_is_caught(settings: Settings, monkeypatch: pytest
     assert f"the view {view} of planted rows" in sings(settings)
 
 
+def breaks_build(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, before: Callable[[Settings, Frame], Frame]
+) -> None:
+    """The night's step sees other interactions than there are, in the shadow as it would in the lake."""
+    right = features.build
+
+    def build(of: Settings, night: Night) -> dict[str, int]:
+        if of.lake == settings.lake:
+            return right(of, night)
+        lake = Lake(of.lake)
+        rows = lake.read("interactions")
+        lake.replace("interactions", before(of, rows))
+        versions = right(of, night)
+        lake.replace("interactions", rows)
+        return versions
+
+    monkeypatch.setattr(features, "build", build)
+
+
 def test_events_that_count_before_they_are_known_are_caught(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only(monkeypatch, "_views")
-    monkeypatch.setattr(
-        transformations, "with_known", lambda rows: rows.with_columns(pl.col("event_timestamp").alias("known"))
-    )
+    breaks_build(monkeypatch, settings, lambda _, rows: rows.with_columns(created_timestamp=pl.col("event_timestamp")))
     assert "the view user_history of planted rows" in sings(settings)
 
 
-def test_night_that_forgets_a_state_is_caught(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stateful view goes on from half of what it knew."""
+def test_events_of_another_moment_are_caught(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window that ends an instant later, for everybody."""
     only(monkeypatch, "_views")
-    right = stateful.load
+    earlier = pl.col("event_timestamp") - timedelta(microseconds=1)
+    breaks_build(monkeypatch, settings, lambda _, rows: rows.with_columns(earlier))
+    assert "num_events_1d" in sings(settings)
 
-    def half(lake_uri: str, token: str, view: str) -> Frame | None:
-        state = right(lake_uri, token, view)
-        return None if state is None else state.head(len(state) // 2)
 
-    monkeypatch.setattr(stateful, "load", half)
+def test_late_events_that_never_count_are_caught(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "_views")
+    late = pl.col("created_timestamp") > pl.col("event_timestamp") + timedelta(days=1)
+    breaks_build(monkeypatch, settings, lambda _, rows: rows.filter(~late))
+    assert "lost: " in sings(settings) or "wrong: " in sings(settings)
+
+
+def test_night_that_forgets_a_state_is_caught(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The views go on from half of what they knew."""
+    only(monkeypatch, "_views")
+
+    def forget(of: Settings, rows: Frame) -> Frame:
+        for path in Path(of.lake, "features", "states").rglob("*.parquet"):
+            state = pl.read_parquet(path)
+            state.head(len(state) // 2).write_parquet(path)
+        return rows
+
+    breaks_build(monkeypatch, settings, forget)
     assert "of planted rows" in sings(settings)
 
 
@@ -566,12 +597,13 @@ def test_import_of_old_events_that_changes_nothing_is_caught(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only(monkeypatch, "_views")
-    right = refresh._changed_since
-    monkeypatch.setattr(
-        refresh,
-        "_changed_since",
-        lambda state, wanted: right(state, wanted | {"days": state["days"]}) if state else None,
-    )
+    seen: list[str] = []
+
+    def without_the_import(_: Settings, rows: Frame) -> Frame:
+        seen[:] = seen or rows["session_id"].to_list()
+        return rows.filter(pl.col("session_id").is_in(seen))
+
+    breaks_build(monkeypatch, settings, without_the_import)
     assert "of planted rows" in sings(settings)
 
 

@@ -80,12 +80,33 @@ def test_the_ranker_repeats_itself(slates: Slates, settings: Settings) -> None:
 
 
 def test_without_any_slate_the_ranker_is_popularity(slates: Slates, settings: Settings) -> None:
-    arrays = [name for name in Slates.__dataclass_fields__ if name != "features"]
+    arrays = ("features_SKF", "log_inclusion_SK", "absent_SK", "group_S")
     nothing = Slates(*(getattr(slates, name)[:0] for name in arrays), features=slates.features)
     weights, _ = ranker.train(nothing, settings, seed=1)
     linear = weights.tensors["linear.weight"][0]
     assert FEATURES[int(np.argmax(np.abs(linear)))] == "log_item_events_30d"
     assert not weights.tensors["out.weight"].any()
+
+
+def test_the_ranker_learns_what_a_pair_means(settings: Settings) -> None:
+    """Who is in group g wants what stands on shelf g; nothing else tells a candidate from another."""
+    draw = np.random.default_rng(4)
+    group_S, shelf_SK = draw.integers(0, 6, 600), draw.integers(0, 6, (600, 6))
+    shelf_SK[:, 0] = group_S
+    shelf_SK[:, 1:] += shelf_SK[:, 1:] == group_S[:, None]
+    features = np.zeros((600, 6, len(FEATURES) + 1), np.float32)
+    features[..., -1] = group_S[:, None] * 10 + shelf_SK
+    lessons = Slates(
+        *(features, np.zeros((600, 6), np.float32), np.zeros((600, 6), bool), np.arange(600)),
+        crosses=("group_x_shelf",),
+        num_buckets=(100,),
+    )
+    lessons.features_SKF[..., : len(FEATURES)] = draw.normal(size=(600, 6, len(FEATURES)))
+    several = settings.model_copy(update={"ranker": settings.ranker.model_copy(update={"epochs": 40})})
+    weights, losses = ranker.train(lessons, several, seed=1)
+    assert min(losses) < losses[0] - 0.5
+    wanted, unwanted = weights.tensors["pairs.0.weight"][[0, 11, 22], 0], weights.tensors["pairs.0.weight"][[1, 12], 0]
+    assert wanted.min() > unwanted.max()
 
 
 def test_popularity_of_a_moment_counts_whole_days_before_it(world: TasteWorld) -> None:

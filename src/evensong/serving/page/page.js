@@ -6,6 +6,7 @@ const SOURCES = {
   unknown_user: "Nobody knows this user yet, so these are the popular items.",
   no_history: "This user has no history to learn from yet, so these are the popular items.",
   features_unavailable: "This user's features cannot be read at the moment, so these are the popular items.",
+  features_redefined: "The features have another meaning than this version learnt, so these are the popular items.",
   item_features_unavailable: "Item features cannot be read at the moment, so these are the popular items.",
   model_failed: "The model failed on this request, so these are the popular items; the log says why.",
 };
