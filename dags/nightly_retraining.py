@@ -239,8 +239,8 @@ def nightly_retraining() -> None:
     online = materialize(night)
     canary = leak_canary(night)
     compared = skew(night)
-    ingested >> validated >> features >> [online, canary, compared]
-    canary >> examples
+    ingested >> validated >> features >> [canary, compared]
+    canary >> [online, examples]
 
     retriever = train_retriever(night, examples)
     ranker = train_ranker(night, examples, retriever)

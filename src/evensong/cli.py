@@ -22,6 +22,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from evensong.errors import ConfigurationError, EvensongError
 from evensong.settings import Settings, describe, load_settings, without_password
@@ -143,7 +144,8 @@ def _rows(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
     for number, column in enumerate(columns):
         table.add_column(column.replace("_", " "), overflow="fold", no_wrap=number == 0)
     for row in rows:
-        table.add_row(*[_cell(row.get(column)) for column in columns])
+        # as text: a title with square brackets is no markup
+        table.add_row(*[Text(_cell(row.get(column))) for column in columns])
     screen.print(table)
 
 
@@ -153,7 +155,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(_cell, value))
     return str(value)
 
 
@@ -623,27 +625,44 @@ def explain(
     _answer(explaining.run(load_settings(), request_id), as_json, _show_explanation)
 
 
+#: Items whose features stand on the screen, and elements of a list; the JSON holds all.
+_ITEMS_SHOWN, _ELEMENTS_SHOWN = 3, 5
+
+
 def _show_explanation(answer: dict[str, Any]) -> None:
     request, model, variant, index = (answer[name] for name in ("request", "model", "variant", "index"))
     known = answer["features"]
     since = variant["since"]
     lines = {
         "request": f"{request['request_id']} of {request['user_id']} at {request['at']}",
-        "variant": f"{variant['name']}, {since['actor']}: {since['reason']}" if since else variant["name"],
+        "answered by": f"{answer['source']}: {answer['reason']}" if answer["reason"] else answer["source"],
+        "variant": f"{variant['name']}, by {since['actor']}: {since['reason']}" if since else variant["name"],
         "model": f"{model['name']} version {model['version']}, as of {model['as_of']}, bundle {model['bundle_digest']}",
-        "index": f"{index.get('kind', 'collected')}, recall {index.get('index_recall', 'unknown')}",
-        "features": f"{known['service']}, dictionary {known['dictionary_version']}, as of {known['as_of']}",
+        "index": f"{index['kind']}, recall {index['index_recall']:g}" if "kind" in index else "collected",
+        "features": f"{known['service']}, dictionary {known['dictionary_version'] or 'collected'}, as of "
+        f"{known['as_of'] or 'none: the online store was away'}",
         "feature tables": ", ".join(f"{view} {version}" for view, version in sorted(known["table_versions"].items())),
         "lake": ", ".join(f"{table} {version}" for table, version in sorted(answer["lake_versions"].items())),
         "code": model["code_commit"],
         "Airflow run": answer["airflow_run"] or "none: run by `evensong nightly`",
     }
+    table = Table.grid(padding=(0, 2))
     for name, text in lines.items():
-        screen.print(f"{name:<15} {text}", markup=False, highlight=False)
+        table.add_row(name, Text(text or ""))
+    screen.print(table, highlight=False)
     _rows("recommendations", answer["recommendations"], ["rank", "item_id", "title", "score", "source"])
-    _rows("features of the user", known["user"], ["name", "value", "version"])
-    for item_id, values in known["items"].items():
-        _rows(f"features of {item_id}", values, ["name", "value", "version"])
+    _rows("features of the user", [_shortened(one) for one in known["user"]], ["name", "value", "version"])
+    for item_id, values in list(known["items"].items())[:_ITEMS_SHOWN]:
+        _rows(f"features of {item_id}", [_shortened(one) for one in values], ["name", "value", "version"])
+    if (more := len(known["items"]) - _ITEMS_SHOWN) > 0:
+        screen.print(f"and of {more} items more: `evensong explain {request['request_id']} --json`", markup=False)
+
+
+def _shortened(feature: dict[str, Any]) -> dict[str, Any]:
+    value = feature["value"]
+    if not isinstance(value, list) or len(value) <= _ELEMENTS_SHOWN:
+        return feature
+    return feature | {"value": f"{_cell(value[:_ELEMENTS_SHOWN])}, … ({len(value)})"}
 
 
 def _show_diff(answer: dict[str, Any]) -> None:
@@ -755,25 +774,29 @@ def _show_report(report: dict[str, Any]) -> None:
         _rows(title, [{"feature": name, "loss": loss} for name, loss in needed.items()], ["feature", "loss"])
     for group in report["redundant"]:
         screen.print(f"say the same: {', '.join(group)}", markup=False)
+    for note in report["notes"]:
+        screen.print(note, markup=False)
     screen.print(f"page: {report['page']}", markup=False)
 
 
 @features.command("release")
 def features_release(
-    column: Annotated[str, typer.Argument(help="event_type, or category: the items' first level.")],
+    statistic: Annotated[str, typer.Argument(help="events: how many; spend: the value of purchases.")],
     as_of: Annotated[str, typer.Option(help="What was known at this moment, such as 2026-01-15.")],
+    by: Annotated[str, typer.Option(help="category, the items' first level; events also by event_type.")] = "category",
     as_json: AsJson = False,
 ) -> None:
-    """Counts of events, with differential privacy: off until privacy.epsilon is set; the ledger keeps the budget."""
+    """Counts or sums, with differential privacy: off until privacy.epsilon is set; the ledger keeps the budget."""
     from evensong.pipelines import release
 
-    answer = release.run(load_settings(), Night.model_validate({"as_of": as_of}), column)
+    answer = release.run(load_settings(), Night.model_validate({"as_of": as_of}), statistic, by)
     _answer(answer, as_json, _show_release)
 
 
 def _show_release(answer: dict[str, Any]) -> None:
-    rows = [{"category": name, "events": count} for name, count in answer["values"].items()]
-    _rows(answer["name"], rows, ["category", "events"])
+    statistic, column = answer["name"].split()[0], answer["name"].split()[2]
+    rows = [{column: name, statistic: value} for name, value in answer["values"].items()]
+    _rows(answer["name"], rows, [column, statistic])
     screen.print(
         f"epsilon {answer['epsilon']:g}, noise of scale {answer['scale']:g}; spent {answer['spent']:g} of "
         f"{answer['budget']:g}; ledger {answer['ledger']}",

@@ -120,18 +120,22 @@ class PrivacySettings(Section):
     epsilon: float | None = Field(None, gt=0, description="Privacy loss of one release; none: nothing is released.")
     budget: float = Field(1.0, gt=0, description="Privacy loss that all releases together may add up to.")
     max_contributions: int = Field(20, ge=1, description="Rows of one user that a release reads at most.")
+    max_value: float = Field(
+        200.0, gt=0, lt=1e9, description="What one purchase adds to a released sum at most; decide it without the data."
+    )
 
 
 class QualitySettings(Section):
     """What each night checks of itself, and how much of it: the leak canary, the skew check, the feature report."""
 
     canary_users: int = Field(60, ge=2, description="Users whose real rows the leak canary plants its own among.")
-    skew_requests: int = Field(200, ge=0, description="Last logged requests that the skew check replays; 0: none.")
+    skew_requests: int = Field(200, ge=1, description="Last logged requests that the skew check replays.")
     skew_tolerance: float = Field(
         1e-4, ge=0, description="Largest relative difference of a served feature or score from the offline one."
     )
     report_rows: int = Field(20_000, ge=100, description="Rows of each side that the feature report reads.")
-    report_users: int = Field(100, ge=0, description="Users that permutation importance asks the champion for; 0: off.")
+    report_users: int = Field(50, ge=0, description="Users that permutation importance asks the champion for; 0: off.")
+    report_repeats: int = Field(3, ge=1, description="Times that permutation importance shuffles each feature.")
 
 
 class RetrieverSettings(Section):
@@ -208,9 +212,15 @@ class ServingSettings(Section):
     )
     max_waiting: int = Field(256, ge=1, description="Requests that wait for a thread; past it the answer is 503.")
     page: bool = Field(True, description="The page at / for people, and the lists of users that it needs.")
-    request_log_sample: float = Field(1.0, ge=0, le=1, description="Share of requests logged with their features.")
+    request_log_uri: str | None = Field(
+        None, description="Where requests are logged, for the service and the nights; a folder or s3://bucket/prefix."
+    )
+    request_log_sample: float = Field(
+        1.0, gt=0, le=1, description="Share of requests logged with their features; one in ten minutes is in any case."
+    )
     request_log_per_second: float = Field(20.0, gt=0, description="No more requests a second than this are logged.")
     request_log_megabytes: int = Field(256, ge=1, description="Size of the request log; its oldest files go first.")
+    request_log_days: float = Field(30.0, gt=0, description="Age at which files of the request log go.")
 
 
 class RegistrySettings(Section):

@@ -18,6 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
+from evensong.monitoring import request_log
+from evensong.pipelines import explain
+
 
 @contextmanager
 def served(world: Any, log: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
@@ -55,7 +58,7 @@ def is_ready(client: httpx.Client) -> bool:
 
 def test_processes_swap_and_end_without_dropping_a_request(world: Any, wait_for: Any, tmp_path: Path) -> None:
     world.promote(world.first)
-    log = tmp_path / "log"
+    log, began = tmp_path / "log", time.time()
     answers: list[httpx.Response | Exception] = []
     stop = threading.Event()
     with served(world, log, EVENSONG_SERVING__WORKERS="2") as (process, client):
@@ -106,6 +109,13 @@ def test_processes_swap_and_end_without_dropping_a_request(world: Any, wait_for:
     (swaps,) = [line for line in counted.splitlines() if line.startswith("evensong_model_swaps_total")]
     assert float(swaps.split()[1]) >= 4
     assert "feast_" not in counted
+    # whichever process answered, the request is explained
+    logged = Path(request_log.place(world.settings)).glob("*.jsonl")
+    of_process = {path.stem.rpartition("-")[2]: path for path in logged if path.stat().st_mtime > began}
+    assert len(of_process) == 2
+    for path in of_process.values():
+        request = json.loads(path.read_bytes().splitlines()[-1])["request_id"]
+        assert explain.run(world.settings, request)["request"]["request_id"] == request
 
 
 def test_one_process_that_is_told_to_stop_answers_what_it_took_and_exits_with_0(

@@ -306,3 +306,10 @@ def test_features_are_listed_shown_and_compared(tmp_path: Path) -> None:
     refused = evensong(tmp_path, "features", "diff", "nowhere.json")
     assert refused.returncode == 2
     assert "nowhere.json" in refused.stderr
+
+
+def test_a_title_in_brackets_is_shown_and_a_list_has_short_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._rows("films", [{"title": "[rec] 2", "shares": [1 / 3, 2 / 3]}], ["title", "shares"])
+    said = capsys.readouterr().out
+    assert "[rec] 2" in said
+    assert "0.3333, 0.6667" in said

@@ -312,6 +312,21 @@ def fingerprints(uri: str, access: Access | None = None) -> dict[str, str]:
     return {f"s3://{bucket}/{key}": found[key] for key in sorted(found)}
 
 
+def sizes(uri: str) -> dict[str, int]:
+    """The bytes of each file below a folder, by URI.
+
+    Raises:
+        StorageError: the place cannot be asked.
+    """
+    with reaching(uri):
+        if not is_remote(uri):
+            return {str(path): path.stat().st_size for path in Path(uri).rglob("*") if path.is_file()}
+        bucket, prefix = _split(uri)
+        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix.rstrip("/") + "/")
+        found = [entry for page in pages for entry in page.get("Contents", [])]
+    return {f"s3://{bucket}/{entry['Key']}": entry["Size"] for entry in found}
+
+
 def list_files(uri: str, access: Access | None = None) -> list[str]:
     """The URIs of all files below a folder, sorted.
 

@@ -106,6 +106,11 @@ class ModelColumns:
             parts += [found[output.name].reshape(-1, 1) for output in found.outputs if output.kind == "number"]
         return np.concatenate(parts, axis=1)
 
+    def transformed(self, table: str, frame: Frame) -> Transformed:
+        """One table's columns (`users`, `items` or `moving`) by name; features that the frame lacks count as null."""
+        fitted: FittedColumns = getattr(self, table)
+        return fitted.transform(_complete("users" if table == "users" else "items", frame, fitted))
+
     def user_hashes(self, users: Frame) -> NDArray[np.int64]:
         """What crosses with items read of users."""
         columns = self.pairs.users
@@ -136,7 +141,7 @@ class ModelColumns:
 
     @classmethod
     def load(cls, directory: Path, *, cache: str | None = None, device: str = "cpu") -> ModelColumns:
-        """Read what `save` wrote; encoders run where `fit` says.
+        """Read what `save` wrote; encoders run where `fit` says, and read from its cache.
 
         Raises:
             BundleError: a file is missing, or is not what `save` writes.

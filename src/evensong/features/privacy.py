@@ -1,9 +1,9 @@
 """Differentially private release of aggregated statistics, and the ledger of what it has cost.
 
-The neighbours are data sets that differ in all rows of one user: each user's rows are cut to `max_contributions`, so a
-count by category moves by that much at most (L1), a sum by that much times the largest value. The noise is OpenDP's
-discrete Laplace mechanism (Ghosh, Roughgarden and Sundararajan, 2009), of scale sensitivity by ε, drawn from the
-operating system's generator: a release cannot be repeated, so it is written down and handed out again.
+The neighbours are data sets of which one has one user more, with all of that user's rows: each user's rows are cut to
+`max_contributions`, so counts by category move by that much at most (L1), sums by that much times the largest value.
+The noise is OpenDP's discrete Laplace mechanism (Ghosh, Roughgarden and Sundararajan, 2009), of scale sensitivity by ε,
+drawn from the operating system's generator: a release cannot be repeated, so it is written down and handed out again.
 
 Epsilons add up (sequential composition, Dwork and Roth, 2014, §3.5). A release is in the ledger before it is returned,
 and is refused when the budget is spent. Off until `privacy.epsilon` is set.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -158,46 +157,70 @@ def release_counts(
     return ledger.released(name, query, epsilon, settings.budget, draw)
 
 
-def release_sum(
-    rows: Frame, column: str, largest: float, *, name: str, settings: PrivacySettings, ledger: PrivacyLedger
+def release_sums(
+    rows: Frame,
+    value: str,
+    largest: float,
+    column: str,
+    categories: Sequence[str],
+    *,
+    name: str,
+    settings: PrivacySettings,
+    ledger: PrivacyLedger,
 ) -> Release:
-    """The sum of a column, with noise, as `{"sum": …}`; values are cut to `0 … largest` first, nulls count nothing.
+    """The sum of a column in each category, with noise; values are cut to `0 … largest` first, nulls count nothing.
 
     Args:
-        rows: `user_id` and the column.
+        rows: `user_id`, the column of values and the column of categories.
+        value: the column that is summed.
         largest: chosen beforehand, not read off the data.
+        column: the column of categories.
+        categories: named beforehand, not read off the data.
 
     Raises:
         RefusedError: releases are off, or the budget is spent.
     """
     epsilon = _epsilon(settings, name)
-    _require(rows, column)
+    names = sorted(set(categories))
+    _require(rows, column, value)
     bound = round(largest * _PER_UNIT)
     if not (math.isfinite(largest) and 0 < bound < 2**50):
         raise ValueError(f"largest must be a positive number below a billion, got {largest}")
-    query = {"kind": "sum", "column": column, "largest": largest, "max_contributions": settings.max_contributions}
+    query = {
+        "kind": "sums",
+        "value": value,
+        "largest": largest,
+        "column": column,
+        "categories": names,
+        "max_contributions": settings.max_contributions,
+    }
 
     def draw() -> tuple[float, dict[str, float]]:
         dp = _opendp()
-        kept = _bounded(rows.filter(pl.col(column).is_not_null()), settings.max_contributions)
-        space = dp.vector_domain(dp.atom_domain(T="i64")), dp.symmetric_distance()
-        scale = settings.max_contributions * bound / epsilon
-        adding = dp.t.make_clamp(*space, bounds=(0, bound)) >> dp.t.then_sum()
-        measurement = adding >> dp.m.then_laplace(scale=scale)
-        _hold(measurement.map(settings.max_contributions), epsilon)
-        values = kept[column].cast(pl.Float64).fill_nan(0.0).clip(0, largest)
-        whole = (values * _PER_UNIT).round().cast(pl.Int64).to_list()
-        return scale / _PER_UNIT, {"sum": measurement(whole) / _PER_UNIT}
+        there = pl.col(column).cast(pl.String).is_in(names) & pl.col(value).is_not_null()
+        kept = _bounded(rows.filter(there), settings.max_contributions)
+        whole = (pl.col(value).cast(pl.Float64).fill_nan(0.0).clip(0, largest) * _PER_UNIT).round().cast(pl.Int64)
+        sums = dict(kept.group_by(pl.col(column).cast(pl.String)).agg(whole.sum()).iter_rows())
+        most = settings.max_contributions * bound
+        scale = most / epsilon
+        # all rows of one user move the sums together by no more than this
+        space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l1_distance(T="i64")
+        measurement = dp.m.make_laplace(*space, scale=scale)
+        _hold(measurement.map(most), epsilon)
+        noisy = measurement([sums.get(category, 0) for category in names])
+        return scale / _PER_UNIT, {category: one / _PER_UNIT for category, one in zip(names, noisy, strict=True)}
 
     return ledger.released(name, query, epsilon, settings.budget, draw)
 
 
 def _bounded(rows: Frame, max_contributions: int) -> Frame:
-    """At most so many rows of each user, chosen by a hash, so that nobody's order of rows decides."""
-    if rows.is_empty():
-        return rows
-    order = pl.Series("__order", [_hash(json.dumps(row, default=str)) for row in rows.iter_rows()])
-    kept = rows.with_columns(order).sort("user_id", "__order").group_by("user_id", maintain_order=True)
+    """At most so many rows of each user, drawn by a hash, so that neither the order of rows decides nor what they say.
+
+    Equal rows of a user are numbered: without that they would have one hash, and be drawn all or none.
+    """
+    names = rows.columns
+    order = pl.struct(*names, pl.int_range(pl.len()).over(names)).hash(seed=0).alias("__order")
+    kept = rows.with_columns(order).sort("user_id", "__order", *names).group_by("user_id", maintain_order=True)
     return kept.head(max_contributions).drop("__order")
 
 
@@ -207,8 +230,8 @@ def _epsilon(settings: PrivacySettings, name: str) -> float:
     return settings.epsilon
 
 
-def _require(rows: Frame, column: str) -> None:
-    if missing := [wanted for wanted in ("user_id", column) if wanted not in rows.columns]:
+def _require(rows: Frame, *columns: str) -> None:
+    if missing := [wanted for wanted in ("user_id", *columns) if wanted not in rows.columns]:
         raise ValueError(f"the rows lack {', '.join(missing)}; they have {', '.join(rows.columns)}")
 
 

@@ -9,6 +9,16 @@ from typing import Any
 from evensong.types import Value
 
 
+class _Absent:
+    """Stands for a value that one side does not have at all, not even as a null."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = _Absent()
+
+
 class Skew(Value):
     """The largest difference of one feature, or of the score, and where it was found."""
 
@@ -26,8 +36,10 @@ def difference(served: Any, offline: Any) -> float:
     """0 for equal values, 1 for values that have nothing in common, between numbers `|a - b| / max(1, |a|, |b|)`.
 
     A list is as far as the farthest of its elements, and has nothing in common with one of another length. A missing
-    value is equal to a missing value only.
+    value is equal to a missing value only, and what is absent on a side to nothing.
     """
+    if served is ABSENT or offline is ABSENT:
+        return 1.0
     if isinstance(served, float) and math.isnan(served):
         served = None
     if isinstance(offline, float) and math.isnan(offline):
@@ -44,9 +56,9 @@ def difference(served: Any, offline: Any) -> float:
     return float(served != offline)
 
 
-def distance(served: Mapping[str, Any], offline: Mapping[str, Any]) -> float:
-    """The largest difference of the features that both have."""
-    return max((difference(served[name], offline[name]) for name in served.keys() & offline.keys()), default=0.0)
+def distance(served: Mapping[str, Any], offline: Mapping[str, Any], names: Iterable[str]) -> float:
+    """The largest difference of the features of these names."""
+    return max((difference(served.get(name, ABSENT), offline.get(name, ABSENT)) for name in names), default=0.0)
 
 
 def largest(found: Iterable[tuple[str, str, Any, Any]]) -> list[Skew]:

@@ -1,20 +1,20 @@
-"""The step that proves the night's join: leaks planted in a shadow copy of the tables must not come through.
+"""The step that proves the night's features and its join: leaks planted in shadow copies must not come through.
 
-A bounded sample of the night's labels, items and feature rows is copied into a lake of its own. Rows that a label
-must not see, and rows that it must, are planted among them; then the very code that makes the training set runs on the
-copy, and everything that it wrote is compared with what a slow loop over all rows finds. The night's own feature rows
-are held against what the interactions known at their moment say, event by event. The sample, not the data, decides how
-long it takes.
+Three things are held against slow and plain answers. The night's own feature rows, of some users and items, against
+what the interactions known at their moment say, event by event. A small shop whose rows come late, early and never:
+the very steps that the night uses compute its views, twice, and fill an online store from them. And the join: a bounded
+sample of the night's labels, items and feature rows is copied into a lake of its own, rows that a label must not see,
+and rows that it must, are planted among them, and the very code that makes the training set runs on the copy. The
+sample, not the data, decides how long it takes.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from itertools import cycle, islice
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -23,34 +23,23 @@ import polars as pl
 from evensong.data import storage
 from evensong.data.lake import Lake
 from evensong.errors import LeakFoundError, NothingToLearnError
-from evensong.monitoring.leaks import INSTANT, KINDS, SHORT_LIFE, Oracle, Plants, Problem, compare
+from evensong.monitoring.feature_truth import Truth, Untrue, agrees, untrue
+from evensong.monitoring.leaks import INSTANT, SHORT_LIFE, Oracle, Plants, Problem, compare
+from evensong.monitoring.raw_plants import EARLIER, LATER, raw_world
+from evensong.pipelines import canary_world as worlds
+from evensong.pipelines.canary_world import MAX_PLANTED, World, holdout_start
 from evensong.settings import Settings
-from evensong.types import INTERACTIONS, ITEMS, TIMESTAMP, Frame, Night
+from evensong.types import TABLES, TIMESTAMP, Frame, Night
 
 log = logging.getLogger(__name__)
 
 RESULT = "leak_canary.json"
-LABELS_PER_USER, ROWS_PER_KEY, MAX_ITEMS = 10, 30, 300
-#: Labels, and keys at the cutoffs, that rows are planted around; every kind several times over.
-MAX_PLANTED = 200
-#: Rows of a key whose values are counted again, and the most events that a key may have for it.
-TRUE_ROWS_PER_KEY, MAX_EVENTS_PER_KEY = 5, 3_000
-SLATE = 12
+#: Rows of a key whose values are counted again, the most events that a key may have for it, and all keys together.
+TRUE_ROWS_PER_KEY, MAX_EVENTS_PER_KEY, MAX_EVENTS = 5, 3_000, 40_000
+#: Items whose place among all others is counted again, which takes the whole catalogue.
+MAX_STANDINGS = 8
 #: Problems that the result tells in full.
 MAX_TOLD = 20
-_HOUR = timedelta(hours=1)
-
-
-@dataclass
-class World:
-    """The shadow copy as values, and what was planted in it."""
-
-    interactions: Frame
-    items: Frame
-    features: dict[str, Frame]
-    plants: Plants
-    planted: Counter[str] = field(default_factory=Counter)
-    """Kind to the number of its rows."""
 
 
 @dataclass
@@ -68,303 +57,237 @@ def run(settings: Settings, night: Night) -> str:
         LeakFoundError: a planted row came through, or a row or a value was lost.
         StaleFeaturesError: the feature tables do not reach `as_of`.
     """
-    from evensong.features.refresh import STATE, require
-    from evensong.features.shadow import shadow, write_view
+    from evensong.features.refresh import require
+    from evensong.features.shadow import shadow
 
     require(settings, night.as_of)
-    world = sample(settings, night)
+    world = worlds.sample(settings, night)
     found = Findings()
+    _stamps(settings, found)
     _tables(settings, night, world, found)
-    plant(world, settings, night)
+    worlds.plant(world, settings, night)
     with shadow(settings) as copy:
+        _guarded(found, "the views of the planted rows", lambda: _views(copy, night, world, found))
         # every label of the sample is compared, however few a training set may hold
         # the holdout begins where the settings say, however few users the sample has
         split = copy.split.model_copy(update={"max_examples": 10_000_000, "min_holdout_users": 0})
         copy = copy.model_copy(update={"split": split})
-        lake = Lake(copy.lake)
-        lake.replace("interactions", world.interactions)
-        lake.replace("items", world.items)
-        for view, rows in world.features.items():
-            write_view(copy, view, rows)
-        state = storage.join("features", STATE)
-        storage.write_json(storage.join(copy.lake, state), storage.read_json(storage.join(settings.lake, state)))
+        _write(settings, copy, world)
         for check in (_training_set, _probes, _short_lived):
-            try:
-                check(copy, night, world, found)
-            except (AssertionError, NothingToLearnError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
-                found.problems.append(Problem("lost", f"the join did not come to its end: {error}"))
+            _guarded(found, "the join", lambda check=check: check(copy, night, world, found))  # type: ignore[misc]
     return _tell(settings, night, world, found)
 
 
-def sample(settings: Settings, night: Night) -> World:
-    """A bounded part of the night's tables: some users with their labels, the items of those, and the rows of both.
+def _guarded(found: Findings, what: str, check: Callable[[], None]) -> None:
+    """Run a check; what our own code cannot do with planted rows is a problem of the night, not of the machine."""
+    try:
+        check()
+    except (AssertionError, NothingToLearnError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+        found.problems.append(Problem("lost", f"{what} did not come to their end: {error}"))
 
-    What is in the tables although the night must not see it yet comes along.
-    """
+
+def _write(settings: Settings, copy: Settings, world: World) -> None:
+    from evensong.features.refresh import STATE
+    from evensong.features.shadow import write_view
+
+    lake = Lake(copy.lake)
+    lake.replace("interactions", world.interactions)
+    lake.replace("items", world.items)
+    for view, rows in world.features.items():
+        write_view(copy, view, rows)
+    state = storage.join("features", STATE)
+    storage.write_json(storage.join(copy.lake, state), storage.read_json(storage.join(settings.lake, state)))
+
+
+# ---------------------------------------------------------------- the night's own tables
+
+
+def _stamps(settings: Settings, found: Findings) -> None:
+    """Every row of every feature table: it is of one moment, of some key, and not of after the tables' own end."""
+    from evensong.features.refresh import STATE
     from evensong.features.shadow import rows_of
-    from evensong.features.views import entity_of, schemas
+    from evensong.features.views import declared_views, entity_of
 
-    lake = Lake(settings.lake)
-    events = lake.scan("interactions").select(list(INTERACTIONS))
-    users = _users(settings, night, events)
-    of_users = events.filter(pl.col("user_id").is_in(users.implode())).collect()
-    known = (pl.col("event_timestamp") <= night.as_of) & (pl.col("created_timestamp") <= night.as_of)
-    interactions = pl.concat(
-        [
-            _newest(of_users.filter(known), "user_id", LABELS_PER_USER, last=True),
-            _newest(of_users.filter(~known), "user_id", 3, last=False),
-        ]
-    )
-    item_ids = interactions["item_id"].unique().sort().head(MAX_ITEMS)
-    items = lake.scan("items").select(list(ITEMS)).filter(pl.col("item_id").is_in(item_ids.implode())).collect()
-    keys = {"user_id": users, "item_id": item_ids}
-    features = {}
-    for view, schema in schemas(settings.features).items():
-        entity = entity_of(view)
-        of_keys = rows_of(settings, view).select(list(schema)).filter(pl.col(entity).is_in(keys[entity].implode()))
-        found = of_keys.collect(engine="streaming")
-        past = pl.col("event_timestamp") <= night.as_of
-        features[view] = pl.concat(
-            [
-                _newest(found.filter(past), entity, ROWS_PER_KEY, last=True),
-                _newest(found.filter(~past), entity, 3, last=False),
-            ]
+    state = storage.read_json(storage.join(settings.lake, "features", STATE))
+    horizon = datetime.fromisoformat(state["horizon"])
+    event, created = pl.col("event_timestamp"), pl.col("created_timestamp")
+    for view in declared_views(settings.features):
+        counts = (
+            rows_of(settings, view)
+            .select(
+                event.ne_missing(created).sum().alias("rows of two moments"),
+                (event.is_null() | pl.col(entity_of(view)).is_null()).sum().alias("rows without a moment or a key"),
+                (event > horizon).sum().alias(f"rows of after {horizon.isoformat()}, where the tables end"),
+            )
+            .collect(engine="streaming")
         )
-    return World(interactions, items, features, Plants(night.as_of))
-
-
-def _users(settings: Settings, night: Night, events: pl.LazyFrame) -> pl.Series:
-    """Half of them with an event in the holdout, half with one before it; drawn by a hash of their ids."""
-    start = _holdout_start(settings, night)
-    number = max(1, settings.quality.canary_users // 2)
-    in_holdout = (pl.col("event_timestamp") > start) & (pl.col("event_timestamp") <= night.as_of)
-    drawn = []
-    for part in (in_holdout, pl.col("event_timestamp") <= start):
-        ids = events.filter(part).select("user_id").unique().collect()["user_id"]
-        drawn.append(ids.to_frame().sort(pl.col("user_id").hash(night.seed), "user_id").head(number)["user_id"])
-    return pl.concat(drawn).unique().sort()
-
-
-def _newest(rows: Frame, key: str, number: int, *, last: bool) -> Frame:
-    """At most so many rows of each key, the last ones or the first ones by time."""
-    ordered = rows.sort(key, "event_timestamp", maintain_order=True).group_by(key, maintain_order=True)
-    return (ordered.tail(number) if last else ordered.head(number)).select(rows.columns)
-
-
-# ---------------------------------------------------------------- planting
-
-
-def plant(world: World, settings: Settings, night: Night) -> None:
-    """Put labels, items and feature rows of every kind into the copy, and its feature rows out of order."""
-    start = _holdout_start(settings, night)
-    world.items = pl.concat([world.items, _planted_items(start, night.as_of)])
-    world.interactions = pl.concat([world.interactions, _planted_labels(world, settings, night, start)])
-    moments = _moments(world, settings, night, start)
-    for number, (view, rows) in enumerate(sorted(world.features.items())):
-        entity = "user_id" if "user_id" in rows.columns else "item_id"
-        kinds = islice(cycle(KINDS), 3 * number, None)  # one label has different kinds in different views
-        made = [rows]
-        schema = dict(rows.schema)
-        for (key, moment), kind in zip(moments[entity], kinds, strict=False):
-            made.append(_add(world, schema, entity, key, kind, moment))
-        # a key that nothing asks for, nearly one that something asks for, must stay its own
-        for key, moment in moments[entity][:3]:
-            for near in {f"{key} ", f" {key}", key.swapcase(), f"{key}0"} - {key}:
-                made.append(_add(world, schema, entity, near, "of the last moment", moment))
-        for kind in KINDS:
-            made.append(_add(world, schema, entity, None, kind, start))
-        planted = pl.concat(made)
-        order = np.random.default_rng([night.seed, number]).permutation(len(planted))
-        world.features[view] = planted[order]
-
-
-def _add(world: World, schema: dict[str, Any], entity: str, key: str | None, kind: str, moment: datetime) -> Frame:
-    rows = world.plants.rows(schema, entity, key, kind, moment)
-    world.planted[kind if key is not None else "without a key"] += len(rows)
-    return rows
-
-
-def _moments(world: World, settings: Settings, night: Night, start: datetime) -> dict[str, list[tuple[str, datetime]]]:
-    """The keys and moments that the training set asks for, so many that every kind is planted around several."""
-    labels = _expected_labels(world, settings, night, start)
-    # slates last: they are asked for whatever was drawn
-    step = max(1, len(labels) // MAX_PLANTED)
-    chosen = [*labels[::step][:MAX_PLANTED], *(row for row in labels if row[0].startswith("canary"))]
-    asked: dict[str, list[tuple[str, datetime]]] = {"user_id": [], "item_id": []}
-    for user, item, moment, _, _, _ in chosen:
-        asked["user_id"].append((user, moment - INSTANT))
-        asked["item_id"].append((item, moment - INSTANT))
-    asked["user_id"] += [(user, start) for user in sorted({row[0] for row in labels if row[5] == "holdout"})]
-    for cutoff in (start, night.as_of):
-        asked["item_id"] += [(item, cutoff) for item in world.items["item_id"].unique().sort().to_list()]
-    return {entity: pairs[: 3 * MAX_PLANTED] for entity, pairs in asked.items()}
-
-
-def _planted_items(start: datetime, as_of: datetime) -> Frame:
-    """Items known from the beginning, one known only after the holdout began, one only after `as_of`."""
-    moments = [(f"canary-item-{i:02d}", start - 20 * _HOUR, start - 20 * _HOUR) for i in range(SLATE)]
-    moments += [
-        ("canary-item-late", start - _HOUR, start + INSTANT),
-        ("canary-item-of-the-holdout", start + INSTANT, start + INSTANT),
-        ("canary-item-unknown", start - _HOUR, as_of + INSTANT),
-        ("canary-item-future", as_of + INSTANT, as_of + INSTANT),
-    ]
-    return pl.DataFrame(
-        [
-            {"item_id": item, "title": item, "event_timestamp": event, "created_timestamp": created}
-            for item, event, created in moments
-        ],
-        schema=ITEMS,
-    )
-
-
-def _planted_labels(world: World, settings: Settings, night: Night, start: datetime) -> Frame:
-    """Slates whose labels share one moment, the same label twice, and labels that belong to no part."""
-    kind = settings.split.positive_event_types[0]
-    value = settings.split.min_value.get(kind)
-    holdout = start + (night.as_of - start) / 2
-    rows: list[tuple[str, str, datetime, datetime, str]] = []
-    real = world.interactions["user_id"].unique().sort().head(1).to_list()
-    for user in (*real, "canary-user-0", "canary-user-1"):
-        for moment in (start - _HOUR, start, start + INSTANT, holdout, night.as_of):
-            rows += [
-                (user, f"canary-item-{i:02d}", moment, moment, f"canary-slate-{moment:%m%dT%H%M%S%f}")
-                for i in range(SLATE)
-            ]
-        twice = start - 2 * _HOUR
-        rows += [(user, "canary-item-00", twice, twice, f"canary-twice-{i}") for i in range(2)]
-    rows += [
-        ("canary-user-late", "canary-item-00", start - _HOUR, start + INSTANT, "canary-late"),
-        ("canary-user-unknown", "canary-item-00", start - _HOUR, night.as_of + INSTANT, "canary-unknown"),
-        ("canary-user-unknown", "canary-item-01", holdout, night.as_of + _HOUR, "canary-unknown"),
-        ("canary-user-future", "canary-item-00", night.as_of + INSTANT, night.as_of + INSTANT, "canary-future"),
-        ("canary-user-future", "canary-item-01", night.as_of + _HOUR, start - _HOUR, "canary-future"),
-    ]
-    world.planted["labels of a slate or of no part"] += len(rows)
-    return pl.DataFrame(
-        [
-            {
-                "user_id": user,
-                "item_id": item,
-                "event_type": kind,
-                "event_timestamp": event,
-                "value": value,
-                "request_id": request,
-                "created_timestamp": created,
-            }
-            for user, item, event, created, request in rows
-        ],
-        schema=INTERACTIONS,
-    )
-
-
-# ---------------------------------------------------------------- the plain answer
-
-#: user, item, moment, type, value, part.
-Label = tuple[str, str, datetime, str, float | None, str]
-
-
-def _expected_labels(world: World, settings: Settings, night: Night, start: datetime) -> list[Label]:
-    """The labels that a training set must hold, in its order, decided row by row."""
-    split = settings.split
-    labels: list[Label] = []
-    columns = ("user_id", "item_id", "event_timestamp", "created_timestamp", "event_type", "value")
-    for user, item, event, created, kind, value in world.interactions.select(columns).iter_rows():
-        if event > night.as_of or created > night.as_of or not _is_positive(settings, kind, value):
-            continue
-        if split.training_days is not None and event < start - timedelta(days=split.training_days):
-            continue
-        if event > start:
-            part = "holdout"
-        elif created > start:
-            continue
-        else:
-            part = "ranker" if event >= start - timedelta(days=split.ranker_days) else "retriever"
-        labels.append((user, item, event, kind, value, part))
-    return sorted(
-        labels,
-        key=lambda row: (row[2], row[0], row[1], row[3], row[4] is not None, row[4] if row[4] is not None else 0),
-    )
-
-
-def _holdout_start(settings: Settings, night: Night) -> datetime:
-    return night.as_of - timedelta(days=settings.split.holdout_days)
-
-
-def _is_positive(settings: Settings, kind: str, value: float | None) -> bool:
-    split = settings.split
-    smallest = split.min_value.get(kind)
-    return kind in split.positive_event_types and (smallest is None or (value is not None and value >= smallest))
-
-
-def _met_by(world: World, settings: Settings, moment: datetime) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-    """What each user had seen, and bought, by the moment."""
-    seen: dict[str, set[str]] = {}
-    bought: dict[str, set[str]] = {}
-    columns = ("user_id", "item_id", "event_timestamp", "created_timestamp", "event_type")
-    for user, item, event, created, kind in world.interactions.select(columns).iter_rows():
-        if max(event, created) <= moment and kind in (*settings.split.positive_event_types, "purchase"):
-            seen.setdefault(user, set()).add(item)
-            if kind == "purchase":
-                bought.setdefault(user, set()).add(item)
-    return seen, bought
-
-
-# ---------------------------------------------------------------- the checks
+        for what, number in counts.row(0, named=True).items():
+            if number:
+                found.problems.append(Problem("leaked", f"the table {view} holds {number} {what}"))
 
 
 def _tables(settings: Settings, night: Night, world: World, found: Findings) -> None:
     """The night's feature rows say what was known at their moment: the join cannot help where they say more."""
-    from evensong.monitoring import feature_truth as truth
+    from evensong.features.views import entity_of
 
-    length = settings.features.history_length
-    for entity, views in (("user_id", ("user_history", "user_activity")), ("item_id", ("item_popularity",))):
-        rows = {view: _newest(world.features[view], entity, TRUE_ROWS_PER_KEY, last=True) for view in views}
-        keys = pl.concat([frame[entity] for frame in rows.values()]).unique().sort().head(settings.quality.canary_users)
-        columns = ["user_id", "item_id", "event_type", "event_timestamp", "created_timestamp", "value"]
-        events = Lake(settings.lake).scan("interactions").filter(pl.col(entity).is_in(keys.implode())).select(columns)
-        few = events.group_by(entity).len().filter(pl.col("len") <= MAX_EVENTS_PER_KEY).collect()[entity]
-        kept = events.filter(pl.col(entity).is_in(few.implode())).collect()
-        positive = [
-            _is_positive(settings, kind, value) for kind, value in kept.select("event_type", "value").iter_rows()
-        ]
-        by_key = truth.events_by(kept.filter(pl.Series(positive, dtype=pl.Boolean)), entity)
-        counted = {
-            "user_history": lambda key, moment, of=by_key: truth.user_history(of.get(key, []), moment, length),
-            "user_activity": lambda key, moment, of=by_key: truth.user_activity(of.get(key, []), moment),
-            "item_popularity": lambda key, moment, of=by_key: truth.item_popularity(of.get(key, []), moment),
-        }
-        for view, frame in rows.items():
-            checked = frame.filter(pl.col(entity).is_in(few.implode()) & (pl.col("event_timestamp") <= night.as_of))
-            found.rows += len(checked)
-            for key, moment, name, value, expected in truth.untrue(checked, entity, counted[view]):
-                place = f"the table {view}: {name} of {key} at {moment.isoformat()}"
-                found.problems.append(Problem("wrong", f"{place} is {value!r}, what was known then says {expected!r}"))
+    truth, keys = _truth(settings, night, world)
+    for view in _active(settings):
+        entity = entity_of(view)
+        mine, last = keys[entity], TRUE_ROWS_PER_KEY
+        if view == "item_standing":
+            mine, last = mine[:MAX_STANDINGS], 2
+        rows = world.features[view].filter(pl.col("event_timestamp") <= night.as_of)
+        rows = worlds.newest(rows.filter(pl.col(entity).is_in(mine)), entity, 2 * last, last=True)
+        found.rows += len(rows)
+        for one in untrue(truth, view, rows, mine, night.as_of, last=last):
+            found.problems.append(_untrue(truth, view, one, f"the table {view}"))
+
+
+def _truth(settings: Settings, night: Night, world: World) -> tuple[Truth, dict[str, list[str]]]:
+    """What the real rows say of some users and items, by the events of each, and which these are."""
+    lake = Lake(settings.lake)
+    events = lake.scan("interactions")
+    keys = {}
+    for entity, drawn in (("user_id", world.users), ("item_id", world.items["item_id"])):
+        asked = drawn.unique().to_frame(entity).sort(pl.col(entity).hash(worlds.seed(night)), entity)
+        sizes = events.filter(pl.col(entity).is_in(asked[entity].implode())).group_by(entity).len().collect()
+        few = asked.head(settings.quality.canary_users).join(sizes, on=entity, how="left", maintain_order="left")
+        few = few.with_columns(pl.col("len").fill_null(0)).filter(pl.col("len") <= MAX_EVENTS_PER_KEY)
+        keys[entity] = few.filter(pl.col("len").cum_sum() <= MAX_EVENTS)[entity].to_list()
+    of_keys = pl.col("user_id").is_in(keys["user_id"]) | pl.col("item_id").is_in(keys["item_id"])
+    columns = ["user_id", "item_id", "event_type", "event_timestamp", "created_timestamp", "value"]
+    interactions = events.filter(of_keys).select(columns).collect()
+    met = interactions["item_id"].unique().to_list()
+    items = lake.scan("items").filter(pl.col("item_id").is_in([*met, *keys["item_id"]])).collect()
+    users = lake.scan("users").filter(pl.col("user_id").is_in(keys["user_id"])).collect()
+    placed = ("item_id", "category_path", "price", "event_timestamp", "created_timestamp")
+    catalogue = lake.scan("items", night.as_of).select(placed).collect()
+    return Truth(interactions, items, users, settings.features, settings.split, catalogue=catalogue), keys
+
+
+def _active(settings: Settings) -> list[str]:
+    """The views that are computed under these settings."""
+    from evensong.features.shop_columns import active_views
+    from evensong.features.views import declared_views
+
+    active = active_views(settings.features)
+    return [name for name, view in declared_views(settings.features).items() if not view.optional or name in active]
+
+
+def _untrue(truth: Truth, view: str, one: Untrue, where: str) -> Problem:
+    """The kind of an untrue value: a leak where it says what was true later."""
+    due = truth.due(view, one.key, datetime.max.replace(tzinfo=UTC))
+    known = ((truth.at(view, one.key, moment) or {}) for moment in [day for day in due if day > one.moment][:5])
+    if one.value is None:
+        kind = "lost"
+    elif one.expected is None or any(one.name in said and agrees(one.value, said[one.name]) for said in known):
+        kind = "leaked"
+    else:
+        kind = "wrong"
+    place = f"{where}: {one.name} of {one.key} at {one.moment.isoformat()}"
+    return Problem(kind, f"{place} is {one.value!r}, what was known then says {one.expected!r}")
+
+
+# ---------------------------------------------------------------- the views of planted rows
+
+
+def _views(copy: Settings, night: Night, world: World, found: Findings) -> None:
+    """The views of the planted shop on an earlier night, this one and the next, and what is served of this one."""
+    from evensong.features.columns import load_columns
+    from evensong.features.materialize import materialize
+    from evensong.features.shadow import rows_of
+    from evensong.features.views import entity_of
+    from evensong.pipelines import features
+
+    path = copy.features.columns_path
+    own = load_columns(path).statistics if path else ()
+    raw = raw_world(night.as_of, copy.split, worlds.seed(night), own)
+    world.planted.update({f"raw: {kind}": number for kind, number in raw.planted.items()})
+    lake = Lake(copy.lake)
+    for moment, tables in (
+        (night.as_of - EARLIER, raw.earlier),
+        # goes on from the state that the night before left
+        (night.as_of, raw.earlier),
+        # an import of old rows; and what an older night serves must not hold what a newer one added to the tables
+        (night.as_of + LATER, raw.tables),
+    ):
+        for name in TABLES:
+            lake.replace(name, tables[name])
+        features.build(copy, night.model_copy(update={"as_of": moment}))
+        truth = Truth(tables["interactions"], tables["items"], tables["users"], copy.features, copy.split)
+        for view in _active(copy):
+            rows, entity = rows_of(copy, view).collect(), entity_of(view)
+            keys = {key for name in TABLES if entity in tables[name] for key in tables[name][entity]}
+            keys |= set(rows[entity].drop_nulls())
+            found.rows += len(rows)
+            where = f"the view {view} of planted rows, {moment.isoformat()}"
+            for one in untrue(truth, view, rows, sorted(keys), moment):
+                found.problems.append(_untrue(truth, view, one, where))
+    materialize(copy, night.as_of)
+    _served(copy, night, raw.tables, found)
+
+
+def _served(copy: Settings, night: Night, tables: Any, found: Findings) -> None:
+    """The online store says of each key what its tables said at `as_of`."""
+    from evensong.features.online import OnlineFeatures
+    from evensong.features.shadow import rows_of
+    from evensong.features.views import entity_of
+
+    online = OnlineFeatures(copy)
+    try:
+        for entity, views, read in (
+            ("user_id", [view for view in _active(copy) if view != "user_seen"], online.users),
+            ("user_id", ["user_seen"], online.seen),
+            ("item_id", _active(copy), online.items),
+        ):
+            keys = [*tables["interactions"][entity].unique().sort(), "canary-stranger"]
+            rows = read(keys)
+            found.problems += _same_rows("key of the online store", keys, rows[entity].to_list())
+            oracles = [
+                (view, entity, Oracle(rows_of(copy, view).collect(), entity, None))
+                for view in views
+                if entity_of(view) == entity
+            ]
+            found.rows += len(rows)
+            moments = [night.as_of] * len(rows)
+            found.problems += compare(rows, moments, oracles, Plants(night.as_of), "the online store")
+    finally:
+        online.close()
+
+
+# ---------------------------------------------------------------- the join
 
 
 def _training_set(copy: Settings, night: Night, world: World, found: Findings) -> None:
     """The training set itself: its labels, its items at both cutoffs, its held-out users, and every feature of them."""
     from evensong.features.shadow import views_of
     from evensong.features.store import RECOMMENDER
-    from evensong.features.views import entity_of, schemas
-    from evensong.pipelines import training_set
+    from evensong.features.views import entity_of
+    from evensong.pipelines import train, training_set
 
     uri = training_set.build(copy, night)
-    start = _holdout_start(copy, night)
+    start = holdout_start(copy, night)
     oracles = [
         (view, entity_of(view), Oracle(world.features[view], entity_of(view), ttl))
         for view, ttl in views_of(copy, RECOMMENDER).items()
-        if view in schemas(copy.features)
     ]
     of_users = [one for one in oracles if one[1] == "user_id"]
     of_items = [one for one in oracles if one[1] == "item_id"]
 
-    expected = _expected_labels(world, copy, night, start)
+    meta = storage.read_json(storage.join(uri, "meta.json"))
+    found.problems += _same_rows("start of the holdout", [start.isoformat()], [meta["holdout_start"]])
+
+    expected = worlds.expected_labels(world, copy, night)
     examples = storage.read_frame(storage.join(uri, "examples.parquet"))
     columns = ("user_id", "item_id", "event_timestamp", "event_type", "value", "part")
-    found.problems += _same_rows("label", expected, examples.select(columns).rows())
+    found.problems += _same_rows("label", [label[:-1] for label in expected], examples.select(columns).rows())
     moments = [moment - INSTANT for moment in examples["event_timestamp"]]
     _compare(found, examples, moments, oracles, world, "a label")
+
+    read = train.read_labels(copy, uri, final=False)
+    learned = [label[:4] for label in expected if label.part != "holdout"]
+    came = read.select("user_id", "item_id", "event_timestamp", "event_type").rows()
+    found.problems += _same_rows("label that a model of before the holdout learns", learned, came)
 
     for name, cutoff in (("items_train", start), ("items_final", night.as_of)):
         items = storage.read_frame(storage.join(uri, f"{name}.parquet"))
@@ -374,22 +297,29 @@ def _training_set(copy: Settings, night: Night, world: World, found: Findings) -
         _compare(found, items, [cutoff] * len(items), of_items, world, name)
 
     users = storage.read_frame(storage.join(uri, "users_holdout.parquet"))
-    ids = sorted({label[0] for label in expected if label[5] == "holdout"})
+    ids = sorted({label.user_id for label in expected if label.part == "holdout"})
     found.problems += _same_rows("held-out user", ids, users["user_id"].to_list())
     _compare(found, users, [start] * len(users), of_users, world, "users_holdout")
-    found.problems += _seen(copy, world, users, start)
+
+    hidden = worlds.seen_by(world, copy, start)
+    found.problems += _seen(hidden, users, start)
+    targets = storage.read_frame(storage.join(uri, "targets.parquet"))
+    came = targets.select("user_id", "item_id", "event_timestamp", "event_type").rows()
+    found.problems += _same_rows("target", worlds.expected_targets(expected, hidden, copy), came)
 
 
-def _seen(copy: Settings, world: World, users: Frame, start: datetime) -> Iterator[Problem]:
+def _seen(hidden: dict[str, dict[str, Any]], users: Frame, start: datetime) -> Iterator[Problem]:
     """What the filters hide from the held-out users is what these had met when the holdout began."""
-    seen, bought = _met_by(world, copy, start)
     for user, *lists in users.select("user_id", "seen_item_ids", "purchased_item_ids").iter_rows():
-        for name, ids, met in zip(("seen", "purchased"), lists, (seen, bought), strict=True):
-            there = met.get(user, set())
-            if extra := sorted(set(ids or []) - there):
-                yield Problem("leaked", f"{name} items of {user} at {start.isoformat()} hold {extra[0]}, met later")
-            if len(there) <= copy.features.seen_length and (less := sorted(there - set(ids or []))):
-                yield Problem("lost", f"{name} items of {user} at {start.isoformat()} lack {less[0]}")
+        for name, ids in zip(("seen", "purchased"), lists, strict=True):
+            came, there = ids or [], hidden.get(user, {}).get(f"{name}_item_ids", [])
+            place = f"{name} items of {user} at {start.isoformat()}"
+            if extra := sorted(set(came) - set(there)):
+                yield Problem("leaked", f"{place} hold {extra[0]}, met later")
+            elif less := sorted(set(there) - set(came)):
+                yield Problem("lost", f"{place} lack {less[0]}")
+            elif came != there:
+                yield Problem("wrong", f"{place} are {came}, expected {there}")
 
 
 def _probes(copy: Settings, night: Night, world: World, found: Findings, ttl: timedelta | None = None) -> None:
@@ -399,8 +329,8 @@ def _probes(copy: Settings, night: Night, world: World, found: Findings, ttl: ti
     from evensong.features.store import RECOMMENDER
     from evensong.features.views import entity_of
 
-    start = _holdout_start(copy, night)
-    labels = _expected_labels(world, copy, night, start)
+    start = holdout_start(copy, night)
+    labels = worlds.expected_labels(world, copy, night)
     pairs: list[tuple[str | None, str | None, datetime]] = [
         (user, item, moment - INSTANT) for user, item, moment, *_ in labels
     ]
@@ -431,6 +361,14 @@ def _probes(copy: Settings, night: Night, world: World, found: Findings, ttl: ti
         found.problems += _same_rows(where, asked["probe"].to_list(), joined["probe"].to_list())
         if len(joined) == len(asked):
             _compare(found, joined, asked["event_timestamp"].to_list(), oracles, world, where)
+    # as held-out users, candidates and the ranker's slates are asked for
+    for entity, other in (("user_id", "item_id"), ("item_id", "user_id")):
+        where = f"a probe of the {entity} alone"
+        joined = reader.join(asked.drop(other), RECOMMENDER, of=entity)
+        found.problems += _same_rows(where, asked["probe"].to_list(), joined["probe"].to_list())
+        if len(joined) == len(asked):
+            mine = [one for one in oracles if one[1] == entity]
+            _compare(found, joined, asked["event_timestamp"].to_list(), mine, world, where)
 
 
 def _short_lived(copy: Settings, night: Night, world: World, found: Findings) -> None:

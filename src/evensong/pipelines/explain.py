@@ -70,9 +70,9 @@ def _why_unknown(settings: Settings, request_id: str) -> str:
             "raise it to explain the requests to come"
         )
     return (
-        f"{request_id}: no logged request has this id in {request_log.folder(settings)}; take it from an answer's "
-        "`request_id`. It may have come faster than serving.request_log_per_second, or be older than "
-        "serving.request_log_megabytes reach"
+        f"{request_id}: no logged request has this id in {request_log.place(settings)}; take it from an answer's "
+        "`request_id`. It may have come faster than serving.request_log_per_second allows, or be older than "
+        "serving.request_log_days or serving.request_log_megabytes keep"
     )
 
 

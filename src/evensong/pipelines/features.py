@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
+from typing import Any
 
 from evensong.data import storage
 from evensong.data.lake import Lake
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 #: States what the online store holds: the newest `as_of`, the feature tables' versions, the features' definitions.
 #: The service watches it.
 MATERIALIZED = "materialized.json"
+#: Earlier fillings that it remembers.
+KEPT = 30
 
 
 def build(settings: Settings, night: Night) -> dict[str, int]:
@@ -58,8 +61,17 @@ def materialize(settings: Settings, night: Night) -> dict[str, int]:
         "versions": {view: lake.version(f"features/{view}") for view in declared_views(settings.features)},
         "features": served,
     }
-    storage.write_json(marker, said)
+    storage.write_json(marker, said | {"before": _before(marker, said)})
     return written
+
+
+def _before(marker: str, said: dict[str, Any]) -> list[dict[str, Any]]:
+    """The fillings before this one, newest first: a request may have met a part of any of them."""
+    if not storage.exists(marker):
+        return []
+    last = storage.read_json(marker)
+    known = [{name: last.get(name) for name in ("as_of", "versions")}, *last.get("before", [])]
+    return [one for one in known if one != {name: said[name] for name in one}][:KEPT]
 
 
 def materialized_at(settings: Settings) -> datetime | None:

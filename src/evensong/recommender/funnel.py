@@ -167,6 +167,41 @@ class Recommender:
             schema=SCHEMA,
         )
 
+    def score_of(
+        self,
+        user: Frame,
+        items: ItemTable,
+        item_ids: Collection[str],
+        *,
+        now: datetime,
+        k: int,
+        hidden: Collection[str] = (),
+    ) -> dict[str, float]:
+        """The scores that `recommend` gives these items for one user, those alone that are candidates for its list.
+
+        Args:
+            user: one row, as `recommend` takes it.
+            items: needs to know these items and those of the user's history only.
+            item_ids: what to score.
+            now: the moment that ages and recency count to.
+            k: the length of the list.
+            hidden: the items that must not come.
+        """
+        encoded = model_inputs.encode_users(user, self._vocabularies, now)
+        if encoded.history_BL[0, -1] == 0:
+            return {}
+        rows = sorted(self._row_of[item_id] for item_id in hidden if item_id in self._row_of)
+        allowed_N = np.ones(len(self.item_ids), bool)
+        allowed_N[rows] = False
+        vector_D = self._towers.users(encoded)[0]
+        candidates = self._candidates(vector_D, allowed_N, len(rows), k)
+        asked = np.array(sorted(self._row_of[item_id] for item_id in item_ids if item_id in self._row_of), np.int64)
+        chosen = np.intersect1d(candidates, asked)
+        if not len(chosen):
+            return {}
+        scores = self._score(encoded, vector_D, chosen, items.columns, now)
+        return {self.item_ids[row]: float(score) for row, score in zip(chosen, scores, strict=True)}
+
     def _one(
         self, encoded: UserInputs, row: int, hidden: Collection[str], items: ItemTable, now: datetime, k: int
     ) -> tuple[Ints, Floats, str]:

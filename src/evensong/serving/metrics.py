@@ -98,7 +98,21 @@ class Metrics:
             "evensong_requests_logged", "Requests written to the request log.", registry=self._registry
         )
         self.requests_not_logged = Counter(
-            "evensong_requests_log_dropped", "Sampled requests that the log had no room for.", registry=self._registry
+            "evensong_requests_log_dropped",
+            "Sampled requests that were not logged: too many at once, or the log could not be written.",
+            registry=self._registry,
+        )
+        self.request_log_sample = Gauge(
+            "evensong_request_log_sample",
+            "Share of the requests that the log is to hold.",
+            registry=self._registry,
+            multiprocess_mode="max",
+        )
+        self.request_log_per_second = Gauge(
+            "evensong_request_log_per_second",
+            "Requests a second that a process logs at most.",
+            registry=self._registry,
+            multiprocess_mode="max",
         )
         # series that exist from the start can be alerted on
         for reason in get_args(Reason):

@@ -97,8 +97,7 @@ def router(service: Service) -> APIRouter:
                 filter_rule=settings.serving.filter,
                 now=datetime.now(UTC),
             )
-            if service.request_log.wants(ask.request_id):
-                service.request_log.add(recommending.record(ask, reply, in_use))
+            service.request_log.take(ask.request_id, lambda: recommending.record(ask, reply, in_use))
             notes = request.scope["evensong"]
             notes |= {name: reply.answer[name] for name in ("user_id", "source", "reason", "model_version")}
             return orjson.dumps(reply.answer)

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from evensong.errors import ConfigurationError, RefusedError, StorageError
-from evensong.features.privacy import PrivacyLedger, release_counts, release_sum
+from evensong.features.privacy import PrivacyLedger, release_counts, release_sums
 from evensong.settings import PrivacySettings, Settings
 from evensong.types import Frame
 
@@ -30,6 +30,13 @@ def counts(settings: PrivacySettings, ledger: PrivacyLedger, name: str, rows: Fr
     return release_counts(rows, "kind", ["a", "b"], name=name, settings=settings, ledger=ledger).values
 
 
+def sums(
+    settings: PrivacySettings, ledger: PrivacyLedger, name: str, rows: Frame = ROWS, largest: float = 5.0
+) -> dict[str, float]:
+    asked = {"name": name, "settings": settings, "ledger": ledger}
+    return release_sums(rows, "paid", largest, "kind", ["a", "b"], **asked).values  # type: ignore[arg-type]
+
+
 def test_nothing_is_released_unless_somebody_asked(ledger: PrivacyLedger) -> None:
     with pytest.raises(RefusedError, match=r"set privacy\.epsilon"):
         counts(Settings().privacy, ledger, "n")
@@ -39,8 +46,10 @@ def test_nothing_is_released_unless_somebody_asked(ledger: PrivacyLedger) -> Non
 def test_with_a_vast_epsilon_the_truth_comes_out(ledger: PrivacyLedger) -> None:
     open_handed = on(epsilon=1000, budget=9000)
     assert counts(open_handed, ledger, "n") == {"a": 70, "b": 30}
-    total = release_sum(ROWS, "paid", 5.0, name="s", settings=open_handed, ledger=ledger)
-    assert total.values["sum"] == pytest.approx(200, abs=0.1)
+    assert sums(open_handed, ledger, "s") == {"a": pytest.approx(140, abs=0.1), "b": pytest.approx(60, abs=0.1)}
+    # values are cut at both ends
+    odd = ROWS.with_columns(paid=pl.Series([-3.0, 1000.0, None, float("nan")] * 25))
+    assert sum(sums(open_handed, ledger, "odd", odd).values()) == pytest.approx(25 * 5, abs=0.1)
 
 
 @pytest.mark.parametrize(("epsilon", "contributions"), [(1.0, 1), (0.25, 1), (0.5, 4)])
@@ -60,19 +69,20 @@ def test_noise_has_the_spread_of_the_discrete_laplace_law(
     assert (noise == 0).mean() == pytest.approx((1 - share) / (1 + share), abs=0.04)
 
 
-def test_the_noise_of_a_sum_scales_with_its_largest_value(
-    ledger: PrivacyLedger, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("largest", "epsilon", "contributions"), [(2.0, 1.0, 1), (200.0, 1.0, 1), (5.0, 0.5, 3)])
+def test_noise_of_sums_has_the_spread_of_the_laplace_law(
+    largest: float, epsilon: float, contributions: int, ledger: PrivacyLedger
 ) -> None:
-    monkeypatch.setattr("os.fsync", lambda _: None)
-    settings = on(epsilon=1, budget=1e9)
-
-    def noise(largest: float, i: int) -> float:
-        found = release_sum(ROWS, "paid", largest, name=f"{largest}-{i}", settings=settings, ledger=ledger)
-        return found.values["sum"] - 200
-
-    small, large = (np.std([noise(largest, i) for i in range(60)]) for largest in (2.0, 200.0))
-    # the deviation of 60 Laplace draws is known to 14 %
-    assert 40 < large / small < 250
+    """A user may move all sums together by `contributions * largest`: so much over ε is the scale."""
+    settings = on(epsilon, budget=1e9, max_contributions=contributions)
+    categories = ["a", *(f"k{i}" for i in range(3000))]
+    made = release_sums(ROWS, "paid", largest, "kind", categories, name="n", settings=settings, ledger=ledger)
+    noise = np.array([value for name, value in made.values.items() if name != "a"])
+    assert made.scale == pytest.approx(contributions * largest / epsilon)
+    deviation = math.sqrt(2) * made.scale
+    # 3000 independent draws: their mean and deviation stay within five standard errors
+    assert abs(noise.mean()) < 5 * deviation / math.sqrt(3000)
+    assert noise.std() == pytest.approx(deviation, rel=5 * math.sqrt(5 / 4 / 3000))
 
 
 def test_one_user_counts_at_most_so_often(ledger: PrivacyLedger) -> None:
@@ -85,10 +95,21 @@ def test_which_rows_of_a_user_are_kept_does_not_depend_on_their_order(ledger: Pr
     rows = pl.DataFrame({"user_id": ["u"] * 9, "kind": ["a", "b", "b"] * 3, "paid": [float(i) for i in range(9)]})
     settings = on(epsilon=1e6, budget=1e12, max_contributions=2)
     found = [
-        release_sum(part, "paid", 10.0, name=str(i), settings=settings, ledger=ledger).values["sum"]
+        sums(settings, ledger, str(i), part, 10.0)
         for i, part in enumerate((rows, rows.reverse(), rows.sample(fraction=1, shuffle=True, seed=1)))
     ]
-    assert found == pytest.approx([found[0]] * 3, abs=0.01)
+    for one in found[1:]:
+        assert one == {name: pytest.approx(value, abs=0.01) for name, value in found[0].items()}
+
+
+def test_rows_of_a_mixed_user_are_drawn_in_proportion(ledger: PrivacyLedger) -> None:
+    """Of 90 of one kind and 10 of another, a tenth is drawn: about 9 and 1, not all of one kind."""
+    rows = pl.DataFrame({"user_id": [f"u{i}" for i in range(200)] * 100, "kind": ["a"] * 18_000 + ["b"] * 2_000})
+    settings = on(epsilon=1e6, budget=1e12, max_contributions=10)
+    assert counts(settings, ledger, "n", rows)["b"] == pytest.approx(200, abs=5 * math.sqrt(200 * 0.9))
+    few = [counts(settings, ledger, f"u{i}", rows.filter(pl.col("user_id") == f"u{i}"))["b"] for i in range(40)]
+    assert max(few) <= 5
+    assert 0 < sum(few) < 100
 
 
 def test_the_budget_is_spent_to_the_last_tenth_and_no_further(ledger: PrivacyLedger) -> None:
@@ -136,4 +157,4 @@ def test_two_processes_cannot_spend_the_same_budget_twice(ledger: PrivacyLedger)
 
 def test_nothing_there_is_released_as_noise_around_nothing(ledger: PrivacyLedger) -> None:
     assert set(counts(on(), ledger, "n", ROWS.clear())) == {"a", "b"}
-    assert "sum" in release_sum(ROWS.clear(), "paid", 1.0, name="s", settings=on(budget=2), ledger=ledger).values
+    assert set(sums(on(budget=2), ledger, "s", ROWS.clear())) == {"a", "b"}
