@@ -41,8 +41,9 @@ def logged_slates(settings: Settings, night: Night, window_start: datetime) -> F
         .select("request_id", "user_id", "item_id", "event_type", "value", "position", "propensity")
         .collect()
     )
-    wanted = positive_events(rows, settings.split).select("request_id", "item_id").unique()
-    positive = pl.col("event_type").is_in(list(settings.split.positive_event_types))
+    split = settings.split
+    wanted = positive_events(rows, split.positive_event_types, split.min_value).select("request_id", "item_id").unique()
+    positive = pl.col("event_type").is_in(list(split.positive_event_types))
     shown = rows.filter(~positive & pl.col("propensity").is_not_null() & pl.col("position").is_not_null())
     return (
         shown.select("request_id", "user_id", "item_id", "position", "propensity")

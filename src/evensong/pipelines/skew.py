@@ -250,10 +250,10 @@ class _Models:
             made.notes.append(f"version {version} reads what this release has no more: {', '.join(names)}")
 
     def _is_collected(self, version: str) -> bool:
-        from evensong.registry import retention, versions
+        from evensong.registry import versions
 
         try:
-            return retention.COLLECTED in versions.get(self._settings, version).tags
+            return versions.COLLECTED in versions.get(self._settings, version).tags
         except EvensongError:
             return False
 

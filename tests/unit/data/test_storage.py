@@ -28,7 +28,7 @@ ROWS = conform(
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    """A real S3 server on loopback with the bucket `shop`."""
+    """A real S3 server on loopback with the bucket `storeroom`; servers of one process share what they hold."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -38,8 +38,8 @@ def endpoint() -> Iterator[str]:
     client = boto3.client(
         "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
     )
-    client.create_bucket(Bucket="shop")
-    client.put_object(Bucket="shop", Key="in/e.csv", Body=b"who,what,when\nann,tea,2026-01-01\n")
+    client.create_bucket(Bucket="storeroom")
+    client.put_object(Bucket="storeroom", Key="in/e.csv", Body=b"who,what,when\nann,tea,2026-01-01\n")
     yield url
     server.stop()
 
@@ -94,7 +94,7 @@ def test_a_bucket_that_is_not_there_is_named(s3: str) -> None:
 def test_missing_credentials_are_asked_for(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    for said in every_use("s3://shop/lake"):
+    for said in every_use("s3://storeroom/lake"):
         assert "no credentials for the bucket shop" in said
         assert "AWS_ACCESS_KEY_ID" in said
 
@@ -106,27 +106,27 @@ def test_a_store_that_does_not_answer_is_named_with_its_address(s3: str, monkeyp
         monkeypatch.setenv("AWS_ENDPOINT_URL", closed)
         for use in (storage.exists, storage.read_bytes, lambda uri: Lake(uri).version("interactions")):
             with pytest.raises(StorageError, match=rf"bucket shop at {closed} does not answer .* AWS_ENDPOINT_URL"):
-                use("s3://shop/lake")
+                use("s3://storeroom/lake")
 
 
 def test_a_key_that_may_not_is_not_taken_for_a_file_that_is_missing(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0.0)  # from now on it knows nobody
-    for said in every_use("s3://shop/lake"):
+    for said in every_use("s3://storeroom/lake"):
         assert "bucket shop" in said
         assert "refuses (" in said
         assert "credentials" in said
 
 
 def test_what_is_missing_in_a_bucket_that_is_there_is_a_missing_file(s3: str) -> None:
-    with pytest.raises(StorageError, match="s3://shop/absent: expected a file, found none; run the step"):
-        storage.read_bytes("s3://shop/absent")
-    assert not storage.exists("s3://shop/absent")
-    assert not storage.exists("s3://shop/i"), "a prefix that ends within a name is no folder"
-    assert storage.exists("s3://shop/in")
-    assert storage.exists("s3://shop")
-    assert storage.is_file("s3://shop/in/e.csv")
-    assert not storage.is_file("s3://shop/in")
-    assert list(storage.fingerprints("s3://shop")) == ["s3://shop/in/e.csv"]
+    with pytest.raises(StorageError, match="s3://storeroom/absent: expected a file, found none; run the step"):
+        storage.read_bytes("s3://storeroom/absent")
+    assert not storage.exists("s3://storeroom/absent")
+    assert not storage.exists("s3://storeroom/i"), "a prefix that ends within a name is no folder"
+    assert storage.exists("s3://storeroom/in")
+    assert storage.exists("s3://storeroom")
+    assert storage.is_file("s3://storeroom/in/e.csv")
+    assert not storage.is_file("s3://storeroom/in")
+    assert list(storage.fingerprints("s3://storeroom")) == ["s3://storeroom/in/e.csv"]
 
 
 def test_a_local_place_that_cannot_be_used_says_why(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_local_place_that_cannot_be_used_says_why(tmp_path: Path) -> None:
 def test_a_command_whose_lake_does_not_answer_ends_without_a_traceback(tmp_path: Path, command: list[str]) -> None:
     environment = {
         "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "EVENSONG_HOME": str(tmp_path),
-        "EVENSONG_LAKE_URI": "s3://shop/lake", "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "EVENSONG_LAKE_URI": "s3://storeroom/lake", "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
         "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
     }  # fmt: skip
     done = subprocess.run(
