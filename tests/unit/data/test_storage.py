@@ -95,7 +95,7 @@ def test_missing_credentials_are_asked_for(s3: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     for said in every_use("s3://storeroom/lake"):
-        assert "no credentials for the bucket shop" in said
+        assert "no credentials for the bucket storeroom" in said
         assert "AWS_ACCESS_KEY_ID" in said
 
 
@@ -105,14 +105,14 @@ def test_a_store_that_does_not_answer_is_named_with_its_address(s3: str, monkeyp
         closed = f"http://127.0.0.1:{free.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL", closed)
         for use in (storage.exists, storage.read_bytes, lambda uri: Lake(uri).version("interactions")):
-            with pytest.raises(StorageError, match=rf"bucket shop at {closed} does not answer .* AWS_ENDPOINT_URL"):
+            with pytest.raises(StorageError, match=rf"bucket storeroom at {closed} does not answer .* AWS_ENDPOINT_URL"):
                 use("s3://storeroom/lake")
 
 
 def test_a_key_that_may_not_is_not_taken_for_a_file_that_is_missing(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0.0)  # from now on it knows nobody
     for said in every_use("s3://storeroom/lake"):
-        assert "bucket shop" in said
+        assert "bucket storeroom" in said
         assert "refuses (" in said
         assert "credentials" in said
 
@@ -154,5 +154,5 @@ def test_a_command_whose_lake_does_not_answer_ends_without_a_traceback(tmp_path:
         [sys.executable, "-m", "evensong.cli", *command], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 2
-    assert "the bucket shop at http://127.0.0.1:9 does not answer" in done.stderr
+    assert "the bucket storeroom at http://127.0.0.1:9 does not answer" in done.stderr
     assert "Traceback" not in done.stderr
