@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-slow feast-suite lint browser bench docs lock clean
+.PHONY: help install demo up test test-slow feast-suite lint programs bench docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,10 +38,10 @@ lint: $(INSTALLED) ## style, types and the order of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(INSTALLED) browser lint ## everything that is checked, but for the tests that take minutes
+test: $(INSTALLED) programs lint ## everything that is checked, but for the tests that take minutes
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(INSTALLED) browser ## the tests that take minutes
+test-slow: $(INSTALLED) programs ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 # What the modules import that Feast's tests share, and the plugins that its pytest.ini names, without which pytest refuses it.
@@ -55,13 +55,25 @@ feast-suite: $(INSTALLED) ## Feast's own offline-store tests on ours: make feast
 		PYTHONPATH="$(CURDIR)/src:$(CURDIR)/tests/feast_suite:$$PWD:$(abspath $(FEAST))/.suite" \
 		"$(abspath $(BIN))/python" -m pytest --integration tests/universal/offline_store --ignore tests/universal/offline_store/test_dqm_validation.py
 
-browser:
-	@if command -v chromium >/dev/null || command -v google-chrome >/dev/null; then exit 0; fi; \
+# What tests run that no Python package brings: installed where the platform is Debian and the user may, else said plainly.
+PROGRAMS := chromium docker-compose
+test-slow: PROGRAMS += mariadbd
+programs:
+	@lacks() { case $$1 in chromium) ! command -v chromium && ! command -v google-chrome;; *) ! command -v $$1;; esac >/dev/null 2>&1; }; \
+	package() { case $$1 in mariadbd) echo mariadb-server;; *) echo $$1;; esac; }; \
+	wanted=""; for program in $(PROGRAMS); do if lacks $$program; then wanted="$$wanted $$(package $$program)"; fi; done; \
+	if [ -z "$$wanted" ]; then exit 0; fi; \
 	if command -v apt-get >/dev/null; then \
-		if [ "$$(id -u)" = 0 ]; then become=""; elif sudo -n true 2>/dev/null; then become="sudo -n"; else become=no; fi; \
-		if [ "$$become" != no ] && { $$become apt-get update -qq && $$become apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1; then exit 0; fi; \
+		if [ "$$(id -u)" = 0 ]; then may=yes; become=""; elif sudo -n true 2>/dev/null; then may=yes; become="sudo -n"; else may=no; fi; \
+		if [ $$may = yes ]; then \
+			echo "Installing$$wanted for the tests"; \
+			{ $$become apt-get update -qq; for package in $$wanted; do \
+				$$become env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$package; done; } >/dev/null 2>&1 || true; \
+		fi; \
 	fi; \
-	echo "No Chromium here and none could be installed: THE BROWSER TESTS WILL BE SKIPPED (Debian: apt install chromium)"
+	for program in $(PROGRAMS); do if lacks $$program; then \
+		echo "No $$program here and none could be installed: THE TESTS THAT NEED $$(echo $$program | tr a-z A-Z) WILL BE SKIPPED (Debian: apt install $$(package $$program))"; \
+	fi; done
 
 bench: $(INSTALLED) ## every benchmark, or one: make bench NAME=nightly
 	@for name in $(or $(NAME),$$($(BIN)/python -c 'import benchmarks, pkgutil; print(*sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_")))')); do $(BIN)/python -m benchmarks $$name || exit 1; done
