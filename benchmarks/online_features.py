@@ -136,10 +136,12 @@ def _fill(settings: Any, options: argparse.Namespace) -> None:
 
 def _views(settings: Any, store: Any) -> list[Any]:
     """The views of the recommender's feature service that are computed under these settings."""
-    from evensong.features.shop_columns import OPTIONAL_VIEWS, active_views
+    from evensong.features.shop_columns import active_views
     from evensong.features.store import RECOMMENDER
+    from evensong.features.views import declared_views
 
-    silent = OPTIONAL_VIEWS.keys() - active_views(settings.features)
+    optional = {name for name, view in declared_views(settings.features).items() if view.optional}
+    silent = optional - active_views(settings.features)
     names = [projection.name for projection in store.get_feature_service(RECOMMENDER).feature_view_projections]
     return [store.get_feature_view(name) for name in names if name not in silent]
 

@@ -107,9 +107,9 @@ def test_steps_stand_in_the_order_of_the_contract(dag: dict[str, Any]) -> None:
     }
 
 
-def test_version_and_dossier_are_a_button_on_the_task_that_made_them(dag: dict[str, Any]) -> None:
+def test_data_docs_version_and_dossier_are_a_button_on_the_task_that_made_them(dag: dict[str, Any]) -> None:
     links = {task: names for task, names in dag["links"].items() if names}
-    assert links == {"register": ["MLflow version"], "gate": ["Dossier"]}
+    assert links == {"validate": ["Data Docs"], "register": ["MLflow version"], "gate": ["Dossier"]}
 
 
 def test_form_is_typed_and_described(dag: dict[str, Any]) -> None:

@@ -113,8 +113,8 @@ def test_rate_is_bounded_and_what_is_dropped_is_counted(tmp_path: Path) -> None:
 def test_metrics_tell_what_the_log_holds(tmp_path: Path) -> None:
     metrics = logged(settings(tmp_path, request_log_sample=0.5, request_log_per_second=8), [record("r1")])
     told = metrics.render().decode()
-    assert "evensong_request_log_sample 0.5" in told
-    assert "evensong_request_log_per_second 8.0" in told
+    assert "evensong_request_log_sample_ratio 0.5" in told
+    assert "evensong_request_log_limit_per_second 8.0" in told
     assert "evensong_requests_logged_total 1.0" in told
 
 

@@ -188,7 +188,7 @@ def test_metrics_are_named_as_prometheus_names_them(client: TestClient) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
     client.get("/healthz")
-    units = {"seconds", "bytes", "ratio", "info"}
+    units = {"seconds", "bytes", "ratio", "info", "second"}
     for family in text_string_to_metric_families(client.get("/metrics").text):
         assert family.name.startswith("evensong_")
         assert family.documentation.endswith(".")

@@ -103,13 +103,13 @@ class Metrics:
             registry=self._registry,
         )
         self.request_log_sample = Gauge(
-            "evensong_request_log_sample",
+            "evensong_request_log_sample_ratio",
             "Share of the requests that the log is to hold.",
             registry=self._registry,
             multiprocess_mode="max",
         )
         self.request_log_per_second = Gauge(
-            "evensong_request_log_per_second",
+            "evensong_request_log_limit_per_second",
             "Requests a second that a process logs at most.",
             registry=self._registry,
             multiprocess_mode="max",

@@ -60,17 +60,20 @@ def test_an_edited_ledger_a_lost_source_and_a_wrong_policy_are_each_found(sound:
         ledger.write_text(json.dumps(edited, sort_keys=True) + "\n" + rest)
         sound.registry.policy_path.write_text(policy + "\nsurprise: 1\n")
         register.write_text(known.replace("home/days", "home/gone"))
-        findings = {one.piece: one for one in checks.examine(sound) if one.state == "bad"}
+        findings: dict[str, str] = {}
+        for one in checks.examine(sound):
+            if one.state == "bad":
+                findings[one.piece] = findings.get(one.piece, "") + one.message
     finally:
         ledger.write_text(before)
         sound.registry.policy_path.write_text(policy)
         register.write_text(known)
     assert findings.keys() >= {"ledger", "sources", "promotion policy"}
-    assert "line 1 was edited" in findings["ledger"].message
-    assert "evensong registry promote VERSION" in findings["ledger"].message
-    assert "gone" in findings["sources"].message
-    assert "stops at `ingest`" in findings["sources"].message
-    assert "surprise" in findings["promotion policy"].message
+    assert "line 1 was edited" in findings["ledger"]
+    assert "evensong registry promote VERSION" in findings["ledger"]
+    assert "gone" in findings["sources"]
+    assert "stops at `ingest`" in findings["sources"]
+    assert "surprise" in findings["promotion policy"]
 
 
 def test_a_relative_policy_is_looked_for_where_nights_look(
