@@ -6,7 +6,8 @@ on each day (`changes`), and of each view its definition (`definitions`). A refr
 that differs, and computes the rows stamped after that day's beginning again; a Delta commit puts them in the place of
 the old ones. So a rerun, a skipped night, an older night after a newer one and a historical import all end in the same
 tables, a view that is defined otherwise is computed anew and no other one, and a refresh that is killed is repeated by
-the next one. Views of events go on from the states of the last midnight (`states`), views of items and users from the
+the next one: each commit says what it was computed from, so that what stands there already is not written once more.
+Views of events go on from the states of the last midnight (`states`), views of items and users from the
 rows that still count, so that a night reads and computes what is new in it. Optional views that no column reads
 (`shop_columns`) are left empty.
 """
@@ -55,6 +56,8 @@ _KEYS = {"items": "item_id", "users": "user_id"}
 #: The definition of a view that is not computed.
 _EMPTY = "empty"
 _ROWS = "rows.parquet"
+#: In a commit's metadata: what its table was computed from.
+_MADE_FROM = "evensong.made_from"
 
 
 @dataclass
@@ -89,6 +92,11 @@ class _Run:
         ]
         self.tokens[name] = short_hash([*of, midnight.isoformat(), days])
         return self.tokens[name]
+
+    def made_from(self, view: View, definition: str) -> str:
+        """Names all that the view's table is a function of."""
+        days = [self.readings[table].days for table in view.input.tables]
+        return short_hash([definition, self.horizon.isoformat(), days, pl.__version__])
 
     def input(self, made: Input, *, everything: bool) -> Frame:
         """What a view is handed: of all rows, or of those that became known after the midnight."""
@@ -144,8 +152,13 @@ def refresh(settings: Settings, as_of: datetime) -> dict[str, int]:
         is_new = name not in there or before.get("definitions", {}).get(name) != definitions[name]
         since = None if is_new else _since(run, view)
         if is_new or (definitions[name] != _EMPTY and _is_due(run, view)):
+            made_from = run.made_from(view, definitions[name])
+            if name in there and _made_from(settings, view) == made_from:  # a refresh that did not get to its end
+                if view.goes_on_from_a_state and definitions[name] != _EMPTY:
+                    run.token(name, definitions[name], tables=view.input.tables)
+                continue
             rows = iter(()) if definitions[name] == _EMPTY else _rows(run, view, definitions[name], since)
-            _replace(settings, view, rows, since if name in there else None, exists=name in there)
+            _replace(settings, view, rows, since if name in there else None, made_from, exists=name in there)
         elif name in before["states"]:
             run.tokens[name] = before["states"][name]
     for table in _KEYS:
@@ -268,10 +281,22 @@ def _keep(run: _Run, table: str) -> None:
         storage.write_frame(uri, rows)
 
 
-def _replace(settings: Settings, view: View, frames: Iterator[Frame], since: datetime | None, *, exists: bool) -> None:
+def _made_from(settings: Settings, view: View) -> str | None:
+    """What the newest commit of the view's table says."""
+    from deltalake import DeltaTable
+
+    uri = storage.join(settings.lake, "features", view.name)
+    newest = DeltaTable(uri, storage_options=storage.storage_options(uri) or None).history(1)[0]
+    said: str | None = newest.get(_MADE_FROM)
+    return said
+
+
+def _replace(
+    settings: Settings, view: View, frames: Iterator[Frame], since: datetime | None, made_from: str, *, exists: bool
+) -> None:
     """Put the rows in the place of those stamped after `since` (of all rows without it), in one Delta commit."""
     import pyarrow as pa
-    from deltalake import WriterProperties, write_deltalake
+    from deltalake import CommitProperties, WriterProperties, write_deltalake
 
     uri = storage.join(settings.lake, "features", view.name)
     schema = pl.DataFrame(schema=view.schema).to_arrow().schema
@@ -289,6 +314,7 @@ def _replace(settings: Settings, view: View, frames: Iterator[Frame], since: dat
         reader,
         mode="overwrite",
         storage_options=storage.storage_options(uri) or None,
+        commit_properties=CommitProperties(custom_metadata={_MADE_FROM: made_from}),
         # the writer holds a whole row group of lists
         writer_properties=WriterProperties(compression="ZSTD", max_row_group_size=100_000),
         **options,
