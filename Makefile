@@ -7,6 +7,8 @@ UV_VERSION := 0.13.9
 INSTALLED := $(VENV)/.installed
 # Numeric libraries that each take every core only disturb one another here.
 export OMP_NUM_THREADS ?= 2
+# Without bytecode every process of Airflow and of the tests compiles its libraries anew, which takes longer than importing them.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up test test-slow feast-suite lint programs bench docs lock clean

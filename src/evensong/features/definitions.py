@@ -36,8 +36,13 @@ def feature_version(view: View, feature: Feature, settings: Settings) -> str:
 
 def code_hash(function: str) -> str:
     """A hash of what `module:name` computes: its syntax tree and those of everything of ours that it refers to."""
+    return _code_hash(function, _tree)
+
+
+@functools.cache  # the code of a running process does not change, and a night asks hundreds of times
+def _code_hash(function: str, tree_of: Callable[[str], ast.Module]) -> str:
     module, _, name = function.partition(":")
-    pieces = {f"{where}:{what}": ast.dump(node) for where, what, node in _closure(module, name)}
+    pieces = {f"{where}:{what}": ast.dump(node) for where, what, node in _closure(module, name, tree_of)}
     return short_hash(sorted(pieces.items()))
 
 
@@ -57,12 +62,12 @@ def _of_view(view: View, settings: Settings) -> list[Any]:
     return [view.name, view.entity, view.input.name, list(view.input.tables), view.parameters(settings), code]
 
 
-def _closure(module: str, name: str) -> Iterator[tuple[str, str, ast.AST]]:
+def _closure(module: str, name: str, tree_of: Callable[[str], ast.Module]) -> Iterator[tuple[str, str, ast.AST]]:
     """The definition of a name and of all names of ours that it refers to, each once, bare."""
     waiting, seen = [(module, name)], {(module, name)}
     while waiting:
         where, what = waiting.pop()
-        tree = _tree(where)
+        tree = tree_of(where)
         definitions, imports = _definitions(tree), _imports(tree)
         if what not in definitions:
             continue
