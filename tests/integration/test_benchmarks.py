@@ -26,7 +26,7 @@ SMALL: dict[str, list[str]] = {
 }
 #: Runs a night through Airflow over real data, and has a test of its own.
 ELSEWHERE = {"nightly"}
-SLOW = {"gate", "serving", "simulator"}
+SLOW = SMALL.keys() - {"online_features"}
 
 
 #: What must stand beside the figure, whatever the machine.
@@ -74,6 +74,7 @@ def test_every_benchmark_is_run_small() -> None:
     assert names == SMALL.keys() | ELSEWHERE
 
 
+@pytest.mark.slow
 def test_the_ratio_of_materialization_is_that_of_redis_in_whatever_order() -> None:
     command = [sys.executable, "-m", "benchmarks", "materialization", "--keys", "400", "--stores", "sqlite,redis"]
     done = subprocess.run([*command, "--peer-whole"], capture_output=True, text=True, check=True)

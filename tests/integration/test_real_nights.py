@@ -48,12 +48,12 @@ def airflow(settings: Settings) -> Iterator[AirflowApi]:
         yield api
 
 
-def run_nights(settings: Settings, first: date, count: int) -> list[EvaluationReport]:
+def run_nights(settings: Settings, first: date, count: int, **options: Any) -> list[EvaluationReport]:
     """The reports of consecutive nights, each run through Airflow to its green end."""
     reports = []
     with airflow(settings) as api:
         for number in range(count):
-            night = Night.model_validate({"as_of": (first + timedelta(days=number)).isoformat()})
+            night = Night.model_validate({"as_of": (first + timedelta(days=number)).isoformat(), **options})
             api.start(night, f"test__{night.run_id}")
             api.follow(f"test__{night.run_id}", NIGHT_SECONDS)
             uri = settings.run_uri(night.run_id, "evaluation.json")
@@ -80,9 +80,9 @@ def assert_above_popularity(settings: Settings, reports: list[EvaluationReport])
 
 def test_a_night_on_ml_100k(shared_data: Path, tmp_path: Path) -> None:
     """With less training than usual; the three nights below have all of it."""
-    settings = settings_for(tmp_path, split={"holdout_days": 7}, retriever={"epochs": 5}, ranker={"epochs": 2})
+    settings = settings_for(tmp_path, split={"holdout_days": 7}, retriever={"epochs": 2}, ranker={"epochs": 2})
     imports.movielens(settings, str(shared_data / "ml-100k"))
-    assert_above_popularity(settings, run_nights(settings, date(1998, 3, 10), 1))
+    assert_above_popularity(settings, run_nights(settings, date(1998, 3, 10), 1, refit=False))
 
 
 @pytest.mark.slow

@@ -105,7 +105,9 @@ def test_a_store_that_does_not_answer_is_named_with_its_address(s3: str, monkeyp
         closed = f"http://127.0.0.1:{free.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL", closed)
         for use in (storage.exists, storage.read_bytes, lambda uri: Lake(uri).version("interactions")):
-            with pytest.raises(StorageError, match=rf"bucket storeroom at {closed} does not answer .* AWS_ENDPOINT_URL"):
+            with pytest.raises(
+                StorageError, match=rf"bucket storeroom at {closed} does not answer .* AWS_ENDPOINT_URL"
+            ):
                 use("s3://storeroom/lake")
 
 

@@ -128,6 +128,7 @@ def test_home_with_one_user_is_enough(tmp_path: Path) -> None:
     assert storage.read_json(canary.run(made, NIGHT))["success"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -530,7 +531,9 @@ def breaks_view(monkeypatch: pytest.MonkeyPatch, settings: Settings, spoiled: Sp
     monkeypatch.setattr(features, "build", build)
 
 
-@pytest.mark.parametrize("view", ["user_dynamics", "user_seen", "item_standing"])
+@pytest.mark.parametrize(
+    "view", ["user_seen", *(pytest.param(view, marks=pytest.mark.slow) for view in ("user_dynamics", "item_standing"))]
+)
 def test_view_that_looks_ahead_is_caught(settings: Settings, monkeypatch: pytest.MonkeyPatch, view: str) -> None:
     only(monkeypatch, "_views")
     breaks_view(monkeypatch, settings, later_values(view))
@@ -556,6 +559,7 @@ def breaks_build(
     monkeypatch.setattr(features, "build", build)
 
 
+@pytest.mark.slow
 def test_events_that_count_before_they_are_known_are_caught(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -564,6 +568,7 @@ def test_events_that_count_before_they_are_known_are_caught(
     assert "the view user_history of planted rows" in sings(settings)
 
 
+@pytest.mark.slow
 def test_events_of_another_moment_are_caught(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A window that ends an instant later, for everybody."""
     only(monkeypatch, "_views")
@@ -572,6 +577,7 @@ def test_events_of_another_moment_are_caught(settings: Settings, monkeypatch: py
     assert "num_events_1d" in sings(settings)
 
 
+@pytest.mark.slow
 def test_late_events_that_never_count_are_caught(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, "_views")
     late = pl.col("created_timestamp") > pl.col("event_timestamp") + timedelta(days=1)

@@ -19,7 +19,7 @@ def learned(sign: float, num_uniform: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     logits = torch.zeros(len(TRUTH), requires_grad=True)
     average = torch.zeros(len(TRUTH))
-    steps, batch = 6000, 8
+    steps, batch = 2500, 8
     for step in range(steps):
         labels = rng.choice(len(TRUTH), batch, p=TRUTH)
         pool = draw_pool(labels, TRUTH, num_uniform, rng)
