@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
@@ -24,6 +27,7 @@ from evensong.types import EvaluationReport, Night
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(3600)]
 
 NIGHT_SECONDS = 1200
+DAG = "nightly_retraining"
 
 
 def free_port() -> int:
@@ -48,17 +52,21 @@ def airflow(settings: Settings) -> Iterator[AirflowApi]:
         yield api
 
 
-def run_nights(settings: Settings, first: date, count: int, **options: Any) -> list[EvaluationReport]:
+def run_nights(settings: Settings, first: date, count: int) -> list[EvaluationReport]:
     """The reports of consecutive nights, each run through Airflow to its green end."""
     reports = []
     with airflow(settings) as api:
         for number in range(count):
-            night = Night.model_validate({"as_of": (first + timedelta(days=number)).isoformat(), **options})
+            night = Night.model_validate({"as_of": (first + timedelta(days=number)).isoformat()})
             api.start(night, f"test__{night.run_id}")
             api.follow(f"test__{night.run_id}", NIGHT_SECONDS)
-            uri = settings.run_uri(night.run_id, "evaluation.json")
-            reports.append(EvaluationReport.model_validate(storage.read_json(uri)))
+            reports.append(report_of(settings, night.as_of.date()))
     return reports
+
+
+def report_of(settings: Settings, day: date) -> EvaluationReport:
+    night = Night.model_validate({"as_of": day.isoformat()})
+    return EvaluationReport.model_validate(storage.read_json(settings.run_uri(night.run_id, "evaluation.json")))
 
 
 def assert_above_popularity(settings: Settings, reports: list[EvaluationReport]) -> None:
@@ -79,10 +87,22 @@ def assert_above_popularity(settings: Settings, reports: list[EvaluationReport])
 
 
 def test_a_night_on_ml_100k(shared_data: Path, tmp_path: Path) -> None:
-    """With less training than usual; the three nights below have all of it."""
-    settings = settings_for(tmp_path, split={"holdout_days": 7}, retriever={"epochs": 2}, ranker={"epochs": 2})
+    """By `airflow dags test`, all tasks in one process, and with less training; the scheduler has the nights below."""
+    settings = settings_for(
+        tmp_path,
+        split={"holdout_days": 7},
+        retriever={"epochs": 2},
+        ranker={"epochs": 2},
+        quality={"report_users": 0},
+    )
     imports.movielens(settings, str(shared_data / "ml-100k"))
-    assert_above_popularity(settings, run_nights(settings, date(1998, 3, 10), 1, refit=False))
+    prepare(settings)
+    conf = {"as_of": "1998-03-10T00:00:00Z", "refit": False}
+    command = [str(Path(sys.executable).with_name("airflow")), "dags", "test", DAG, "--conf", json.dumps(conf)]
+    variables = components.common_variables(settings)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert_above_popularity(settings, [report_of(settings, date(1998, 3, 10))])
 
 
 @pytest.mark.slow
