@@ -84,6 +84,7 @@ def small_shop(home: Path, *, mode: str = "auto", **options: Any) -> Settings:
         ranker={"epochs": 1, "max_slates": 500},
         # a bundle's digest holds the commit, and a file may be edited while the tests run
         code_commit="tested",
+        quality={"report_users": 0},
         **options,
     )
     config = ShopConfig(num_users=300, num_items=150, start=date(2026, 1, 1))

@@ -41,7 +41,10 @@ def test_stated_smallest_gain_is_promoted_in_eighty_nights_of_a_hundred(
     assert 0.74 <= outcome.rate <= 0.92
 
 
-@pytest.mark.parametrize("heavy_tailed", [False, True], ids=["usual users", "heavy-tailed users"])
+@pytest.mark.parametrize(
+    "heavy_tailed",
+    [pytest.param(False, id="usual users"), pytest.param(True, id="heavy-tailed users", marks=pytest.mark.slow)],
+)
 def test_night_tried_until_it_passes_is_promoted_hardly_more_often(policy: PromotionPolicy, heavy_tailed: bool) -> None:
     population = Population(heavy_tailed=heavy_tailed)
     outcome = simulate(policy, population, nights=NIGHTS // 2, num_users=100, gain=0.0, seed=15, tries=4)

@@ -119,6 +119,7 @@ def test_without_features_up_to_the_night_it_says_so(settings: Settings) -> None
         canary.run(settings, Night(as_of=AS_OF + timedelta(days=3)))
 
 
+@pytest.mark.slow
 def test_home_with_one_user_is_enough(tmp_path: Path) -> None:
     made = Settings(home=tmp_path)
     lake = Lake(made.lake)
@@ -227,7 +228,13 @@ BROKEN: dict[str, Break] = {
 }
 
 
-@pytest.mark.parametrize("how", BROKEN)
+#: The others run among the slow tests.
+EVERY_DAY = {"ignores when a row became known", "sees the label's own moment", "takes the newest row there is"}
+
+
+@pytest.mark.parametrize(
+    "how", [how if how in EVERY_DAY else pytest.param(how, marks=pytest.mark.slow) for how in BROKEN]
+)
 def test_broken_join_is_caught(settings: Settings, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     only(monkeypatch, "_training_set", "_probes", "_short_lived")
     breaks_matching(monkeypatch, BROKEN[how])
@@ -599,6 +606,7 @@ def test_night_that_forgets_a_state_is_caught(settings: Settings, monkeypatch: p
     assert "of planted rows" in sings(settings)
 
 
+@pytest.mark.slow
 def test_import_of_old_events_that_changes_nothing_is_caught(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -625,7 +633,9 @@ def test_night_that_serves_what_a_later_one_computed_is_caught(
     assert "the online store" in sings(settings)
 
 
-@pytest.mark.parametrize("reader", ["users", "items", "seen"])
+@pytest.mark.parametrize(
+    "reader", ["seen", *(pytest.param(reader, marks=pytest.mark.slow) for reader in ("users", "items"))]
+)
 def test_online_store_that_gives_the_row_of_another_is_caught(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, reader: str
 ) -> None:
