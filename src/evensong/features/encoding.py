@@ -89,8 +89,7 @@ def decode(values: pa.BinaryArray, dtype: pl.DataType) -> pl.Series:
         ValueError: the type is not supported, or a message holds another type.
     """
     if len(values) <= FEW and supports(dtype):
-        read = _reader(dtype)
-        return pl.Series([read(value) if value else None for value in values.to_pylist()], dtype=dtype)
+        return pl.Series(decode_each(values, dtype), dtype=dtype)
     lengths, data = _lengths(values), _data(values)
     starts = lengths.cumsum() - lengths
     present = lengths > 0
@@ -115,6 +114,18 @@ def decode(values: pa.BinaryArray, dtype: pl.DataType) -> pl.Series:
     else:
         found = _decode_scalars(body, sizes, dtype)
     return _place(found, present)
+
+
+def decode_each(values: pa.BinaryArray, dtype: pl.DataType) -> list[Any]:
+    """`decode` as Python values, for a handful of rows.
+
+    Raises:
+        ValueError: the type is not supported, or a message holds another type.
+    """
+    if not supports(dtype):
+        raise ValueError(f"values of type {dtype} are not decoded here")
+    read = _reader(dtype)
+    return [read(value) if value else None for value in values.to_pylist()]
 
 
 def entity_keys(columns: Sequence[pl.Series]) -> pa.BinaryArray:

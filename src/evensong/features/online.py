@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from evensong.data import storage
 from evensong.features.declarations import RECOMMENDER, SERVING_FILTERS
-from evensong.features.encoding import FEW, decode, entity_keys, key_prefix, text_keys
+from evensong.features.encoding import FEW, decode, decode_each, entity_keys, key_prefix, text_keys
 from evensong.features.online_redis import RedisOnline
 from evensong.features.online_sqlite import SqliteOnline
 from evensong.features.shop_columns import active_views
@@ -99,6 +99,16 @@ class OnlineFeatures:
         keys = text_keys(entity, asked.to_list()) if len(asked) <= FEW else entity_keys([asked])
         wanted = [feature for feature in features if feature[0] not in self._silent]
         found = dict(zip(wanted, self._online.read(keys, wanted), strict=True))
+        if len(asked) <= FEW:
+            # one frame from rows takes polars a third of the time of a series a feature
+            values = {entity: asked.to_list()} | {
+                feature[1]: decode_each(found[feature], dtype) if feature in found else [None] * len(asked)
+                for feature, dtype in features.items()
+            }
+            schema = {entity: pl.String(), **{name: dtype for (_, name), dtype in features.items()}}
+            return pl.from_dicts(
+                [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)], schema
+            )
         columns = [
             decode(found[feature], dtype).alias(feature[1])
             if feature in found
