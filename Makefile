@@ -7,7 +7,7 @@ UV_VERSION := 0.13.9
 INSTALLED := $(VENV)/.installed
 # Numeric libraries that each take every core only disturb one another here.
 export OMP_NUM_THREADS ?= 2
-# Without bytecode every process of Airflow and of the tests compiles its libraries anew, which takes longer than importing them.
+# Without bytecode every process of Airflow and of the tests compiles its libraries anew, about half of its start.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help

