@@ -139,6 +139,9 @@ def test_feast_reads_what_we_wrote_as_we_read_it(shop: Settings) -> None:
     assert stock["item_purchases_1d"] == [1, 1, None]
     seen = by_feast(shop, SERVING_FILTERS, [{"user_id": user} for user in users])
     assert OnlineFeatures(shop).seen(users).to_dict(as_series=False) == seen
+    of_users, of_seen = OnlineFeatures(shop).users_and_seen(users)
+    assert of_users.equals(OnlineFeatures(shop).users(users))
+    assert of_seen.to_dict(as_series=False) == seen
 
 
 def test_we_read_what_feast_wrote(shop: Settings) -> None:

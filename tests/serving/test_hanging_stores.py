@@ -158,12 +158,12 @@ class Store:
     def __init__(self) -> None:
         self.num_asked, self.is_broken, self.asking = 0, True, threading.Event()
 
-    def users(self, _: list[str]) -> Any:
+    def users_and_seen(self, _: list[str]) -> Any:
         self.num_asked += 1
         if self.is_broken:
             self.asking.wait(0.2)
             raise TimeoutError("nothing came")
-        return "features"
+        return "features", None
 
 
 def test_after_the_pause_one_request_finds_out_for_all(tmp_path: Path) -> None:

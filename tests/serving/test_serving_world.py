@@ -196,7 +196,7 @@ def test_store_that_breaks_costs_the_taste_and_not_the_answer(
     with serve(changed(world.settings, poll_seconds=0.1)) as client:
         assert client.get("/recommend?user_id=au0").json()["source"] == "model"
         with monkeypatch.context() as patch:
-            patch.setattr(OnlineFeatures, "users", broken)
+            patch.setattr(OnlineFeatures, "_read", broken)
             for _ in range(5):
                 answer = client.get("/recommend?user_id=au0").json()
                 assert (answer["source"], answer["reason"]) == ("popularity", "features_unavailable")
@@ -231,6 +231,16 @@ def test_item_features_are_read_anew_after_a_materialization(world: Any, client:
     features.materialize(world.settings, Night(as_of=datetime(2026, 1, 16, tzinfo=UTC)))
     wait_for(lambda: sample(client, "evensong_item_feature_refreshes_total") == before + 1)
     assert client.get("/recommend?user_id=au0").json()["source"] == "model"
+
+
+def test_item_features_are_read_anew_after_a_stream_has_said_so(
+    world: Any, client: httpx.Client, wait_for: Any
+) -> None:
+    from evensong.features.online import OnlineFeatures
+
+    before = sample(client, "evensong_item_feature_refreshes_total")
+    OnlineFeatures(world.settings).items_changed()
+    wait_for(lambda: sample(client, "evensong_item_feature_refreshes_total") == before + 1)
 
 
 def test_restart_without_the_registry_serves_the_last_good_version(world: Any, serve: Serve) -> None:

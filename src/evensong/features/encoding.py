@@ -3,15 +3,15 @@
 What stands here is the wire format of feast/types/Value.proto as Feast fills it (feast/type_map.py): a null, and a NaN
 in a scalar column, is an empty message; a scalar is one field; a list is one embedded message that repeats field 1,
 packed for numbers. Columns are made without a Python object per value; only a handful of rows, where the calls would
-cost more than the values, is read one by one. The contract tests hold it against Feast's
-own code, byte by byte, in both directions.
+cost more than the values, is read one by one, by protobuf. The contract tests hold it against Feast's own code, byte by
+byte, in both directions.
 """
 
 from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto  # type: ignore[import-untyped]
+from google.protobuf.descriptor_pool import DescriptorPool  # type: ignore[import-untyped]
+from google.protobuf.message_factory import GetMessageClass  # type: ignore[import-untyped]
 
 Bytes = npt.NDArray[np.uint8]
 Longs = npt.NDArray[np.int64]
@@ -89,7 +92,7 @@ def decode(values: pa.BinaryArray, dtype: pl.DataType) -> pl.Series:
         ValueError: the type is not supported, or a message holds another type.
     """
     if len(values) <= FEW and supports(dtype):
-        return pl.Series(decode_each(values, dtype), dtype=dtype)
+        return pl.Series(decode_each(values.to_pylist(), dtype), dtype=dtype)
     lengths, data = _lengths(values), _data(values)
     starts = lengths.cumsum() - lengths
     present = lengths > 0
@@ -116,16 +119,27 @@ def decode(values: pa.BinaryArray, dtype: pl.DataType) -> pl.Series:
     return _place(found, present)
 
 
-def decode_each(values: pa.BinaryArray, dtype: pl.DataType) -> list[Any]:
+def decode_each(values: Iterable[bytes | None], dtype: pl.DataType) -> list[Any]:
     """`decode` as Python values, for a handful of rows.
 
     Raises:
         ValueError: the type is not supported, or a message holds another type.
     """
-    if not supports(dtype):
-        raise ValueError(f"values of type {dtype} are not decoded here")
-    read = _reader(dtype)
-    return [read(value) if value else None for value in values.to_pylist()]
+    name, is_list = _slot(dtype)
+    read = _message().FromString
+    found: list[Any] = []
+    for value in values:
+        if not value:
+            found.append(None)
+            continue
+        message = read(value)
+        if message.WhichOneof("val") != name:
+            raise ValueError(
+                f"expected values of type {dtype}, got others; apply the declarations and materialize again"
+            )
+        content = getattr(message, name)
+        found.append(list(content.val) if is_list else content)
+    return found
 
 
 def entity_keys(columns: Sequence[pl.Series]) -> pa.BinaryArray:
@@ -157,11 +171,11 @@ def key_prefix(names: Sequence[str]) -> bytes:
     return struct.pack("<I", len(encoded)) + b"".join(struct.pack("<II", 2, len(name)) + name for name in encoded)
 
 
-def text_keys(name: str, values: Sequence[str]) -> pa.BinaryArray:
+def text_keys(name: str, values: Sequence[str]) -> list[bytes]:
     """`entity_keys` of one text column, for a handful of values."""
     head = key_prefix([name])
     encoded = [value.encode() for value in values]
-    return pa.array([head + struct.pack("<II", 2, len(value)) + value for value in encoded], pa.binary())
+    return [head + struct.pack("<II", 2, len(value)) + value for value in encoded]
 
 
 def timestamps(moments: pl.Series) -> pa.BinaryArray:
@@ -172,88 +186,49 @@ def timestamps(moments: pl.Series) -> pa.BinaryArray:
 
 
 @functools.cache
-def _reader(dtype: pl.DataType) -> Callable[[bytes], Any]:
-    """Reads the Python value of one serialized `Value` that is not empty."""
-    inner = dtype.inner if isinstance(dtype, pl.List) else dtype
-    field, wire = (_LISTS[inner], _LENGTH) if isinstance(dtype, pl.List) else _SCALARS[inner]
-    tag = _tag(field, wire)
-    read = _list_reader(inner) if isinstance(dtype, pl.List) else _scalar_reader(inner)
-
-    def read_value(value: bytes) -> Any:
-        if not value.startswith(tag):
-            raise _other_type(dtype)
-        place = len(tag)
-        return read(value, _read_varint(value, place)[1] if wire == _LENGTH else place)
-
-    return read_value
-
-
-def _scalar_reader(dtype: Any) -> Callable[[bytes, int], Any]:
-    if dtype == pl.String:
-        return lambda value, place: value[place:].decode()
-    if dtype == pl.Binary:
-        return lambda value, place: value[place:]
-    if dtype in _WIDTHS:
-        unpack = struct.Struct("<f" if dtype == pl.Float32 else "<d").unpack_from
-        return lambda value, place: unpack(value, place)[0]
-    if dtype == pl.Boolean:
-        return lambda value, place: bool(_read_varint(value, place)[0])
-    return lambda value, place: _signed(_read_varint(value, place)[0])
+def _message() -> Any:
+    """The class of Feast's `Value`, declared here from the fields above, so that Feast need not be imported."""
+    declared = FieldDescriptorProto
+    kinds: dict[Any, Any] = {
+        pl.Binary: declared.TYPE_BYTES,
+        pl.String: declared.TYPE_STRING,
+        pl.Int32: declared.TYPE_INT32,
+        pl.Int64: declared.TYPE_INT64,
+        pl.Float64: declared.TYPE_DOUBLE,
+        pl.Float32: declared.TYPE_FLOAT,
+        pl.Boolean: declared.TYPE_BOOL,
+    }
+    file = FileDescriptorProto(name="evensong_value.proto", package="evensong", syntax="proto3")
+    value = file.message_type.add(name="Value")
+    value.oneof_decl.add(name="val")
+    for dtype, kind in kinds.items():
+        name = _list_name(dtype)
+        file.message_type.add(name=name).field.add(name="val", number=1, type=kind, label=declared.LABEL_REPEATED)
+        value.field.add(name=_name(dtype), number=_SCALARS[dtype][0], type=kind, oneof_index=0)
+        value.field.add(
+            name=name, number=_LISTS[dtype], type=declared.TYPE_MESSAGE, type_name=f".evensong.{name}", oneof_index=0
+        )
+    pool = DescriptorPool()
+    pool.Add(file)
+    return GetMessageClass(pool.FindMessageTypeByName("evensong.Value"))
 
 
-def _list_reader(dtype: Any) -> Callable[[bytes, int], list[Any]]:
-    if dtype in (pl.String, pl.Binary):
-        text = dtype == pl.String
-
-        def read_each(value: bytes, place: int) -> list[Any]:
-            found = []
-            while place < len(value):
-                size, place = _read_varint(value, place + 1)
-                item = value[place : place + size]
-                found.append(item.decode() if text else item)
-                place += size
-            return found
-
-        return read_each
-    if dtype in _WIDTHS:
-        width = np.dtype(_WIDTHS[dtype])
-
-        def read_packed(value: bytes, place: int) -> list[Any]:
-            # numbers are packed: one tag and one length for all of them
-            start = _read_varint(value, place + 1)[1] if place < len(value) else place
-            return np.frombuffer(value, width, offset=start).tolist() if start < len(value) else []
-
-        return read_packed
-
-    def read_varints(value: bytes, place: int) -> list[Any]:
-        found: list[Any] = []
-        place = _read_varint(value, place + 1)[1] if place < len(value) else place
-        while place < len(value):
-            number, place = _read_varint(value, place)
-            found.append(bool(number) if dtype == pl.Boolean else _signed(number))
-        return found
-
-    return read_varints
+@functools.cache
+def _slot(dtype: pl.DataType) -> tuple[str, bool]:
+    """The field of `Value` that holds this type, and whether it is a list."""
+    if not supports(dtype):
+        raise ValueError(f"values of type {dtype} are not decoded here")
+    if isinstance(dtype, pl.List):
+        return _list_name(dtype.inner), True
+    return _name(dtype), False
 
 
-def _signed(number: int) -> int:
-    return number - (1 << 64) if number >> 63 else number
+def _name(dtype: Any) -> str:
+    return str(dtype.base_type()).lower()
 
 
-def _read_varint(value: bytes, place: int) -> tuple[int, int]:
-    """The varint at the place, and where it ends."""
-    number = shift = 0
-    while True:
-        byte = value[place]
-        place += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, place
-        shift += 7
-
-
-def _other_type(dtype: pl.DataType) -> ValueError:
-    return ValueError(f"expected values of type {dtype}, got others; apply the declarations and materialize again")
+def _list_name(dtype: Any) -> str:
+    return f"{_name(dtype)}_list"
 
 
 def _encode_lists(column: pl.Series, inner: Any) -> pa.BinaryArray:

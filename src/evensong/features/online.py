@@ -76,6 +76,12 @@ class OnlineFeatures:
         """`user_id, seen_item_ids, purchased_item_ids`."""
         return self._read("user_id", user_ids, self._seen)
 
+    def users_and_seen(self, user_ids: Sequence[str]) -> tuple[Frame, Frame]:
+        """`users` and `seen` of the same users, read at once: one user is one round trip."""
+        both = self._read("user_id", user_ids, self._users | self._seen)
+        of_users, of_seen = ([name for _, name in features] for features in (self._users, self._seen))
+        return both.select("user_id", *of_users), both.select("user_id", *of_seen)
+
     def items(self, item_ids: Sequence[str]) -> Frame:
         """`item_id` and the features of the item views, as of the last materialization."""
         return self._current_items().rows(item_ids)
@@ -94,28 +100,28 @@ class OnlineFeatures:
 
     def _read(self, entity: str, ids: Sequence[str], features: Features) -> Frame:
         asked = pl.Series(entity, list(ids), dtype=pl.String)
+        schema = {entity: pl.String(), **{name: dtype for (_, name), dtype in features.items()}}
         if asked.is_empty():
-            return pl.DataFrame(schema={entity: pl.String(), **{name: dtype for (_, name), dtype in features.items()}})
-        keys = text_keys(entity, asked.to_list()) if len(asked) <= FEW else entity_keys([asked])
+            return pl.DataFrame(schema=schema)
+        few = len(asked) <= FEW
+        keys = text_keys(entity, asked.to_list()) if few else entity_keys([asked]).to_pylist()
         wanted = [feature for feature in features if feature[0] not in self._silent]
         found = dict(zip(wanted, self._online.read(keys, wanted), strict=True))
-        if len(asked) <= FEW:
+        if few:
             # one frame from rows takes polars a third of the time of a series a feature
-            values = {entity: asked.to_list()} | {
-                feature[1]: decode_each(found[feature], dtype) if feature in found else [None] * len(asked)
+            columns = [
+                decode_each(found[feature], dtype) if feature in found else [None] * len(asked)
                 for feature, dtype in features.items()
-            }
-            schema = {entity: pl.String(), **{name: dtype for (_, name), dtype in features.items()}}
-            return pl.from_dicts(
-                [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)], schema
-            )
-        columns = [
-            decode(found[feature], dtype).alias(feature[1])
+            ]
+            rows = zip(asked.to_list(), *columns, strict=True)
+            return pl.from_dicts([dict(zip(schema, row, strict=True)) for row in rows], schema)
+        series = [
+            decode(pa.array([value or b"" for value in found[feature]], pa.binary()), dtype).alias(feature[1])
             if feature in found
             else pl.Series(feature[1], [None] * len(asked), dtype)
             for feature, dtype in features.items()
         ]
-        return pl.DataFrame([asked, *columns])
+        return pl.DataFrame([asked, *series])
 
     def _current_items(self) -> _Items:
         marker = self._marker()
@@ -160,23 +166,25 @@ class OnlineFeatures:
             [marker, self._settings.lake, self._settings.online_store, list(self._item_features), sorted(self._silent)]
         )
         path = Path(self._settings.place("serving", f"items-{hashlib.sha256(places.encode()).hexdigest()[:16]}.arrow"))
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-            self._load_items().write_ipc(draft, compression="uncompressed")
-            draft.replace(path)
-            for old in path.parent.glob("items-*.arrow"):
-                if old != path:
-                    old.unlink(missing_ok=True)  # who has it mapped keeps it until it lets go
-        table = pl.from_arrow(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
-        assert isinstance(table, pl.DataFrame)
+        try:
+            return _mapped(path)
+        except FileNotFoundError:
+            pass
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        self._load_items().write_ipc(draft, compression="uncompressed")
+        table = _mapped(draft)  # before another process, which goes by another marker, may remove it
+        draft.replace(path)
+        for old in path.parent.glob("items-*.arrow"):
+            if old != path:
+                old.unlink(missing_ok=True)  # who has it mapped keeps it until it lets go
         return table
 
     def _load_items(self) -> Frame:
         """Every item of the online store with its features, by id."""
         prefix = key_prefix(["item_id"]) + struct.pack("<I", 2)  # up to the length of the id, which is text
         keys = self._online.every_key(prefix, list(dict.fromkeys(view for view, _ in self._item_features)))
-        ids = [_id_of(key, len(prefix)) for key in keys.to_pylist()]
+        ids = [item_id for key in keys.to_pylist() if (item_id := _id_of(key, len(prefix))) is not None]
         return self._read("item_id", ids, self._item_features).sort("item_id")
 
 
@@ -195,6 +203,13 @@ class _Items:
         return found.insert_column(0, pl.Series("item_id", asked, dtype=pl.String))
 
 
-def _id_of(key: bytes, prefix: int) -> str:
+def _mapped(path: Path) -> Frame:
+    table = pl.from_arrow(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+    assert isinstance(table, pl.DataFrame)
+    return table
+
+
+def _id_of(key: bytes, prefix: int) -> str | None:
+    """The id in an entity key; none where more follows: a key of a project whose name ends like this one's."""
     (size,) = struct.unpack_from("<I", key, prefix)
-    return key[prefix + 4 : prefix + 4 + size].decode()
+    return key[prefix + 4 :].decode() if len(key) == prefix + 4 + size else None

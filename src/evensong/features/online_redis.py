@@ -24,6 +24,8 @@ from evensong.features.online_rows import Rows
 
 #: Keys in one block of commands: many enough to be quick, few enough for the server to hold its answers.
 BLOCK = 20_000
+#: Entities whose features are asked for at once.
+ROWS = 5_000
 #: Who writes a night's features has time; who answers a request has not, and says so.
 PATIENCE_SECONDS = 60.0
 
@@ -62,18 +64,19 @@ class RedisOnline:
             project,
         )
 
-    def read(self, keys: pa.BinaryArray, features: Sequence[tuple[str, str]]) -> list[pa.BinaryArray]:
-        """The stored values of each `(view, feature)`, a row a key; empty bytes where nothing is stored."""
+    def read(self, keys: Sequence[bytes], features: Sequence[tuple[str, str]]) -> list[Sequence[bytes | None]]:
+        """The stored values of each `(view, feature)`, a row an entity key; nothing where nothing is stored."""
+        ending = self._project.encode()
         fields = [_field(view, feature) for view, feature in features]
-        names = [key + self._project.encode() for key in keys.to_pylist()]
-        if len(names) == 1:
-            found = [self._client.hmget(names[0], fields)]
-        else:
+        if len(keys) == 1:
+            return [[value] for value in self._client.hmget(keys[0] + ending, fields)]
+        found: list[list[bytes | None]] = []
+        for start in range(0, len(keys), ROWS):
             with self._client.pipeline(transaction=False) as pipe:
-                for name in names:
-                    pipe.hmget(name, fields)
-                found = pipe.execute()
-        return [pa.array([row[place] or b"" for row in found], pa.binary()) for place in range(len(fields))]
+                for key in keys[start : start + ROWS]:
+                    pipe.hmget(key + ending, fields)
+                found += pipe.execute()
+        return list(zip(*found, strict=True)) if found else [() for _ in fields]
 
     def every_key(self, prefix: bytes, views: Sequence[str]) -> pa.BinaryArray:
         """The entity keys that begin with the prefix, sorted; a key of Redis holds all of an entity's views."""

@@ -39,16 +39,15 @@ class SqliteOnline:
         self._project = project
         self._local = threading.local()
 
-    def read(self, keys: pa.BinaryArray, features: Sequence[tuple[str, str]]) -> list[pa.BinaryArray]:
-        """The stored values of each `(view, feature)`, a row a key; empty bytes where nothing is stored."""
-        asked = keys.to_pylist()
+    def read(self, keys: Sequence[bytes], features: Sequence[tuple[str, str]]) -> list[Sequence[bytes | None]]:
+        """The stored values of each `(view, feature)`, a row an entity key; nothing where nothing is stored."""
         found: dict[tuple[str, str], dict[bytes, bytes]] = {feature: {} for feature in features}
         for view in dict.fromkeys(view for view, _ in features):
-            for start in range(0, len(asked), _ASKED):
-                for key, name, value in self._rows(view, asked[start : start + _ASKED]):
+            for start in range(0, len(keys), _ASKED):
+                for key, name, value in self._rows(view, keys[start : start + _ASKED]):
                     if (view, name) in found:
                         found[view, name][key] = value
-        return [pa.array([column.get(key, b"") for key in asked], pa.binary()) for column in found.values()]
+        return [[column.get(key) for key in keys] for column in found.values()]
 
     def every_key(self, prefix: bytes, views: Sequence[str]) -> pa.BinaryArray:
         """The entity keys of these views that begin with the prefix, sorted."""

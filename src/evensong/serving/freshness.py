@@ -10,10 +10,8 @@ from typing import Any
 
 from evensong.data import storage
 from evensong.errors import StorageError
+from evensong.features.online import ITEMS_MARKER, MARKER
 from evensong.settings import Settings
-
-#: Written by the step `materialize` when it ends.
-MARKER = "materialized.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Materialized:
     as_of: datetime
     """The moment of its features (UTC)."""
     token: str
-    """Differs whenever something was materialized since."""
+    """Differs whenever something was materialized since, or a stream has said that it wrote items."""
     versions: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False)
     """The Delta version of each feature table that it read."""
     features: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
@@ -48,4 +46,6 @@ def materialized(settings: Settings) -> Materialized | None:
         ) from error
     # a rerun of the same night may say the same and have written other values
     written = "" if storage.is_remote(uri) else str(Path(uri).stat().st_mtime_ns)
-    return Materialized(as_of, f"{marker} {written}", marker.get("versions") or {}, marker.get("features"))
+    said = storage.join(settings.lake, ITEMS_MARKER)
+    streamed = storage.read_bytes(said).decode() if storage.exists(said) else ""
+    return Materialized(as_of, f"{marker} {written} {streamed}", marker.get("versions") or {}, marker.get("features"))

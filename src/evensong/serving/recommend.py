@@ -68,13 +68,12 @@ class UserReader:
         if features is None or not self._may_ask():
             return None, ()
         try:
-            users = features.users([user_id])
-            hidden = self._hidden(features, user_id)
+            users, seen = features.users_and_seen([user_id])
         except Exception as error:
             self._failed(error)
             return None, ()
         self._failures, self._paused_until = 0, 0.0
-        return users, hidden
+        return users, self._hidden(seen)
 
     def _may_ask(self) -> bool:
         """Whether this request reads the store. After a pause one of them finds out for all whether it is back."""
@@ -86,10 +85,9 @@ class UserReader:
                 self._paused_until = now + self._pause
             return True
 
-    def _hidden(self, features: OnlineFeatures, user_id: str) -> Sequence[str]:
+    def _hidden(self, seen: Frame) -> Sequence[str]:
         if self._filter == "none":
             return ()
-        seen = features.seen([user_id])
         return seen[f"{self._filter}_item_ids"].to_list()[0] or ()
 
     def _failed(self, error: Exception) -> None:
