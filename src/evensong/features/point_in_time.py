@@ -104,15 +104,16 @@ def match_rows(
     usable = _present(right_keys, events, created if known_only else None)
     asked = _present(left_keys, moments)
     # as numbers: Python's moments have no nanoseconds
-    if len(moments.drop_nulls()):
-        late = _numbers(events) > _numbers(moments).max()
+    moments_, events_ = _numbers(moments), _numbers(events)
+    if moments.null_count() < len(moments):
+        late = events_ > moments_.max()
         if np.count_nonzero(late) > len(features) // 4:
             usable = ~late if usable is None else usable & ~late
     found = _search(
         _take(left_keys, asked),
-        _take(_numbers(moments), asked),
+        _take(moments_, asked),
         _take(right_keys, usable),
-        _take(_numbers(events), usable),
+        _take(events_, usable),
         None if created is None else _take(_numbers(created), usable),
         known_only=known_only,
         ttl=_in_unit(ttl, moments.dtype),
@@ -173,7 +174,8 @@ def _search(
     codes = codes[order]
     if known is not events:
         late = np.flatnonzero((known_ != events_)[order])
-        current = _current(codes, late, (known_ - events_)[order[late]])
+        rows = order[late]
+        current = _current(codes, late, known_[rows] - events_[rows])
         codes, order = codes[current], order[current]
     asked = _codes(left_keys, moments_, first, bits)
     sequence, _ = _nearly_sorted(asked)  # a search for sorted values walks through memory instead of jumping
@@ -304,9 +306,11 @@ def _small_numbers(left: pl.Series, right: pl.Series) -> tuple[Longs, Longs] | N
         return None
 
     def numbers(side: pl.Series) -> Longs:
-        near: Longs = side.cast(pl.Int64).fill_null(low).to_numpy() - low
-        if side.null_count():
-            near[side.is_null().to_numpy()] = -1
+        values = side.cast(pl.Int64)
+        if not side.null_count():
+            return values.to_numpy() - low
+        near: Longs = values.fill_null(low).to_numpy() - low
+        near[side.is_null().to_numpy()] = -1
         return near
 
     asked = numbers(left)
@@ -316,7 +320,8 @@ def _small_numbers(left: pl.Series, right: pl.Series) -> tuple[Longs, Longs] | N
 
 def _numbers(moments: pl.Series) -> Longs:
     """The moments as numbers; a null, which only a time of creation may be here, is before all others."""
-    return moments.to_physical().fill_null(np.iinfo(np.int64).min).to_numpy()
+    numbers = moments.to_physical()
+    return (numbers.fill_null(np.iinfo(np.int64).min) if numbers.null_count() else numbers).to_numpy()
 
 
 def _as_key(column: pl.Series, dtype: pl.DataType, name: str) -> pl.Series:
