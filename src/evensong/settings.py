@@ -135,7 +135,7 @@ class QualitySettings(Section):
     )
     report_rows: int = Field(20_000, ge=100, description="Rows of each side that the feature report reads.")
     report_users: int = Field(50, ge=0, description="Users that permutation importance asks the champion for; 0: off.")
-    report_repeats: int = Field(3, ge=1, description="Times that permutation importance shuffles each feature.")
+    report_repeats: int = Field(2, ge=1, description="Times that permutation importance shuffles each feature.")
 
 
 class RetrieverSettings(Section):

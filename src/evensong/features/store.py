@@ -113,21 +113,25 @@ def is_redis(uri: str) -> bool:
 
 def _open(settings: Settings) -> FeatureStore:
     os.environ.setdefault("FEAST_USAGE", "False")
-    with warnings.catch_warnings(), _unchecked():
+    with warnings.catch_warnings():
         # Feast's modules warn about each other's deprecations when they are imported.
         warnings.simplefilter("ignore")
-        from feast import FeatureStore
+        with _light():
+            from feast import FeatureStore
 
+            import evensong.features.materialization_engine
+            import evensong.features.offline_store  # noqa: F401
         store = FeatureStore(config=_config(settings))
         _apply(store, settings)
     return store
 
 
 @contextmanager
-def _unchecked() -> Iterator[None]:
-    """Feast's classes without run-time type checks: typeguard would rewrite their source, a third of the import's time.
+def _light() -> Iterator[None]:
+    """Feast without what takes more than half of its import: each step that reads features imports Feast anew.
 
-    Every step of a night that reads features imports Feast anew.
+    That is run-time type checks, for which typeguard would rewrite the source of its classes, and torch, which only its
+    `to_tensor` needs.
     """
     import typeguard
 
@@ -136,10 +140,15 @@ def _unchecked() -> Iterator[None]:
 
     checked = typeguard.typechecked
     typeguard.typechecked = as_it_is
+    without_torch = "torch" not in sys.modules
+    if without_torch:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # what Python takes for a package that is not there
     try:
         yield
     finally:
         typeguard.typechecked = checked
+        if without_torch:
+            del sys.modules["torch"]
 
 
 def _config(settings: Settings) -> Any:

@@ -135,6 +135,20 @@ def test_declared_statistics_come_and_go_with_the_columns_file(settings: Setting
     assert "user_statistics" not in {view.name for view in open_store(settings).list_feature_views()}
 
 
+def test_a_step_that_reads_features_does_without_torch(tmp_path: Path) -> None:
+    asked = """
+import sys
+from evensong.features.store import open_store
+from evensong.settings import Settings
+open_store(Settings(home=sys.argv[1]))
+assert "torch" not in sys.modules
+import torch
+print(torch.ones(2).sum().item())
+"""
+    done = subprocess.run([sys.executable, "-c", asked, tmp_path], capture_output=True, text=True, check=False)
+    assert done.stdout == "2.0\n", done.stderr
+
+
 def test_polars_types_of_the_declarations_are_known() -> None:
     from feast.types import Array, Float32, Json, String
 
