@@ -133,3 +133,15 @@ def test_challenger_is_asked_for_as_many_items_as_were_shown(judged: Judged) -> 
     assert judged.slates.group_by("user_id").len()["len"].unique().to_list() == [SLOTS]
     assert judged.slates["position"].unique().sort().to_list() == list(range(SLOTS))
     assert set(judged.slates["user_id"]) == set(judged.log["user_id"])
+
+
+def test_what_the_held_out_day_prefers_is_truly_better(judged: Judged) -> None:
+    """The model beats popularity on what users did, and, in the shop that knows their tastes, also the day after."""
+    challenger, popularity = judged.report.challenger.metrics, judged.report.baselines["popularity"].metrics
+    assert challenger["recall_at_20"] > popularity["recall_at_20"]
+    lists = dict(judged.slates.sort("user_id", "position").group_by("user_id").agg("item_id").iter_rows())
+    # both show what a user has seen: the model's filter is off here
+    most = judged.shop.popularity(judged.night.as_of).argsort(kind="stable")[::-1][:SLOTS]
+    popular = judged.shop.world.item_ids[most].tolist()
+    value = judged.shop.true_value(lists, judged.shop.today)
+    assert value > 1.05 * judged.shop.true_value(dict.fromkeys(lists, popular), judged.shop.today)
