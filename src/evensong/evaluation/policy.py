@@ -6,7 +6,7 @@ import hashlib
 from typing import Literal, Self
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evensong.errors import ConfigurationError
 from evensong.types import Value
@@ -19,6 +19,9 @@ Inconclusive = Literal["estimate", "pass", "fail"]
 passes in doubt. `pass`: passes in doubt, whatever was measured. `fail`: keeps the champion. Doubt is what makes
 `review_when_doubtful` ask a person.
 """
+
+ALWAYS_REQUIRED = ("leak_canary",)
+"""Checks of the night that no policy can leave out. The skew check is the other one: its bound has no `null`."""
 
 
 class Rule(Value):
@@ -47,7 +50,7 @@ class PrimaryRule(Rule):
 class BaselineRule(Rule):
     """Above the baselines, by the mean over the same users."""
 
-    names: tuple[str, ...] = ("popularity",)
+    names: tuple[str, ...] = ("popularity", "item_knn")
     metrics: tuple[str, ...] = ("recall_at_20", "ndcg_at_10")
     margin: float = Field(0.0, ge=0)
 
@@ -105,6 +108,20 @@ class GuardrailRule(Rule):
         return self
 
 
+GUARDRAILS = {
+    "coverage": GuardrailRule(min_ratio_to_champion=0.5),
+    "novelty": GuardrailRule(min_ratio_to_champion=0.7),
+    "miscalibration": GuardrailRule(max_ratio_to_champion=1.5, ignore_below=1.0),
+    "index_recall": GuardrailRule(min=0.95),
+    "exact_index_gain": GuardrailRule(max=0.005),
+    "bundle_index_recall": GuardrailRule(min=0.95),
+    "bundle_recall_ratio": GuardrailRule(min=0.8),
+    "bundle_megabytes": GuardrailRule(max=4000, max_ratio_to_champion=3.0, ignore_below=50),
+    "latency_p99_seconds": GuardrailRule(max=1.0, max_ratio_to_champion=2.0, ignore_below=0.02),
+}
+"""What a policy without guardrails of its own is held to, as mlflow/promotion_policy.yaml has them."""
+
+
 class PlausibilityRule(Rule):
     """Too good to be true asks for a person: leaks look like that."""
 
@@ -117,12 +134,20 @@ class PlausibilityRule(Rule):
 
 
 class InputsRule(Rule):
-    """The night's inputs; what is required and not reported fails closed."""
+    """The night's inputs; what is required and not reported fails closed.
 
-    required: tuple[str, ...] = ("validation",)
-    """Named checks of the inputs that must have passed: validation, leak_canary, features_served, …"""
-    max_skew: float | None = Field(None, ge=0)
-    """The largest training-serving difference of any feature; none: not asked."""
+    A policy sets what else is asked. The leak canary and the skew check are asked whatever it says.
+    """
+
+    required: tuple[str, ...] = ("validation", "leak_canary", "features_served", "bundle")
+    """Named checks of the inputs that must have passed; one that is always asked is added where it is left out."""
+    max_skew: float = Field(0.0001, ge=0, lt=1)
+    """The largest training-serving difference of any feature. A feature that one side lacks is a difference of 1."""
+
+    @field_validator("required")
+    @classmethod
+    def _with_what_is_always_asked(cls, required: tuple[str, ...]) -> tuple[str, ...]:
+        return required + tuple(name for name in ALWAYS_REQUIRED if name not in required)
 
 
 class OffPolicyRule(Rule):
@@ -155,7 +180,7 @@ class PromotionPolicy(Value):
     baselines: BaselineRule = BaselineRule()
     non_inferior: dict[str, NonInferiorityRule] = Field(default={"ndcg_at_10": NonInferiorityRule()})
     slices: SliceRule = SliceRule()
-    guardrails: dict[str, GuardrailRule] = Field(default={"index_recall": GuardrailRule(min=0.95)})
+    guardrails: dict[str, GuardrailRule] = Field(default=GUARDRAILS)
     plausibility: PlausibilityRule = PlausibilityRule()
     inputs: InputsRule = InputsRule()
     off_policy: OffPolicyRule = OffPolicyRule()

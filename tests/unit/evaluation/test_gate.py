@@ -422,6 +422,25 @@ def test_skew_is_judged_when_the_policy_asks() -> None:
     assert decide(report_of(per_user), policy, per_user, same).promote
 
 
+@pytest.mark.parametrize("text", ["", "mode: auto", "inputs: {}", "inputs: {required: [validation], max_skew: 0.9}"])
+def test_leak_canary_and_skew_are_asked_whatever_the_policy_says(text: str) -> None:
+    per_user = figures()
+    policy = load_policy(text)
+    assert decide(report_of(per_user), policy, per_user, SOUND).promote
+    unseen = SOUND.model_copy(
+        update={
+            "passed": {name: passed for name, passed in SOUND.passed.items() if name != "leak_canary"},
+            "figures": {name: figure for name, figure in SOUND.figures.items() if name != "max_skew"},
+        }
+    )
+    assert failed(decide(report_of(per_user), policy, per_user, unseen)) == ["input.leak_canary", "input.skew"]
+
+
+def test_what_is_always_asked_stands_in_the_policy_once() -> None:
+    assert load_policy("inputs: {required: []}").inputs.required == ("leak_canary",)
+    assert load_policy("inputs: {required: [leak_canary, bundle]}").inputs.required == ("leak_canary", "bundle")
+
+
 def latency(ours: float, theirs: float | None) -> GateInputs:
     champion = {} if theirs is None else {"latency_p99_seconds": theirs}
     return SOUND.model_copy(
@@ -576,6 +595,9 @@ def test_same_evidence_gives_the_same_decision() -> None:
         ("guardrails: {coverage: {min: -.inf}}", r"guardrails\.coverage\.min.*finite"),
         ("guardrails: {coverage: {}}", r"guardrails\.coverage.*it would always pass"),
         ("guardrails: {coverage: {min: 1, ignore_below: 2}}", r"guardrails\.coverage.*there is neither"),
+        ("inputs: {max_skew: null}", r"inputs\.max_skew: Input should be a valid number"),
+        ("inputs: {max_skew: .inf}", r"inputs\.max_skew.*finite"),
+        ("inputs: {max_skew: 1}", r"inputs\.max_skew.*less than 1"),
         ("a: [", "expected YAML"),
         ("- 1", "expected keys and values, got list"),
     ],
@@ -594,8 +616,8 @@ def test_policy_of_the_repository_names_every_key() -> None:
     assert written["non_inferior"]["ndcg_at_10"].keys() == whole["non_inferior"]["ndcg_at_10"].keys()
 
 
-def test_empty_policy_is_the_default_one() -> None:
-    assert load_policy("# nothing\n") == PromotionPolicy()
+def test_empty_policy_is_the_default_one_and_the_repositorys_own() -> None:
+    assert load_policy("# nothing\n") == PromotionPolicy() == POLICY
 
 
 def test_comments_and_order_do_not_change_the_policys_digest() -> None:
