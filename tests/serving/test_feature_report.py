@@ -13,6 +13,7 @@ import pytest
 
 from evensong.data import storage
 from evensong.errors import StorageError
+from evensong.monitoring.feature_page import render
 from evensong.pipelines import feature_report
 from evensong.registry import tracking
 from evensong.settings import Settings
@@ -21,9 +22,28 @@ from evensong.types import Night
 NIGHT = Night(as_of=datetime(2026, 1, 16, tzinfo=UTC), seed=2)
 
 
+SKEW = {
+    "success": False,
+    "message": "item_events_7d served otherwise than offline",
+    "largest": [
+        {
+            "name": "item_events_7d",
+            "num_values": 40,
+            "num_different": 3,
+            "max_difference": 0.25,
+            "request_id": "3ec4e28d79e3",
+            "served": "3.0",
+            "offline": "4.0",
+        },
+        {"name": "price", "num_values": 40, "num_different": 0, "max_difference": 0.0},
+    ],
+}
+
+
 @pytest.fixture(scope="module")
 def folder(world: Any) -> Path:
     world.promote(world.second)
+    storage.write_json(world.settings.run_uri(NIGHT.run_id, "skew.json"), SKEW)
     return Path(feature_report.run(world.settings, NIGHT))
 
 
@@ -120,6 +140,50 @@ def test_page_and_pictures_are_logged_on_the_nights_run(world: Any, folder: Path
     assert "<svg" in (folder / "index.html").read_text()
     for picture in folder.rglob("*.svg"):
         assert ElementTree.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_page_and_run_show_the_largest_difference_of_each_served_feature(world: Any, folder: Path) -> None:
+    report = storage.read_json(str(folder / feature_report.DATA))
+    assert [(one["name"], one["max_difference"]) for one in report["served"]] == [
+        ("item_events_7d", 0.25),
+        ("price", 0),
+    ]
+    page = (folder / "index.html").read_text()
+    assert "item_events_7d served otherwise than offline" in page
+    assert (
+        '<th scope="row">item_events_7d</th><td class="much">0.25</td><td>3 of 40</td><td>3.0</td><td>4.0</td>' in page
+    )
+    assert '<th scope="row">price</th><td class="">0</td><td>0 of 40</td>' in page
+    metrics = tracking.client(world.settings).get_run(tracking.night_run(world.settings, NIGHT)).data.metrics
+    assert (metrics["skew.max_difference"], metrics["skew.num_different"]) == (0.25, 1)
+
+
+def test_report_says_what_it_lacks_and_why(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = {"quality": world.settings.quality.model_copy(update={"report_users": 0})}
+    monkeypatch.setattr(feature_report.skew, "RESULT", "nowhere.json")
+    report = feature_report.build(world.settings.model_copy(update=lost), NIGHT)
+    assert report.importance == ()
+    skew, importance = report.notes
+    assert skew.startswith("How far served features were from the offline ones is not in the report: ")
+    assert "nowhere.json" in skew
+    assert importance == "Importance is not in the report: quality.report_users is 0."
+    assert "<h2>Importance" not in render(report)
+    assert importance in render(report)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("_champion", None, "there is no champion."),
+        ("_asked", (pl.DataFrame({"user_id": []}), {}), "nobody was held out who wanted something."),
+    ],
+)
+def test_importance_that_cannot_be_asked_is_a_note(
+    world: Any, monkeypatch: pytest.MonkeyPatch, name: str, value: object, why: str
+) -> None:
+    monkeypatch.setattr(feature_report, name, lambda *_: value)
+    found = feature_report.importance(world.settings, NIGHT, world.settings.run_uri(NIGHT.run_id, "training_set"))
+    assert found == {"notes": (f"Importance is not in the report: {why}",)}
 
 
 def test_night_without_a_training_set_is_told_what_to_run(world: Any, tmp_path: Path) -> None:

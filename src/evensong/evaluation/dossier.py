@@ -52,6 +52,18 @@ class Shift(Value):
     verdict: str
 
 
+class ServedDifference(Value):
+    """The largest difference of a served feature, or of the score, from the offline one, and where it was found."""
+
+    name: str
+    num_values: int
+    num_different: int
+    max_difference: float
+    request_id: str | None = None
+    served: str | None = None
+    offline: str | None = None
+
+
 class Change(Value):
     """One setting or version that is not what the champion had."""
 
@@ -96,6 +108,10 @@ class Dossier(Value):
     validation: str = ""
     data_docs: str | None = None
     drift: list[Shift] = Field(default=[])
+    skew: list[ServedDifference] = Field(default=[])
+    """Of each feature and of the score, the largest first."""
+    skew_message: str = ""
+    """What the skew check came to."""
     examples: list[Example] = Field(default=[])
     changes: list[Change] = Field(default=[])
     fitness: list[Comparison] = Field(default=[])

@@ -22,6 +22,8 @@ def render(report: FeatureReport) -> str:
     parts.append(_overview(report))
     if report.importance:
         parts.append(_importance(report))
+    if report.served or report.served_message:
+        parts.append(_served(report))
     if report.redundant:
         groups = "".join(f"<li>{_text(', '.join(group))}</li>" for group in report.redundant)
         parts.append(
@@ -162,6 +164,21 @@ def _importance(report: FeatureReport) -> str:
         f'</p><div class="bars"><svg viewBox="0 0 380 {height}" role="img" aria-label="Permutation importance">'
         f"{''.join(rows)}</svg></div>{rest}"
     )
+
+
+def _served(report: FeatureReport) -> str:
+    rows = []
+    for one in report.served:
+        side = "much" if one.num_different else ""
+        cells = f'<td class="{side}">{_number(one.max_difference)}</td>'
+        cells += f"<td>{one.num_different:,} of {one.num_values:,}</td>"
+        cells += "".join(f"<td>{_text(_cut(said or '', 40))}</td>" for said in (one.served, one.offline))
+        cells += f"<td>{_text(one.request_id or '')}</td>"
+        rows.append(f'<tr><th scope="row">{_text(one.name)}</th>{cells}</tr>')
+    names = ["feature", "largest difference", "values that differ", "served", "offline", "request"]
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return f"<h2>Served against offline</h2><p>{_text(report.served_message or '')}</p>{table if rows else ''}"
 
 
 def _correlation(report: FeatureReport) -> str:

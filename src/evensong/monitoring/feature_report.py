@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from evensong.monitoring.drift import Drift, column_drift, kind_of
+from evensong.monitoring.skew import Skew
 from evensong.types import Frame, Value
 
 Score = Callable[[Frame], NDArray[Any]]
@@ -73,6 +74,10 @@ class FeatureReport(Value):
     importance: tuple[Importance, ...] = Field(default=())
     unread: tuple[str, ...] = ()
     """Features that the model does not read, so that nothing is lost without them."""
+    served: tuple[Skew, ...] = ()
+    """The largest difference of each served feature, and of the score, from the offline one."""
+    served_message: str | None = None
+    """What the skew check came to."""
     notes: tuple[str, ...] = ()
     """What is not in the report, and why."""
 

@@ -16,7 +16,7 @@ import polars as pl
 from evensong.data import storage
 from evensong.errors import EvensongError
 from evensong.evaluation import dossier, dossier_page
-from evensong.evaluation.dossier import Example, Shift
+from evensong.evaluation.dossier import Example, ServedDifference, Shift
 from evensong.evaluation.evidence import GateInputs
 from evensong.evaluation.policy import PromotionPolicy
 from evensong.registry import bundle, tracking, versions
@@ -66,6 +66,7 @@ def run(
         "changes": part("changes", lambda: configuration_changes(settings, champion, version), []),
         "lineage": lineage(version),
         "training": part("training", lambda: training(settings, night), {}),
+        **part("skew", lambda: skew(settings, night), {}),
         **part("validation", lambda: _validation(settings, night), {}),
     }
     made = dossier.build(
@@ -147,6 +148,15 @@ def drift(settings: Settings, night: Night) -> list[Shift]:
         raise ValueError("needs labels on both sides of the holdout's start")
     found = [Shift(name=one.name, psi=one.psi, verdict=one.verdict) for one in measure(trained, judged)]
     return sorted(found, key=lambda shift: (-shift.psi, shift.name))
+
+
+def skew(settings: Settings, night: Night) -> dict[str, Any]:
+    """What the replay of served requests came to, and the largest difference of each feature and of the score."""
+    said: dict[str, Any] = storage.read_json(settings.run_uri(night.run_id, "skew.json"))
+    return {
+        "skew": [ServedDifference.model_validate(one) for one in said.get("largest", [])],
+        "skew_message": str(said.get("message", "")),
+    }
 
 
 def training(settings: Settings, night: Night) -> dict[str, str]:

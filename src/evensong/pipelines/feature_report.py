@@ -22,7 +22,8 @@ from evensong.models.inputs import USER_FEATURES, encode_items
 from evensong.models.saved import COLUMNS, load_ranker, load_towers
 from evensong.monitoring.feature_page import pictures, render
 from evensong.monitoring.feature_report import FeatureReport, Importance, build_report, permutation_importance
-from evensong.pipelines import evaluate, train
+from evensong.monitoring.skew import Skew
+from evensong.pipelines import evaluate, skew, train
 from evensong.recommender.funnel import ITEM_FEATURES, Recommender
 from evensong.registry import aliases, tracking
 from evensong.registry.versions import ModelVersion
@@ -71,6 +72,9 @@ def run(settings: Settings, night: Night) -> str:
         tracking.log_folder(settings, night, place, FOLDER)
         figures = {"features.max_psi": max((one.psi for one in report.drift), default=0.0)}
         figures["features.num_drifted"] = float(sum(one.verdict == "much" for one in report.drift))
+        if report.served:
+            figures["skew.max_difference"] = max(one.max_difference for one in report.served)
+            figures["skew.num_different"] = float(sum(one.num_different > 0 for one in report.served))
         tracking.log_metrics(settings, night, figures)
         return storage.write_folder(place, settings.run_uri(night.run_id, FOLDER))
 
@@ -104,12 +108,30 @@ def build(settings: Settings, night: Night) -> FeatureReport:
     )
     found: dict[str, Any] = {}
     try:
+        served = _served(settings, night)
+    except (EvensongError, ValueError) as error:
+        served = {}
+        notes.append(f"How far served features were from the offline ones is not in the report: {error}")
+    try:
         found = importance(settings, night, training_set)
     except EvensongError as error:
         notes.append(f"Importance is not in the report: {error}")
     for note in notes:
         log.warning("feature report: %s", note)
-    return report.model_copy(update=found | {"notes": (*notes, *found.get("notes", ()))})
+    return report.model_copy(update=served | found | {"notes": (*notes, *found.get("notes", ()))})
+
+
+def _served(settings: Settings, night: Night) -> dict[str, Any]:
+    """What the skew check found, as fields of the report.
+
+    Raises:
+        StorageError: the check left nothing.
+    """
+    said = storage.read_json(settings.run_uri(night.run_id, skew.RESULT))
+    return {
+        "served": tuple(Skew.model_validate(one) for one in said.get("largest", [])),
+        "served_message": said.get("message"),
+    }
 
 
 # ---------------------------------------------------------------- what the models read
@@ -193,11 +215,18 @@ class _Judge:
 
 
 def importance(settings: Settings, night: Night, training_set: str) -> dict[str, Any]:
-    """The champion's recall on some held-out users and what of it each feature is worth, as fields of the report."""
+    """The champion's recall on some held-out users and what of it each feature is worth, as fields of the report.
+
+    Where nobody can be asked, a note says why.
+    """
+    if not settings.quality.report_users:
+        return _without_importance("quality.report_users is 0.")
     champion = _champion(settings, night)
+    if champion is None:
+        return _without_importance("there is no champion.")
     users, wanted = _asked(settings, night, training_set)
-    if champion is None or users.is_empty():
-        return {}
+    if users.is_empty():
+        return _without_importance("nobody was held out who wanted something.")
     now, k = train.cutoff_of(settings, night, final=False), settings.evaluation.recall_k
     directory, learned_until = train.champion_models(settings, champion.version, now)
     judge = _Judge(settings, directory)
@@ -238,6 +267,10 @@ def importance(settings: Settings, night: Night, training_set: str) -> dict[str,
         "unread": tuple(sorted(there - judge.of_users - judge.of_items)),
         "notes": notes,
     }
+
+
+def _without_importance(why: str) -> dict[str, Any]:
+    return {"notes": (f"Importance is not in the report: {why}",)}
 
 
 def _champion(settings: Settings, night: Night) -> ModelVersion | None:

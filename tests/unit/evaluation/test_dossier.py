@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from tests.unit.evaluation.gate_world import FIRST, SOUND, figures, report_of
 
-from evensong.evaluation.dossier import Dossier, Example, Shift, build, changes
+from evensong.evaluation.dossier import Dossier, Example, ServedDifference, Shift, build, changes
 from evensong.evaluation.dossier_page import gain_picture, readable, render, words
 from evensong.evaluation.gate import GateInputs, decide
 from evensong.evaluation.policy import PromotionPolicy, load_policy
@@ -40,6 +40,19 @@ FULL: dict[str, object] = {
     "validation": "This night's validation passed.",
     "data_docs": "/home/ada/var/gx/index.html",
     "drift": [Shift(name="num_events_7d", psi=0.3, verdict="much"), Shift(name="price", psi=0.01, verdict="stable")],
+    "skew": [
+        ServedDifference(
+            name="item_events_7d",
+            num_values=1400,
+            num_different=3,
+            max_difference=0.25,
+            request_id="3ec4e28d79e3",
+            served="3.0",
+            offline="4.0",
+        ),
+        ServedDifference(name="score", num_values=70, num_different=0, max_difference=0.0),
+    ],
+    "skew_message": "item_events_7d served otherwise than offline",
     "examples": [Example(user_id="u1", history=["Red shoe"], challenger=["Blue sock"], champion=["Green hat"])],
     "changes": changes({"retriever.dimension": "32"}, {"retriever.dimension": "64"}),
     "lineage": {"lake_versions": '{"interactions": 3}', "code_commit": "abc"},
@@ -73,6 +86,10 @@ def test_everything_a_reviewer_asks_for_is_there() -> None:
         "labels held out",
         "1,234",
         "num events 7d",
+        "item_events_7d served otherwise than offline",
+        "3 of 1,400",
+        "3ec4e28d79e3",
+        "No difference at all: score.",
         "retriever.dimension",
         "latency p99 seconds",
         "interactions 3",

@@ -303,6 +303,19 @@ def test_dossier_with_a_part_that_breaks_in_any_way_has_a_gap_and_no_password(
     assert data["missing"]["drift"] == "ComputeError: postgresql://ada:***@db/x is away"
 
 
+def test_dossier_shows_the_largest_difference_of_each_served_feature(settings: Settings, tmp_path: Path) -> None:
+    evaluation = evaluate(settings, 1, 0.1)
+    one = {"name": "price", "num_values": 9, "num_different": 1, "max_difference": 1e-6, "served": "1.5"}
+    said = {"success": True, "message": "9 values of 1 request", "max_difference": 1e-6, "largest": [one]}
+    storage.write_json(settings.run_uri(night(1).run_id, "skew.json"), said)
+    version = register.run(settings, night(1), str(make_bundle(tmp_path / "b", 1)), evaluation)
+    gate.run(settings, night(1), version, evaluation)
+    data = json.loads(versions.read_attached(settings, versions.get(settings, version), "dossier.json"))
+    assert [(one["name"], one["max_difference"], one["served"]) for one in data["skew"]] == [("price", 1e-6, "1.5")]
+    assert data["skew_message"] == "9 values of 1 request"
+    assert "skew" not in data["missing"]
+
+
 def test_missing_policy_names_the_setting(settings: Settings) -> None:
     lost = settings.model_copy(
         update={"registry": settings.registry.model_copy(update={"policy_path": Path("no.yaml")})}
