@@ -418,6 +418,66 @@ def test_a_killed_night_still_lowers_and_removes_what_it_wrote(table: Table, mon
     assert table.online("left", "a", "b", "c") == [0.5, 0.4, None]
 
 
+def lose(online_uri: str, project: str, view: str, *, keys: int | None = None) -> None:
+    """Drop what the store holds of one view, or of so many of its keys, and leave the engine's token."""
+    if not online_uri.startswith("redis://"):
+        table = f'"{project}_{view}"'
+        chosen = f"SELECT DISTINCT entity_key FROM {table} LIMIT {-1 if keys is None else keys}"  # noqa: S608
+        with sqlite3.connect(online_uri) as connection:
+            connection.execute(f"DELETE FROM {table} WHERE entity_key IN ({chosen})")  # noqa: S608
+        connection.close()
+        return
+    from redis import Redis
+
+    from evensong.features.online_redis import _field
+
+    client = Redis.from_url(online_uri)
+    entities = sorted(key for key in client.scan_iter() if not key.startswith(b"evensong:"))
+    for key in entities[:keys]:
+        client.hdel(key, f"_ts:{view}", _field(view, f"{view}_rate"))
+
+
+@pytest.mark.parametrize("num_keys", [None, 1])
+def test_a_view_whose_rows_were_dropped_is_written_whole_and_the_others_not_at_all(
+    table: Table, online_uri: str, num_keys: int | None
+) -> None:
+    table.says("left", ("a", 3, 0.3), ("b", 3, 0.4))
+    table.night()
+    assert table.night() == {"left": 0, "right": 0}
+    lose(online_uri, "table", "left", keys=num_keys)
+    assert table.night() == {"left": 2, "right": 0}
+    assert table.online("left", "a", "b") == [0.3, 0.4]
+    assert table.night() == {"left": 0, "right": 0}
+
+
+def test_a_view_that_feast_deleted_and_declares_anew_is_written_whole(table: Table) -> None:
+    table.says("left", ("a", 3, 0.3), ("b", 3, 0.4))
+    table.night()
+    left, right = table.views
+    table.store.apply([right], objects_to_delete=[left], partial=False)
+    table.store.apply([left, right])
+    assert table.night()["left"] == 2
+    assert table.online("left", "a", "b") == [0.3, 0.4]
+    assert table.online("right", "a") == [0.0]
+
+
+def test_a_night_without_snapshots_leaves_no_token_that_would_be_believed_later(table: Table) -> None:
+    table.says("left", ("a", 3, 0.3), ("b", 3, 0.4))
+    table.night()
+    engine = table.store.provider.batch_engine
+    place, engine._snapshots = engine._snapshots, None
+    table.says("left", ("a", 4, 0.5), ("b", 4, 0.6))
+    table.night()
+    engine._snapshots = place
+    table.says("left", ("a", 3, 0.3), ("b", 5, 0.7))
+    table.night()
+    # nothing is known of who wrote the newer row of a, and it stays; what the old snapshot said of b counts no more
+    assert table.online("left", "a", "b") == [0.5, 0.7]
+    table.says("left", ("a", 5, 0.3), ("b", 3, 0.4))
+    assert table.night()["left"] == 2
+    assert table.online("left", "a", "b") == [0.3, 0.4]
+
+
 def test_another_definition_may_lower_what_was_written_under_the_old(table: Table) -> None:
     from feast import Field
     from feast.types import Float32

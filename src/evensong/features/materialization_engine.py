@@ -3,6 +3,7 @@
 Beside what it writes the engine keeps, for each view, a snapshot (`snapshots`): key, moment and a hash of the row. The
 next night writes only the keys whose row is another one. A token in the online store says which snapshot it agrees
 with; where there is none, or another (the store was emptied, or a run was killed on the way), every key is written.
+So it is where rows that the snapshot names are not there: a view's table was dropped, and the token stayed.
 
 A row in the store that is newer than the one to be written stays, and counts as not written, unless it is one that the
 engine itself put there: then the table was corrected since, and the older row is the truth. A key that the engine wrote
@@ -16,6 +17,7 @@ Feast's own way.
 from __future__ import annotations
 
 import hashlib
+import logging
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -39,10 +41,14 @@ from evensong.features.point_in_time import to_moments
 from evensong.features.snapshots import HASH, MOMENT, Snapshot, newest_moments, stamped
 from evensong.types import TIMESTAMP, Frame
 
+log = logging.getLogger(__name__)
+
 Online = RedisOnline | SqliteOnline
 
 #: Entities encoded at once, which bounds the memory beside the rows themselves.
 BLOCK = 20_000
+#: Rows of a view that are looked for in the store before its token is believed.
+PROBED = 1000
 
 
 class PolarsEngineConfig(FeastConfigBaseModel):
@@ -88,10 +94,14 @@ class PolarsEngine(LocalComputeEngine):
         keys = view.join_keys
         now = stamped(rows, keys, _utc(rows[_stamps(view)[0]]))
         if self._snapshots is None:
+            online.set_token(view.name, None)
             return int(_write_rows(online, view, rows, None).sum())
         snapshot, definition = Snapshot(self._snapshots, view.name, keys), _definition(view)
         token = online.token(view.name)
         before = snapshot.recall(token if token and token.startswith(definition) else None, now)
+        if before.agrees and not _holds(online, view, before.rows):
+            log.warning("%s: rows are gone from the online store; every key is written", view.name)
+            before = snapshot.recall(None, now)
         changed = now.with_row_index("__row").join(before.rows, on=[*keys, MOMENT, HASH], how="anti")["__row"].sort()
         away = before.rows.join(now, on=keys, how="anti")
         newest = newest_moments(away, keys)
@@ -112,6 +122,13 @@ class PolarsEngine(LocalComputeEngine):
         online.set_token(view.name, token)
         snapshot.settle()
         return int(fresh.sum())
+
+
+def _holds(online: Online, view: FeatureView, rows: Frame) -> bool:
+    """Whether the store has rows of these keys, whatever they say; some of them, evenly spread, stand for all."""
+    written = rows.filter(pl.col(HASH).is_not_null())
+    probed = written.gather_every(max(1, len(written) // PROBED))
+    return online.holds(view.name, entity_keys([probed[key] for key in view.join_keys]), _names(view))
 
 
 def _open_online(config: RepoConfig) -> Online | None:

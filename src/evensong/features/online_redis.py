@@ -99,6 +99,14 @@ class RedisOnline:
         parts += [b"$%d\r\n%s\r\n" % (len(field), field) for field in fields]
         self._send(_commands(parts), pc.sum(old).as_py() or 0)
 
+    def holds(self, view: str, keys: pa.BinaryArray, features: Sequence[str]) -> bool:
+        """Whether every one of these features is stored of each key."""
+        fields = [f"_ts:{view}".encode(), *(_field(view, feature) for feature in features)]
+        with self._client.pipeline(transaction=False) as pipe:
+            for name in self._names(keys).to_pylist():
+                pipe.hmget(name, fields)
+            return all(value is not None for row in pipe.execute() for value in row)
+
     def token(self, view: str) -> str | None:
         """What `set_token` left."""
         found = self._client.hget(f"evensong:materialized:{self._project}", view)

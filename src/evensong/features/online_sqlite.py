@@ -86,6 +86,16 @@ class SqliteOnline:
         with _transaction(self._connection()) as connection:
             connection.executemany(statement, zip(keys.to_pylist(), _seconds(moments).to_list(), strict=True))
 
+    def holds(self, view: str, keys: pa.BinaryArray, features: Sequence[str]) -> bool:
+        """Whether every one of these features is stored of each key."""
+        marks = ",".join("?" * len(features))
+        table = _quoted(f"{self._project}_{view}")
+        count = f"SELECT COUNT(*) FROM {table} WHERE entity_key = ? AND feature_name IN ({marks})"  # noqa: S608
+        connection = self._connection()
+        return all(
+            connection.execute(count, (key, *features)).fetchone()[0] == len(features) for key in keys.to_pylist()
+        )
+
     def _copy(self, table: str, block: Spooled, fresh: bool) -> npt.NDArray[np.bool_]:
         connection = self._connection()
         connection.execute("ATTACH ? AS spool", (str(block.path),))
