@@ -122,10 +122,12 @@ def vectors(frame: Frame, column: VectorColumn, *, fitting: bool = False) -> NDA
 def number_at(frame: Frame, name: str, place: str) -> pl.Series:
     """The numbers at a place, for what is called `name`; null where there is none or it is not finite.
 
+    A text that is no number is missing, and one line of the log says how many there are.
+
     Raises:
-        SourceError: the frame lacks the place, or a value there is no number.
+        SourceError: the frame lacks the place, or no value there is a number.
     """
-    return _numbers(frame, name, place, fitting=True)
+    return _numbers(frame, name, place, fitting=True, lenient=True)
 
 
 def counts(frame: Frame, column: RateColumn, *, fitting: bool = False) -> tuple[pl.Series, pl.Series]:
@@ -170,22 +172,46 @@ def _groups(frame: Frame, column: CategoricalColumn) -> pl.Series:
 
 
 def _numbers(
-    frame: Frame, name: str, place: str, fitting: bool, *, decimal: str = ".", date_format: str | None = None
+    frame: Frame,
+    name: str,
+    place: str,
+    fitting: bool,
+    *,
+    decimal: str = ".",
+    date_format: str | None = None,
+    lenient: bool = False,
 ) -> pl.Series:
-    """The numbers; a text that is none is refused when the column is fitted, and is missing where it is applied."""
+    """The numbers; a text that is none is refused when the column is fitted, and is missing where it is applied.
+
+    Args:
+        lenient: when fitted too it is missing, unless every text is such; the log tells.
+    """
     values, _ = _find(frame, name, place, fitting)
     kind = values.dtype
     if kind == pl.String:
         texts = values.str.strip_chars().replace("", None)
         parsed = written.days(texts, date_format) if date_format else written.numbers(texts, decimal)
         bad = texts.filter(parsed.is_null() & texts.is_not_null())
-        if len(bad) and fitting:
+        some, around = parsed.null_count() < len(parsed), []
+        if fitting and not date_format:
+            around = written.units(texts, decimal)
+        if lenient and some and len(bad):
+            log.warning(
+                "column %s: %d of %d values in %s are no numbers, such as %r, and count as missing",
+                *(name, len(bad), len(values), place, bad[0]),
+            )
+        elif fitting and len(bad):
             expected = f"dates such as {date_format}" if date_format else "numbers"
             raise SourceError(
                 f"column {name}: expected {expected} in {place}, found {bad[0]!r} in {len(bad)} of {len(values)} rows; "
                 f"{_advice(bad, decimal)}"
             )
-        if fitting and not date_format and len(around := written.units(texts, decimal)) > 1:
+        if lenient and len(around) > 1:
+            log.warning(
+                "column %s: the numbers in %s are of %s, and count as if they were of one kind; bring them to one unit",
+                *(name, place, ", ".join(around[:5])),
+            )
+        elif len(around) > 1:
             raise SourceError(
                 f"column {name}: expected numbers of one kind in {place}, found such of {', '.join(around[:5])}; "
                 "bring them to one unit, or declare it `kind: categorical`"

@@ -35,7 +35,7 @@ def events_with_amounts(
     """The events that a statistic counts: ids, times, and one column an amount (`amounts_of`), null where none counts.
 
     Raises:
-        SourceError: a number's place is not in the items' or users' attributes, or a value there is no number.
+        SourceError: a number's place is not in the items' or users' attributes, or no value there is a number.
     """
     events = interactions.with_row_index("__row")
     wanted = positive_events(events, types, min_value)["__row"]

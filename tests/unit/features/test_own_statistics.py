@@ -146,7 +146,33 @@ def test_two_of_one_name_and_the_name_of_a_feature_are_refused(tmp_path: Path) -
         declared_views(FeatureSettings(columns_path=path))
 
 
-def test_a_number_that_is_none_or_is_nowhere_is_refused_with_its_place() -> None:
+def test_a_value_that_is_no_number_is_missing_and_the_log_counts_them(caplog: pytest.LogCaptureFixture) -> None:
+    log = table(INTERACTIONS, event("ann", "a", 1), event("ann", "b", 1), event("ann", "c", 1), event("ann", "d", 1))
+    heavy = {"name": "heavy", "entity": "user", "kind": "window", "window_days": 7, "column": "item.attributes.weight"}
+    items = table(
+        ITEMS,
+        thing("a", 1, attributes='{"weight": "n/a"}'),
+        thing("b", 1, attributes='{"weight": "2"}'),
+        thing("c", 1, attributes='{"weight": 3}'),
+        thing("d", 1, attributes='{"weight": "?"}'),
+    )
+    assert computed(statistics(heavy), log, items)["heavy"].to_list() == [5.0, 0.0]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1
+    assert "item.attributes.weight: 2 of 4 values in attributes.weight are no numbers, such as 'n/a'" in said[0]
+
+
+def test_numbers_of_several_units_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    log = table(INTERACTIONS, event("ann", "a", 1), event("ann", "b", 1))
+    heavy = {"name": "heavy", "entity": "user", "kind": "window", "window_days": 7, "column": "item.attributes.weight"}
+    items = table(
+        ITEMS, thing("a", 1, attributes='{"weight": "2 kg"}'), thing("b", 1, attributes='{"weight": "500 g"}')
+    )
+    assert computed(statistics(heavy), log, items)["heavy"].to_list() == [502.0, 0.0]
+    assert "the numbers in attributes.weight are of g, kg, and count as if they were of one kind" in caplog.text
+
+
+def test_a_column_without_any_number_or_that_is_nowhere_is_refused_with_its_place() -> None:
     log = table(INTERACTIONS, event("ann", "a", 1))
     heavy = {"name": "heavy", "entity": "user", "kind": "window", "window_days": 7, "column": "item.attributes.weight"}
     items = table(ITEMS, thing("a", 1, attributes='{"weight": "heavy"}'))
