@@ -167,6 +167,20 @@ def test_no_setting_turns_the_check_off(tmp_path: Path, values: dict[str, Any]) 
         Settings(home=tmp_path, **values)
 
 
+def test_check_that_breaks_leaves_no_earlier_pass_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(home=tmp_path)
+    place = skew.run(settings, NIGHT)
+    assert storage.read_json(place)["success"] is True
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the machine is out of memory")
+
+    monkeypatch.setattr(skew, "compare", broken)
+    with pytest.raises(RuntimeError):
+        skew.run(settings, NIGHT)
+    assert not storage.exists(place)
+
+
 def test_log_that_cannot_be_read_proves_nothing(served: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreadable(uri: str) -> bytes:
         raise StorageError(f"{uri}: permission denied")

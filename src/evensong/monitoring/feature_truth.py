@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -486,7 +486,7 @@ def untrue(
     for key, mine in by_key.items():
         moments = [row["event_timestamp"] for row in mine]
         for place, row in list(enumerate(mine))[-(last or len(mine)) :]:
-            yield from _untrue_row(truth, view, key, row, until)
+            yield from untrue_row(truth, view, key, row, until)
             if place and moments[place - 1] == moments[place]:
                 yield Untrue(key, moments[place], "rows of that moment", 2, 1)
         due = truth.due(view, key, until)
@@ -500,19 +500,28 @@ def untrue(
                     yield Untrue(key, moment, name, value, expected)
 
 
-def _untrue_row(truth: Truth, view: str, key: str, row: Values, until: datetime) -> Iterator[Untrue]:
+def untrue_row(
+    truth: Truth, view: str, key: str, row: Values, until: datetime, *, names: Collection[str] | None = None
+) -> Iterator[Untrue]:
+    """What one row of a view says otherwise than it must at its moment.
+
+    Args:
+        names: the features that the truth has every event for, which alone are compared; none: all of them.
+    """
     moment = row["event_timestamp"]
     if row["created_timestamp"] != moment:
         yield Untrue(key, moment, "created_timestamp", row["created_timestamp"], moment)
     if moment > until:
         yield Untrue(key, moment, "event_timestamp", moment, f"none after {until.isoformat()}")
     expected = truth.at(view, key, moment)
+    if expected is None and names is not None:
+        return
     if expected is None:
         said = {name: value for name, value in row.items() if name not in (*STAMPS, "user_id", "item_id")}
         yield Untrue(key, moment, "the row", said, None)
         return
     for name, wanted in expected.items():
-        if not agrees(row[name], wanted):
+        if (names is None or name in names) and not agrees(row[name], wanted):
             yield Untrue(key, moment, name, row[name], wanted)
 
 

@@ -1,11 +1,11 @@
 """The step that proves the night's features and its join: leaks planted in shadow copies must not come through.
 
 Three things are held against slow and plain answers. The night's own feature rows, of some users and items, against
-what the interactions known at their moment say, event by event. A small shop whose rows come late, early and never:
-the very steps that the night uses compute its views, twice, and fill an online store from them. And the join: a bounded
-sample of the night's labels, items and feature rows is copied into a lake of its own, rows that a label must not see,
-and rows that it must, are planted among them, and the very code that makes the training set runs on the copy. The
-sample, not the data, decides how long it takes.
+what the interactions known at their moment say, event by event; of popular items and busy users, one of each. A small
+shop whose rows come late, early and never: the very steps that the night uses compute its views, twice, and fill an
+online store from them. And the join: a bounded sample of the night's labels, items and feature rows is copied into a
+lake of its own, rows that a label must not see, and rows that it must, are planted among them, and the very code that
+makes the training set runs on the copy. The sample, not the data, decides how long it takes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from evensong.errors import LeakFoundError, NothingToLearnError
 from evensong.monitoring.feature_truth import Truth, Untrue, agrees, untrue
 from evensong.monitoring.leaks import INSTANT, SHORT_LIFE, Oracle, Plants, Problem, compare
 from evensong.monitoring.raw_plants import EARLIER, LATER, raw_world
+from evensong.pipelines import canary_heavy
 from evensong.pipelines import canary_world as worlds
 from evensong.pipelines.canary_world import MAX_PLANTED, World, holdout_start
 from evensong.settings import Settings
@@ -48,6 +49,8 @@ class Findings:
 
     problems: list[Problem] = field(default_factory=list)
     rows: int = 0
+    heavy: list[str] = field(default_factory=list)
+    """Keys of many events of which some rows were counted again."""
 
 
 def run(settings: Settings, night: Night) -> str:
@@ -60,6 +63,8 @@ def run(settings: Settings, night: Night) -> str:
     from evensong.features.refresh import require
     from evensong.features.shadow import shadow
 
+    # what an earlier try said is not said of this one, which may end before it says anything
+    storage.remove(settings.run_uri(night.run_id, RESULT))
     require(settings, night.as_of)
     world = worlds.sample(settings, night)
     found = Findings()
@@ -130,7 +135,7 @@ def _tables(settings: Settings, night: Night, world: World, found: Findings) -> 
     """The night's feature rows say what was known at their moment: the join cannot help where they say more."""
     from evensong.features.views import entity_of
 
-    truth, keys = _truth(settings, night, world)
+    truth, keys, many = _truth(settings, night, world)
     for view in _active(settings):
         entity = entity_of(view)
         mine, last = keys[entity], TRUE_ROWS_PER_KEY
@@ -141,16 +146,26 @@ def _tables(settings: Settings, night: Night, world: World, found: Findings) -> 
         found.rows += len(rows)
         for one in untrue(truth, view, rows, mine, night.as_of, last=last):
             found.problems.append(_untrue(truth, view, one, f"the table {view}"))
+    for heavy in canary_heavy.chosen(settings, night, many):
+        found.heavy.append(str(heavy))
+        for counted in canary_heavy.recount(settings, night, heavy, _active(settings)):
+            found.rows += counted.num_rows
+            where = f"the table {counted.view}"
+            found.problems += [_untrue(counted.truth, counted.view, one, where) for one in counted.untrue]
 
 
-def _truth(settings: Settings, night: Night, world: World) -> tuple[Truth, dict[str, list[str]]]:
-    """What the real rows say of some users and items, by the events of each, and which these are."""
+def _truth(settings: Settings, night: Night, world: World) -> tuple[Truth, dict[str, list[str]], dict[str, list[str]]]:
+    """What the real rows say of some users and items, by the events of each, which these are, and which have too many
+    events for it."""
     lake = Lake(settings.lake)
     events = lake.scan("interactions")
-    keys = {}
+    keys, many = {}, {}
     for entity, drawn in (("user_id", world.users), ("item_id", world.items["item_id"])):
         asked = drawn.unique().to_frame(entity).sort(pl.col(entity).hash(worlds.seed(night)), entity)
-        sizes = events.filter(pl.col(entity).is_in(asked[entity].implode())).group_by(entity).len().collect()
+        sizes = events.group_by(entity).len().collect(engine="streaming")
+        # of all keys: a busy user is hardly ever drawn among the others
+        crowded = sizes.filter(pl.col("len") > MAX_EVENTS_PER_KEY)
+        many[entity] = crowded.sort(pl.col(entity).hash(worlds.seed(night)), entity)[entity].to_list()
         few = asked.head(settings.quality.canary_users).join(sizes, on=entity, how="left", maintain_order="left")
         few = few.with_columns(pl.col("len").fill_null(0)).filter(pl.col("len") <= MAX_EVENTS_PER_KEY)
         keys[entity] = few.filter(pl.col("len").cum_sum() <= MAX_EVENTS)[entity].to_list()
@@ -159,10 +174,12 @@ def _truth(settings: Settings, night: Night, world: World) -> tuple[Truth, dict[
     interactions = events.filter(of_keys).select(columns).collect()
     met = interactions["item_id"].unique().to_list()
     items = lake.scan("items").filter(pl.col("item_id").is_in([*met, *keys["item_id"]])).collect()
-    users = lake.scan("users").filter(pl.col("user_id").is_in(keys["user_id"])).collect()
+    # statistics of an item may count what its users are
+    seen = interactions["user_id"].unique().to_list()
+    users = lake.scan("users").filter(pl.col("user_id").is_in([*seen, *keys["user_id"]])).collect()
     placed = ("item_id", "category_path", "price", "event_timestamp", "created_timestamp")
     catalogue = lake.scan("items", night.as_of).select(placed).collect()
-    return Truth(interactions, items, users, settings.features, settings.split, catalogue=catalogue), keys
+    return Truth(interactions, items, users, settings.features, settings.split, catalogue=catalogue), keys, many
 
 
 def _active(settings: Settings) -> list[str]:
@@ -426,6 +443,7 @@ def _tell(settings: Settings, night: Night, world: World, found: Findings) -> st
             "as_of": night.as_of.isoformat(),
             "planted": dict(sorted(world.planted.items())),
             "rows_checked": found.rows,
+            "heavy_keys": found.heavy,
             "num_users": world.interactions["user_id"].n_unique(),
             "num_items": world.items["item_id"].n_unique(),
             "problems": [str(problem) for problem in found.problems[:MAX_TOLD]],

@@ -66,6 +66,8 @@ def run(settings: Settings, night: Night) -> str:
     Where nothing was ever served nothing can differ. Where something was, the check passes on evidence alone: the
     service logs a request in ten minutes whatever the sample is.
     """
+    # what an earlier try said is not said of this one, which may end before it says anything
+    storage.remove(settings.run_uri(night.run_id, RESULT))
     records: list[Record] = []
     try:
         request_log.clear_out(settings)

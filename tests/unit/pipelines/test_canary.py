@@ -27,7 +27,7 @@ from evensong.features import (
 from evensong.features.shadow import rows_of, write_view
 from evensong.features.store import feature_table_uri
 from evensong.monitoring.leaks import KINDS
-from evensong.pipelines import canary, features, train, training_set
+from evensong.pipelines import canary, canary_heavy, features, train, training_set
 from evensong.settings import Settings
 from evensong.types import Frame, Night
 
@@ -114,9 +114,12 @@ def test_the_same_night_writes_the_same_bytes_and_leaves_the_real_tables_alone(s
     assert after == before
 
 
-def test_without_features_up_to_the_night_it_says_so(settings: Settings) -> None:
+def test_without_features_up_to_the_night_it_says_so_and_no_earlier_pass_stands(settings: Settings) -> None:
+    night = Night(as_of=AS_OF + timedelta(days=3))
+    place = storage.write_json(settings.run_uri(night.run_id, canary.RESULT), {"success": True})
     with pytest.raises(StaleFeaturesError):
-        canary.run(settings, Night(as_of=AS_OF + timedelta(days=3)))
+        canary.run(settings, night)
+    assert not storage.exists(place)
 
 
 @pytest.mark.slow
@@ -484,6 +487,89 @@ def copied(settings: Settings, home: Path) -> Settings:
     """The same tables in another home."""
     shutil.copytree(settings.lake, home / "lake")
     return settings.model_copy(update={"home": home})
+
+
+def heavy(settings: Settings, night: Night) -> list[canary_heavy.Heavy]:
+    """The keys of many events that the night counts again."""
+    many = canary._truth(settings, night, canary.worlds.sample(settings, night))[2]
+    return canary_heavy.chosen(settings, night, many)
+
+
+def only_of(entity: str, key: str, change: Callable[[Frame], Frame]) -> Callable[[Frame], Frame]:
+    def changed(rows: Frame) -> Frame:
+        return pl.concat([change(rows.filter(pl.col(entity) == key)), rows.filter(pl.col(entity) != key)])
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    "view", ["user_history", "user_activity", "user_dynamics", "user_sequence", "item_popularity", "item_conversion"]
+)
+def test_value_of_the_future_on_a_key_of_many_events_is_caught(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, view: str
+) -> None:
+    only(monkeypatch, "_tables")
+    monkeypatch.setattr(canary, "MAX_EVENTS_PER_KEY", 0)
+    entity, key = next(one[:2] for one in heavy(settings, NIGHT) if one.entity == f"{view.partition('_')[0]}_id")
+    made = copied(settings, tmp_path)
+    spoiled = only_of(entity, key, later_values(view).change)
+    write_view(made, view, spoiled(rows_of(made, view).collect()))
+    assert f"the table {view}" in sings(made)
+
+
+@pytest.mark.parametrize(
+    ("view", "name", "caught"),
+    [
+        ("user_activity", "num_events_1d", True),
+        ("item_conversion", "item_views_1d", True),
+        ("user_activity", "num_events_30d", False),
+        ("user_history", "num_interactions", False),
+    ],
+)
+def test_key_of_too_many_events_is_counted_in_the_window_that_can_be_read(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, view: str, name: str, caught: bool
+) -> None:
+    only(monkeypatch, "_tables")
+    monkeypatch.setattr(canary, "MAX_EVENTS_PER_KEY", 0)
+    # a user has fourteen events, and four at most that were known for the last two days
+    monkeypatch.setattr(canary_heavy, "MAX_HEAVY_EVENTS", 6)
+    told = storage.read_json(canary.run(settings, NIGHT))
+    assert told["success"] is True
+    assert all("in windows of up to 1 days" in said for said in told["heavy_keys"])
+    keys = {said.partition(":")[0].split(" ")[1] for said in told["heavy_keys"]}
+    assert len(keys) == 2
+    made = copied(settings, tmp_path)
+    rows = rows_of(made, view).collect()
+    mine = pl.any_horizontal(pl.col(column).is_in(keys) for column in rows.columns if column in ("user_id", "item_id"))
+    write_view(made, view, rows.with_columns(pl.when(mine).then(pl.col(name) + 1).otherwise(pl.col(name)).alias(name)))
+    if caught:
+        assert f"the table {view}: {name} of " in sings(made)
+    else:
+        assert storage.read_json(canary.run(made, NIGHT))["success"] is True
+
+
+def test_other_keys_of_many_events_are_looked_at_on_another_night(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert heavy(settings, NIGHT) == []  # nobody here has so many
+    monkeypatch.setattr(canary, "MAX_EVENTS_PER_KEY", 0)
+    nights = [NIGHT.model_copy(update={"seed": seed}) for seed in range(4)]
+    assert len({one.key for night in nights for one in heavy(settings, night)}) > 3
+
+
+def test_statistic_of_an_item_that_counts_what_its_users_are_is_no_leak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch, "_tables")
+    columns = tmp_path / "columns.yaml"
+    columns.write_text(
+        "statistics: [{name: age_of_fans, entity: item, kind: window, window_days: 9, "
+        "column: user.attributes.age, function: mean}]"
+    )
+    # two of the twelve users are in the sample, and the others have met the items too
+    made = fill(tmp_path / "home", features={"columns_path": columns}, quality={"canary_users": 2})
+    features.build(made, NIGHT)
+    assert storage.read_json(canary.run(made, NIGHT))["success"] is True
 
 
 STAMPED = {
