@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,9 @@ from feast.feature_logging import LoggingConfig
 from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
 from feast.on_demand_feature_view import OnDemandFeatureView, PandasTransformation
 from feast.types import Array, Float32, Float64, Int64, String
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from evensong.data import storage
 from evensong.errors import StorageError
@@ -457,6 +460,153 @@ def test_duckdb_and_we_agree_on_a_random_world(tmp_path: Path) -> None:
             found = world.join(asked, ["rates:rate"], filter_by_created_timestamp=known_only)
             answers.append(found.sort_values(["event_timestamp", "driver_id"])["rate"].tolist())
         np.testing.assert_array_equal(*answers)
+
+
+class Views:
+    """Four views that are joined at once: keys of one, two and no parts, two times to live, names that the tables have
+    not, and one table that does not say when its rows became known."""
+
+    KEYS: ClassVar = {
+        "by_driver": ("driver_id",),
+        "by_pair": ("customer_id", "driver_id"),
+        "by_customer": ("customer_id",),
+        "of_all": (),
+    }
+    TTL: ClassVar = {"by_driver": 6, "by_pair": None, "by_customer": 3, "of_all": None}
+    FEATURES: ClassVar = [
+        *(f"{view}:{view}_row" for view in KEYS),
+        "by_pair:by_pair_tags",
+        "by_customer:by_customer_again",
+    ]
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.store = folder, bare_store(folder)
+        types = {"driver_id": Int64, "customer_id": String}
+        driver = Entity(name="driver", join_keys=["driver_id"], value_type=ValueType.INT64)
+        customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.STRING)
+        of_key = {"driver_id": driver, "customer_id": customer}
+        more = {"by_pair": ("by_pair_tags", Array(String)), "by_customer": ("by_customer_again", Float32)}
+        views = []
+        for view, keys in self.KEYS.items():
+            self.write(view, [])
+            ttl = self.TTL[view]
+            features = [(f"{view}_row", Int64), *([more[view]] if view in more else [])]
+            views.append(
+                FeatureView(
+                    name=view,
+                    entities=[of_key[key] for key in keys],
+                    ttl=timedelta(hours=ttl) if ttl else timedelta(0),
+                    source=FileSource(
+                        name=view,
+                        path=str(folder / f"{view}.parquet"),
+                        timestamp_field="happened" if view == "by_pair" else "event_timestamp",
+                        created_timestamp_column={"by_pair": "seen", "by_customer": ""}.get(view, "created"),
+                        field_mapping={"happened": "moment", "seen": "known", "n": "by_pair_row", "t": "by_pair_tags"}
+                        if view == "by_pair"
+                        else {},
+                    ),
+                    schema=[Field(name=name, dtype=dtype) for name, dtype in features]
+                    + [Field(name=key, dtype=types[key]) for key in keys],
+                )
+            )
+        self.store.apply([driver, customer, *views])
+
+    def write(self, view: str, rows: list[tuple[dict[str, Any], float, float | None]]) -> None:
+        """The view's table: of each row the keys, the moment, when it became known; a feature says which row it is."""
+        numbers = range(len(rows))
+        made = {
+            "driver_id": pl.Series([row[0]["driver_id"] for row in rows], dtype=pl.Int64),
+            "customer_id": pl.Series([row[0]["customer_id"] for row in rows], dtype=pl.String),
+            "event_timestamp": moments_of([row[1] for row in rows]),
+            "created": moments_of([row[2] for row in rows]),
+            f"{view}_row": pl.Series(numbers, dtype=pl.Int64),
+            "by_pair_tags": pl.Series([[str(n)] * (n % 3) for n in numbers], dtype=pl.List(pl.String)),
+            "by_customer_again": pl.Series([n / 2 for n in numbers], dtype=pl.Float32),
+        }
+        left_out = {"driver_id", "customer_id"} - set(self.KEYS[view])
+        left_out |= {name for name in ("by_pair_tags", "by_customer_again") if not name.startswith(view)}
+        left_out |= {"created"} if view == "by_customer" else set()
+        table = pl.DataFrame({name: values for name, values in made.items() if name not in left_out})
+        if view == "by_pair":
+            table = table.rename(
+                {"event_timestamp": "happened", "created": "seen", "by_pair_row": "n", "by_pair_tags": "t"}
+            )
+        table.write_parquet(self.folder / f"{view}.parquet")
+
+    def expected(
+        self, view: str, rows: list[tuple[dict[str, Any], float, float | None]], asked: Any, known_only: bool
+    ) -> int | None:
+        """The row that is the answer, found one by one."""
+        keys, moment = asked
+        best: tuple[tuple[float, float, int], int] | None = None
+        for number, (of_row, event, created) in enumerate(rows):
+            if any(of_row[key] is None or of_row[key] != keys[key] for key in self.KEYS[view]) or event > moment:
+                continue
+            if view == "by_customer":
+                created = event
+            if known_only and (created is None or created > moment):
+                continue
+            order = (event, float("-inf") if created is None else created, number)
+            if best is None or order > best[0]:
+                best = (order, number)
+        ttl = self.TTL[view]
+        return None if best is None or (ttl is not None and best[0][0] < moment - ttl) else best[1]
+
+
+def moments_of(hours: list[float | None]) -> pl.Series:
+    return pl.Series([None if hour is None else at(hour) for hour in hours], dtype=pl.Datetime("us", "UTC"))
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory) -> Views:
+    return Views(tmp_path_factory.mktemp("views"))
+
+
+some_keys = st.fixed_dictionaries(
+    {"driver_id": st.sampled_from([1, 2, None]), "customer_id": st.sampled_from(["x", "y", None])}
+)
+some_hours = st.integers(0, 9)
+some_rows = st.lists(st.tuples(some_keys, some_hours, st.none() | some_hours), max_size=8)
+
+
+@hypothesis_settings(max_examples=100, deadline=None)
+@given(
+    tables=st.fixed_dictionaries(dict.fromkeys(Views.KEYS, some_rows)),
+    asked=st.lists(st.tuples(some_keys, some_hours), min_size=1, max_size=6),
+    known_only=st.booleans(),
+    streamed=st.booleans(),
+    full_names=st.booleans(),
+)
+def test_several_views_at_once_give_the_rows_that_the_definition_names(
+    views: Views, tables: dict[str, Any], asked: list[Any], known_only: bool, streamed: bool, full_names: bool
+) -> None:
+    for view, rows in tables.items():
+        views.write(view, rows)
+    frame = pl.DataFrame(
+        {
+            "driver_id": pl.Series([keys["driver_id"] for keys, _ in asked], dtype=pl.Int64),
+            "customer_id": pl.Series([keys["customer_id"] for keys, _ in asked], dtype=pl.String),
+            "event_timestamp": moments_of([hour for _, hour in asked]),
+        }
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        if streamed:
+            patch.setattr(offline_store, "MAX_READ_BYTES", 0)
+        job = views.store.get_historical_features(
+            frame, features=Views.FEATURES, filter_by_created_timestamp=known_only, full_feature_names=full_names
+        )
+        found = job.to_polars()
+    assert found.select(frame.columns).equals(frame)
+    for view, rows in tables.items():
+        numbers = [views.expected(view, rows, one, known_only) for one in asked]
+        prefix = f"{view}__" if full_names else ""
+        assert found[f"{prefix}{view}_row"].to_list() == numbers, view
+        if view == "by_pair":
+            tags = [None if number is None else [str(number)] * (number % 3) for number in numbers]
+            assert found[f"{prefix}by_pair_tags"].to_list() == tags
+        if view == "by_customer":
+            halves = [None if number is None else number / 2 for number in numbers]
+            assert found[f"{prefix}by_customer_again"].to_list() == halves
 
 
 @pytest.fixture
