@@ -47,8 +47,9 @@ test-slow: $(INSTALLED) programs ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 # What the modules import that Feast's tests share, and the plugins that its pytest.ini names, without which pytest refuses it.
-FEAST_TESTS_NEED := minio testcontainers docker wrapt pycryptodome argon2-cffi argon2-cffi-bindings \
-	python-keycloak jwcrypto deprecation aiofiles async-property requests-toolbelt pytest-asyncio pytest-env
+FEAST_TESTS_NEED := minio==7.2.20 testcontainers==4.15.0 docker==7.2.0 wrapt==2.5.2 pycryptodome==4.4.0 argon2-cffi==25.1.0 \
+	argon2-cffi-bindings==26.2.0 python-keycloak==7.1.1 jwcrypto==1.6.1 deprecation==2.1.0 aiofiles==25.1.0 async-property==0.2.2 \
+	requests-toolbelt==1.0.0 pytest-asyncio==1.5.0 pytest-env==1.8.5
 
 feast-suite: $(INSTALLED) ## Feast's own offline-store tests on ours: make feast-suite FEAST=a checkout of v0.67.0
 	@test -d "$(FEAST)/sdk/python/tests/universal/offline_store" || { echo "Feast ships its tests in no package: git clone --branch v0.67.0 https://github.com/feast-dev/feast, then make feast-suite FEAST=path/to/feast" >&2; exit 2; }
