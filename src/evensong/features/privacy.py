@@ -23,6 +23,7 @@ from typing import Any
 import polars as pl
 from pydantic import Field
 
+from evensong.data import storage
 from evensong.errors import ConfigurationError, RefusedError, StorageError
 from evensong.settings import PrivacySettings
 from evensong.types import Frame, Value
@@ -49,21 +50,28 @@ class Release(Value):
 
 
 class PrivacyLedger:
-    """The releases of a file, one JSON document a line, only ever added to; one process at a time writes."""
+    """The releases of a file, one JSON document a line, only ever added to; one process at a time writes.
 
-    def __init__(self, path: Path) -> None:
+    Elsewhere the head remembers how many lines there are and the hash of the last: a file that has fewer by now, or is
+    another machine's, is refused, since what it lacks would be spent twice.
+    """
+
+    def __init__(self, path: Path, head_uri: str | None = None) -> None:
+        """`head_uri` is the head's place; without one it lies beside the file."""
         self.path = path
+        self._head = head_uri or str(path.with_name(f"{path.stem}.head.json"))
 
     def releases(self) -> list[Release]:
         """What was released, oldest first.
 
         Raises:
-            StorageError: a line was changed, taken out or cut off.
+            StorageError: a line was changed, taken out or cut off, or the head cannot be read.
         """
-        if not self.path.exists():
-            return []
+        # the head first: a line that another process adds meanwhile is one more, and never one too few
+        head = self._read_head()
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
         found, previous = [], _START
-        for number, line in enumerate(self.path.read_text().splitlines(), start=1):
+        for number, line in enumerate(lines, start=1):
             try:
                 release = Release.model_validate_json(line)
             except ValueError as error:
@@ -74,6 +82,8 @@ class PrivacyLedger:
                 raise StorageError(f"{self.path}, line {number}: does not follow the line before; restore the file")
             found.append(release)
             previous = _hash(line)
+        if head is not None:
+            self._check(lines, *head)
         return found
 
     def spent(self) -> float:
@@ -102,6 +112,7 @@ class PrivacyLedger:
                         raise ConfigurationError(
                             f"{name} was released for another query or ε; give this one another name"
                         )
+                    self._keep_head()
                     return release
             spent = self.spent()
             if round(spent * _PARTS) + round(epsilon * _PARTS) > round(budget * _PARTS):
@@ -116,7 +127,34 @@ class PrivacyLedger:
                 file.write(release.model_dump_json() + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            self._keep_head()
             return release
+
+    def _keep_head(self) -> None:
+        lines = self.path.read_text().splitlines()
+        head = {"lines": len(lines), "hash": _hash(lines[-1])}
+        if not storage.exists(self._head) or storage.read_json(self._head) != head:
+            storage.write_json(self._head, head)
+
+    def _read_head(self) -> tuple[int, str] | None:
+        """How many lines there were, and the last one's hash; none before the first release."""
+        if not storage.exists(self._head):
+            return None
+        try:
+            head = storage.read_json(self._head)
+            return int(head["lines"]), str(head["hash"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"{self._head}: no head of a ledger; restore the file: {error}") from error
+
+    def _check(self, lines: Sequence[str], number: int, expected: str) -> None:
+        """A run that was killed between line and head leaves more lines than the head knows, never fewer."""
+        if len(lines) < number:
+            raise StorageError(
+                f"{self.path}: {number} releases were made, and {len(lines)} stand in it; restore the file, or release "
+                "from the machine that holds it"
+            )
+        if number and _hash(lines[number - 1]) != expected:
+            raise StorageError(f"{self.path}, line {number}: not what {self._head} remembers; restore the file")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from evensong.data import storage
 from evensong.data.lake import Lake
 from evensong.errors import ConfigurationError
 from evensong.features.privacy import PrivacyLedger, release_counts, release_sums
@@ -15,11 +16,13 @@ from evensong.types import CATEGORY_SEPARATOR, Frame, Night
 
 STATISTICS, COLUMNS = ("events", "spend"), ("event_type", "category")
 PURCHASE = "purchase"
+HEAD = "privacy_ledger.json"
 
 
 def ledger(settings: Settings) -> PrivacyLedger:
-    """The ledger of this home: one budget for all its releases."""
-    return PrivacyLedger(Path(settings.place("privacy", "ledger.jsonl")))
+    """The ledger of this home: one budget for all its releases. Its head lies beside the lake's tables, so that another
+    machine on the same lake does not spend the budget again."""
+    return PrivacyLedger(Path(settings.place("privacy", "ledger.jsonl")), storage.join(settings.lake, HEAD))
 
 
 def run(settings: Settings, night: Night, statistic: str, by: str) -> dict[str, Any]:

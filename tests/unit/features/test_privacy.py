@@ -141,6 +141,38 @@ def test_a_ledger_that_was_touched_is_refused(ledger: PrivacyLedger) -> None:
             counts(on(budget=9), ledger, "four")
 
 
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_ledger_whose_last_lines_were_cut_off_is_refused(ledger: PrivacyLedger, left: int) -> None:
+    for name in ("one", "two", "three"):
+        counts(on(budget=9), ledger, name)
+    lines = ledger.path.read_text().splitlines(keepends=True)
+    ledger.path.write_text("".join(lines[:left]))
+    with pytest.raises(StorageError, match=f"3 releases were made, and {left} stand in it"):
+        counts(on(budget=9), ledger, "four")
+    ledger.path.write_text("".join(lines))
+    assert counts(on(budget=9), ledger, "four")
+
+
+def test_a_release_that_was_killed_before_the_head_knew_of_it_counts(
+    ledger: PrivacyLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts(on(budget=9), ledger, "one")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PrivacyLedger, "_keep_head", killed)
+        with pytest.raises(KeyboardInterrupt):
+            counts(on(budget=9), ledger, "two")
+    assert ledger.spent() == 2
+    counts(on(budget=9), ledger, "two")
+    assert ledger.spent() == 2
+    ledger.path.write_text(ledger.path.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(StorageError, match="2 releases were made"):
+        ledger.spent()
+
+
 def test_two_processes_cannot_spend_the_same_budget_twice(ledger: PrivacyLedger) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

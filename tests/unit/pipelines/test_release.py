@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from evensong.data.lake import Lake
-from evensong.errors import ConfigurationError, RefusedError
+from evensong.errors import ConfigurationError, RefusedError, StorageError
 from evensong.pipelines import release
 from evensong.settings import Settings
 from evensong.types import Night
@@ -54,6 +54,14 @@ def test_spent_budget_refuses(tmp_path: Path) -> None:
     release.run(settings, NIGHT, "events", "category")
     with pytest.raises(RefusedError, match=r"0\.5 of 1\.5 is left"):
         release.run(settings, NIGHT, "events", "event_type")
+
+
+def test_another_machine_on_the_same_lake_does_not_spend_the_budget_again(tmp_path: Path) -> None:
+    settings = shop(tmp_path / "one", epsilon=1, budget=1.5)
+    release.run(settings, NIGHT, "events", "category")
+    other = settings.model_copy(update={"home": tmp_path / "other", "lake_uri": settings.lake})
+    with pytest.raises(StorageError, match="1 releases were made, and 0 stand in it"):
+        release.run(other, NIGHT, "events", "event_type")
 
 
 def test_noise_is_scaled_by_contributions_over_epsilon(tmp_path: Path) -> None:
