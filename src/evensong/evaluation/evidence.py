@@ -43,6 +43,8 @@ class GateInputs(Value):
     """The present champion."""
     newest_champion_as_of: datetime | None = None
     """Its cutoff; a night before it is a backfill."""
+    twin: str | None = None
+    """The present champion, where it is another version that the same night made of the very same."""
     earlier_attempts: tuple[str, ...] = ()
     """Versions that the same night made before this one."""
     covariate_means: dict[str, float] = Field(default={})

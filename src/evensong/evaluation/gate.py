@@ -86,8 +86,15 @@ def _order(report: EvaluationReport, inputs: GateInputs) -> Iterator[Check]:
         yield Check(
             name="same_champion",
             passed=False,
-            message=f"the report compares with {named(report.champion_version)}, the champion before this night is "
+            message=f"the report compares with {named(report.champion_version)}, the champion to compare with is "
             f"{named(inputs.champion_version)}: evaluate the night again",
+        )
+    if inputs.twin is not None:
+        yield Check(
+            name="other_than_champion",
+            passed=False,
+            message=f"{named(inputs.twin)} was made by this very night of the same data, code, settings and seed, "
+            "and came out in other bytes: between the two chance alone would choose",
         )
 
 
@@ -96,7 +103,6 @@ def _attempts(inputs: GateInputs) -> Iterator[Check]:
     earlier = inputs.earlier_attempts
     if not earlier:
         return
-    replaced = inputs.newest_champion if inputs.newest_champion in earlier else None
     yield Check(
         name="first_attempt",
         passed=True,
@@ -104,8 +110,7 @@ def _attempts(inputs: GateInputs) -> Iterator[Check]:
         figure=inputs.attempt,
         bound=1,
         message=f"version {inputs.attempt} of this night, after v{', v'.join(earlier)}: its interval errs "
-        f"{inputs.attempt**2} times less often than a first one's, so that trying again does not help"
-        + (f"; v{replaced}, the champion now, is of this night too and was not compared with" if replaced else ""),
+        f"{inputs.attempt**2} times less often than a first one's, so that trying again does not help",
     )
 
 

@@ -36,13 +36,20 @@ OF_ITEMS = "item."
 
 
 def run(
-    settings: Settings, night: Night, training_set_uri: str, retriever_uri: str, ranker_uri: str, index_uri: str
+    settings: Settings,
+    night: Night,
+    training_set_uri: str,
+    retriever_uri: str,
+    ranker_uri: str,
+    index_uri: str,
+    against: str | None = None,
 ) -> str:
     """Recommend to every held-out user at the holdout's start and compare with what they wanted after it.
 
     Writes `per_user.parquet` and `evaluation.json`, an `EvaluationReport`, and returns the latter's URI. No model is
     judged on what it was trained on: a champion whose refit reaches into the holdout is judged by its weights of
     before the refit, as the challenger is; where those are not kept, only events after its `train_cutoff` count.
+    `against` names the version to compare with, or `none`, where a night is made again; else it is `recipe.rival`.
     """
     start = train.cutoff_of(settings, night, final=False)
     items = train.read_items(training_set_uri, final=False)
@@ -57,7 +64,7 @@ def run(
             exact_index = _exact_index(train.towers(settings, retriever), items, Path(folder, "exact"))
             exact = Recommender.of_parts(retriever, ranker, exact_index, popularity)
         guardrails = {"index_recall": float(json.loads((index / "index.json").read_bytes())["index_recall"])}
-    champion, version, cutoff = _champion(settings, night, start)
+    champion, version, cutoff = _champion(settings, night, start, against)
     window_start = max(start, cutoff) if cutoff else start
     users, targets = judged(settings, night, training_set_uri, window_start)
     hidden = excluded(users, settings.serving.filter)
@@ -230,13 +237,17 @@ def _ask(
 
 
 def _champion(
-    settings: Settings, night: Night, start: datetime
+    settings: Settings, night: Night, start: datetime, against: str | None
 ) -> tuple[Recommender | None, str | None, datetime | None]:
-    """The champion of an earlier night, its version, and the moment up to which it learned."""
-    from evensong.registry import aliases
+    """The champion that the night is compared with, its version, and the moment up to which it learned."""
+    from evensong.pipelines import recipe
+    from evensong.registry import versions
 
-    version = aliases.champion_before(settings, night.as_of)
-    if version is None:
+    if against is None:
+        version = recipe.rival(settings, night)
+    else:
+        version = None if against == "none" else versions.get(settings, against)
+    if version is None or not version.has_bundle:
         return None, None, None
     directory, cutoff = train.champion_models(settings, version.version, start)
     return Recommender.load(directory), version.version, cutoff

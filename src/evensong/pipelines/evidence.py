@@ -78,7 +78,8 @@ def collect(
     Raises:
         StorageError, RegistryError, BusyError: a store does not answer.
     """
-    before = aliases.champion_before(settings, night.as_of)
+    recipe = version.tags.get(versions.RECIPE, "")
+    before = aliases.rival(settings, night.as_of, recipe, version.version)
     now = aliases.champion(settings)
     found = Found()
     for name in STEPS:
@@ -107,6 +108,7 @@ def collect(
         champion_version=before.version if before else None,
         newest_champion=now.version if now else None,
         newest_champion_as_of=now.as_of if now else None,
+        twin=now.version if now and _are_twins(now, version) else None,
         earlier_attempts=earlier_attempts(settings, version),
         covariate_means=covariate_means,
         off_policy=estimates,
@@ -117,6 +119,12 @@ def earlier_attempts(settings: Settings, version: ModelVersion) -> tuple[str, ..
     """The versions that the same night made before this one, oldest first."""
     same = [one for one in versions.listed(settings) if one.as_of == version.as_of and one.number < version.number]
     return tuple(one.version for one in sorted(same, key=lambda one: one.number))
+
+
+def _are_twins(champion: ModelVersion, version: ModelVersion) -> bool:
+    """Whether they are two versions, though made of the same: a machine that rounds differently from day to day."""
+    same = champion.as_of == version.as_of and champion.tags.get(versions.RECIPE) == version.tags.get(versions.RECIPE)
+    return same and versions.RECIPE in version.tags and champion.version != version.version
 
 
 def _serves(

@@ -21,7 +21,7 @@ __all__ = ["read_policy", "run"]
 def run(settings: Settings, night: Night, version: str, evaluation_uri: str) -> dict[str, Any]:
     """Judge the version, store the decision on it and in `decision.json`, and return it.
 
-    The same evidence is judged once: a rerun returns the stored decision.
+    The same evidence is judged once: a rerun returns the stored decision. A champion is not judged against itself.
 
     Raises:
         ConfigurationError: the policy is missing or wrong.
@@ -30,9 +30,14 @@ def run(settings: Settings, night: Night, version: str, evaluation_uri: str) -> 
     policy = read_policy(settings)
     report = EvaluationReport.model_validate(storage.read_json(evaluation_uri))
     challenger = versions.get(settings, version)
+    place = settings.run_uri(night.run_id, "decision.json")
+    if challenger.version == report.champion_version and "decision_hash" in challenger.tags:
+        # another run of the night made the champion's very bundle again: it has been judged
+        value = decisions.read(settings, challenger).model_dump(mode="json")
+        storage.write_json(place, value)
+        return value
     inputs = evidence.collect(settings, night, challenger, report, policy)
     judged = _judged(report, policy, inputs)
-    place = settings.run_uri(night.run_id, "decision.json")
     if challenger.tags.get("evidence_hash") == judged:
         decision = decisions.read(settings, challenger)
     else:
@@ -62,5 +67,6 @@ def _judged(report: EvaluationReport, policy: PromotionPolicy, inputs: GateInput
         "policy": policy.digest,
         "passed": inputs.passed,
         "champion": inputs.champion_version,
+        **({"twin": inputs.twin} if inputs.twin else {}),
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evensong.errors import PromotionRefusedError
-from evensong.registry import aliases, decisions, review, versions
+from evensong.registry import aliases, decisions, ledger, review, versions
 from evensong.registry.versions import ModelVersion
 from evensong.settings import Settings
 from evensong.types import Night
@@ -33,6 +33,8 @@ def run(settings: Settings, night: Night, version: str) -> dict[str, Any]:
         return _answer(_version(now), False, "; ".join(decision.reasons))
     if word := challenger.tags.get(aliases.BLOCKED):
         return _answer(_version(now), False, f"{word}; only a person can promote it again")
+    if now is not None and _came_after(settings, challenger, now):
+        return _answer(now.version, False, f"version {now.version} of the same night took its place")
     _refuse_other_champion(challenger, now)
     line = aliases.move(
         settings,
@@ -56,10 +58,17 @@ def _by_review(settings: Settings, challenger: ModelVersion, now: ModelVersion |
     return _answer(_version(aliases.champion(settings)), moved, reason)
 
 
+def _came_after(settings: Settings, challenger: ModelVersion, now: ModelVersion) -> bool:
+    """Whether the champion is of the same night and replaced the version, so that its decision has been obeyed."""
+    if now.as_of != challenger.as_of:
+        return False
+    return any(line.to_version == challenger.version for line in ledger.read(settings))
+
+
 def _refuse_other_champion(challenger: ModelVersion, now: ModelVersion | None) -> None:
-    """The decision holds against the champion that it was made against, or against this very night's first attempt."""
+    """The decision holds against the champion that it was made against."""
     compared = challenger.tags.get("compared_with", "none")
-    if now is None or now.version == compared or now.as_of == challenger.as_of:
+    if now is None or now.version == compared:
         return
     raise PromotionRefusedError(
         f"version {challenger.version}: the gate compared it with "

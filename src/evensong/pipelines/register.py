@@ -12,10 +12,11 @@ from typing import Any
 import polars as pl
 
 from evensong.data import storage
+from evensong.pipelines import recipe
 from evensong.pipelines.bundle import judged_uri
 from evensong.pipelines.train import trained_from
 from evensong.registry import bundle, tracking, versions
-from evensong.settings import Section, Settings
+from evensong.settings import Settings
 from evensong.types import EvaluationReport, Night
 
 LOADER = "evensong.recommender.pyfunc"
@@ -29,7 +30,7 @@ def run(settings: Settings, night: Night, bundle_uri: str, evaluation_uri: str) 
         RegistryError: the registry cannot be reached.
     """
     report = EvaluationReport.model_validate(storage.read_json(evaluation_uri))
-    tracking.log_params(settings, night, _params(settings, night))
+    tracking.log_params(settings, night, recipe.params(settings, night))
     tracking.log_report(settings, night, report)
     with tempfile.TemporaryDirectory() as folder:
         directory = storage.fetch_folder(bundle_uri, Path(folder, "bundle"))
@@ -105,20 +106,12 @@ def _tags(settings: Settings, night: Night, manifest: dict[str, Any]) -> dict[st
     tags = {key: _text(value) for key, value in manifest.items() if key not in ("files", "format", "as_of")}
     tags["refit"] = str(night.refit).lower()
     tags["train_from"] = night.train_from
+    tags[versions.RECIPE] = recipe.digest(settings, night)
     if start := trained_from(settings, night):
         tags["trained_from"] = start
     if run := os.environ.get("AIRFLOW_CTX_DAG_RUN_ID"):
         tags["airflow_run"] = run
     return tags
-
-
-def _params(settings: Settings, night: Night) -> dict[str, Any]:
-    """The recipe: everything in the settings that decides the outcome, and nothing of where things lie."""
-    values: dict[str, Any] = {f"night.{key}": value for key, value in night.model_dump(mode="json").items()}
-    for part, section in settings:
-        if isinstance(section, Section) and part not in ("airflow", "quality", "registry", "serving"):
-            values |= {f"{part}.{key}": value for key, value in section.model_dump(mode="json").items()}
-    return values | {"serving.filter": settings.serving.filter}
 
 
 def _text(value: Any) -> str:

@@ -40,7 +40,7 @@ def run(settings: Settings, version: str, on_step: Callable[[str], None] | None 
     say = on_step or (lambda name: None)
     say("lake")
     _copy_lake(settings, recipe, found)
-    evaluation, made = _train(recipe, night, say)
+    evaluation, made = _train(recipe, night, found.tags.get("compared_with"), say)
     say("compare")
     report = EvaluationReport.model_validate(storage.read_json(evaluation))
     metrics = _compared(found.metrics, tracking.report_metrics(report))
@@ -105,8 +105,9 @@ def recipe_of(settings: Settings, version: ModelVersion) -> tuple[Night, Setting
                 section = getattr(settings, part)
                 update[part] = type(section).model_validate(section.model_dump() | values)
         night = Night.model_validate(parts["night"])
-        if night.train_from == "champion" and (start := version.tags.get("trained_from")):
-            night = night.model_copy(update={"train_from": start})
+        if night.train_from == "champion":
+            # of then; where there was none the weights began at random
+            night = night.model_copy(update={"train_from": version.tags.get("trained_from", "scratch")})
     except ValueError as error:
         raise RegistryError(
             f"version {version.version}: its parameters are not this release's: {error}; "
@@ -125,7 +126,7 @@ def _copy_lake(settings: Settings, recipe: Settings, version: ModelVersion) -> N
             target.append_new(table, source.read(table, version=of_then[table]))
 
 
-def _train(recipe: Settings, night: Night, say: Callable[[str], None]) -> tuple[str, str]:
+def _train(recipe: Settings, night: Night, against: str | None, say: Callable[[str], None]) -> tuple[str, str]:
     from evensong.pipelines import bundle as assembling
     from evensong.pipelines import evaluate, features, index, train, training_set
 
@@ -138,7 +139,7 @@ def _train(recipe: Settings, night: Night, say: Callable[[str], None]) -> tuple[
     ranker = train.ranker(recipe, night, examples, retriever)
     items = index.build(recipe, night, examples, retriever)
     say("evaluate")
-    evaluation = evaluate.run(recipe, night, examples, retriever, ranker, items)
+    evaluation = evaluate.run(recipe, night, examples, retriever, ranker, items, against)
     say("bundle")
     return evaluation, assembling.assemble(recipe, night, examples, retriever, ranker, items, evaluation)
 

@@ -196,16 +196,14 @@ def champion_models(settings: Settings, version: str, moment: datetime) -> tuple
     """The models of a champion that learned nothing after `moment`, and the moment up to which they learned.
 
     They are the bundle itself, or, where its refit reaches beyond, the models of before the refit. Where those were not
-    kept, it is the bundle, and its later moment says so.
+    kept, it is the bundle, and its later moment says so; so does that of models whose own holdout was a shorter one.
     """
     from evensong.registry import bundle
 
     directory = bundle.fetch(settings, version)
     cutoff = datetime.fromisoformat(bundle.read_manifest(directory)["train_cutoff"])
     if cutoff > moment and (judged := bundle.fetch_judged(settings, version)) is not None:
-        earlier = datetime.fromisoformat(bundle.read_manifest(judged)["train_cutoff"])
-        if earlier <= moment:
-            return judged, earlier
+        return judged, datetime.fromisoformat(bundle.read_manifest(judged)["train_cutoff"])
     return directory, cutoff
 
 
@@ -259,11 +257,11 @@ def _chosen(settings: Settings, night: Night) -> str | None:
         return None
     if night.train_from != "champion":
         return night.train_from
-    from evensong.registry import aliases
+    from evensong.pipelines import recipe
 
-    champion = aliases.champion_before(settings, night.as_of)
+    champion = recipe.rival(settings, night)
     if champion is None:
-        log.warning("train_from is champion, but no earlier night made one; the weights begin at random")
+        log.warning("train_from is champion, but nobody made one before this run; the weights begin at random")
         return None
     return champion.version
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from evensong.errors import BundleError, BusyError, PromotionRefusedError, RegistryError
 from evensong.registry import bundle, ledger, locks, tracking, versions
 from evensong.registry.ledger import Kind, Line
-from evensong.registry.versions import CHAMPION, COLLECTED, FOREIGN, ModelVersion, champion
+from evensong.registry.versions import CHAMPION, COLLECTED, FOREIGN, RECIPE, ModelVersion, champion
 from evensong.settings import Settings
 from evensong.types import Value
 
@@ -34,6 +34,7 @@ __all__ = [
     "recent_champions",
     "recover",
     "returnable",
+    "rival",
     "rollback",
 ]
 
@@ -203,18 +204,32 @@ def block(settings: Settings, version: str, word: str) -> None:
 
 
 def champion_before(settings: Settings, as_of: datetime) -> ModelVersion | None:
-    """The newest champion made by a night earlier than `as_of`: what that night's challenger is compared with.
+    """The newest champion made by a night earlier than `as_of`, following the ledger backwards.
 
-    It follows the ledger backwards, so a rerun of an old night finds the champion that the first run found, and a
-    rolled-back champion is not found again. One whose bundle the retention rule has collected cannot be compared with:
-    the one before it is.
+    A rolled-back champion is not found again, nor one whose bundle the retention rule has collected.
     """
     known = {version.version: version for version in versions.listed(settings)}
-    for number in reversed(_history(settings, known.values())):
-        version = known.get(number)
-        if version is not None and version.as_of < as_of and version.has_bundle:
-            return versions.get(settings, version.version)
-    return None
+    history = _history(settings, known.values())
+    return _newest(settings, history, known, lambda version: version.as_of < as_of)
+
+
+def rival(settings: Settings, as_of: datetime, recipe: str, version: str | None = None) -> ModelVersion | None:
+    """The champion that a run of the night is compared with: the newest of no later night, before the run made one.
+
+    Another run of the same night, by seed, settings, code or data, may have made the champion, and then it is the one.
+    What this run itself made (its `recipe`, or the `version` that it registered) is passed over with all that came
+    after it, so a rerun finds the champion that its first run found. One whose bundle the retention rule has collected
+    cannot be compared with: the one before it is.
+    """
+    known = {one.version: one for one in versions.listed(settings)}
+    history = _history(settings, known.values())
+    own = {
+        one.version
+        for one in known.values()
+        if one.version == version or (one.as_of == as_of and one.tags.get(RECIPE) == recipe)
+    }
+    first = next((place for place, number in enumerate(history) if number in own), len(history))
+    return _newest(settings, history[:first], known, lambda one: one.as_of <= as_of)
 
 
 def previous_champion(settings: Settings, current: str) -> str | None:
@@ -434,6 +449,19 @@ def _numbers(lines: Sequence[Line], listed: Collection[ModelVersion]) -> list[st
     history = [line.to_version for line in lines]
     now = next((version.version for version in listed if CHAMPION in version.aliases), None)
     return history if now is None or history[-1:] == [now] else [*history, now]
+
+
+def _newest(
+    settings: Settings,
+    history: Sequence[str],
+    known: Mapping[str, ModelVersion],
+    matches: Callable[[ModelVersion], bool],
+) -> ModelVersion | None:
+    for number in reversed(history):
+        version = known.get(number)
+        if version is not None and version.has_bundle and matches(version):
+            return versions.get(settings, number)
+    return None
 
 
 def _rolled_back(settings: Settings, left: str, now: str, actor: str, reason: str) -> Line | None:

@@ -260,7 +260,7 @@ def carry_out(settings: Settings, version: str) -> bool:
 
 
 def refuse_other_champion(version: ModelVersion, champion: ModelVersion | None) -> None:
-    """Approving holds against the champion that the version was compared with, or against its own night's first try.
+    """Approving holds against the champion that the version was compared with.
 
     Raises:
         PromotionRefusedError: the champion changed since.
@@ -355,7 +355,7 @@ def _is_blocked(version: ModelVersion, given: Answer) -> bool:
 def _other_champion(version: ModelVersion, champion: ModelVersion | None) -> str:
     """Why the comparison that was judged does not hold any more; empty while it does."""
     compared = version.tags.get("compared_with", "none")
-    if champion is None or champion.version in (compared, version.version) or champion.as_of == version.as_of:
+    if champion is None or champion.version in (compared, version.version):
         return ""
     named = "no champion" if compared == "none" else f"version {compared}"
     return f"was compared with {named}, the champion is version {champion.version} now"

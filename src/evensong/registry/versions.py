@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 #: Tags of a version that holds no bundle: the retention rule took it, or somebody registered the version by hand.
 COLLECTED, FOREIGN = "collected", "foreign"
+#: The hash of what the run was made of: two versions of a night with the same one are of the same run.
+RECIPE = "recipe"
 
 
 class ModelVersion(Value):

@@ -15,7 +15,7 @@ from tests.taste_world import START, TasteWorld, make
 from evensong.data import storage
 from evensong.data.lake import Lake
 from evensong.errors import BundleError, NothingToLearnError
-from evensong.pipelines import bundle, evaluate, features, index, register, reproduce, train, training_set
+from evensong.pipelines import bundle, evaluate, features, index, recipe, register, reproduce, train, training_set
 from evensong.recommender.funnel import Recommender
 from evensong.registry import aliases, retention, versions
 from evensong.registry import bundle as bundles
@@ -276,6 +276,30 @@ def test_a_rerun_judges_the_same(second: Steps) -> None:
     before = Path(second.evaluation).read_bytes()
     assert evaluate.run(second.settings, second.night, *uris) == second.evaluation
     assert Path(second.evaluation).read_bytes() == before
+
+
+def test_another_seed_of_a_night_is_judged_beside_its_champion_of_before_the_refit(first: Steps, second: Steps) -> None:
+    uris = (first.training_set, first.retriever, first.ranker, first.index)
+    other = first.night.model_copy(update={"seed": 8, "train_from": "champion"})
+    assert recipe.rival(first.settings, first.night) is None
+    rival = recipe.rival(first.settings, other)
+    assert rival is not None
+    assert rival.version == "1"
+    start = train.cutoff_of(first.settings, other, final=False)
+    directory, cutoff = train.champion_models(first.settings, "1", start)
+    # the refit of the same night has learned the held-out days, what was judged beside it has not
+    assert (directory.parent.name, cutoff) == ("judged", start)
+    before = Path(first.evaluation).read_bytes()
+    try:
+        evaluate.run(first.settings, other, *uris)
+        report = first.report
+        assert (report.champion_version, report.champion_train_cutoff, report.window_start) == ("1", start, start)
+        assert report.champion is not None
+        # the same judged models: the same lists
+        assert report.champion.metrics == report.challenger.metrics
+    finally:
+        evaluate.run(first.settings, first.night, *uris)
+    assert Path(first.evaluation).read_bytes() == before
 
 
 def test_more_users_than_may_be_judged_are_drawn_by_seed(first: Steps) -> None:

@@ -41,8 +41,8 @@ def write_materialized(home: Path, day: int = 31, **changes: object) -> None:
     storage.write_json(str(home / "lake" / "materialized.json"), said)
 
 
-def night(day: int) -> Night:
-    return Night(as_of=datetime(2026, 3, 1, tzinfo=UTC) + timedelta(days=day - 1))
+def night(day: int, seed: int = 7) -> Night:
+    return Night(as_of=datetime(2026, 3, 1, tzinfo=UTC) + timedelta(days=day - 1), seed=seed)
 
 
 def make_bundle(folder: Path, day: int = 1, content: str = "weights") -> Path:

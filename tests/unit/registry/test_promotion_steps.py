@@ -15,16 +15,16 @@ from tests.unit.registry.conftest import make_bundle, night, write_materialized
 from evensong.data import storage
 from evensong.errors import ConfigurationError, PromotionRefusedError, RegistryError
 from evensong.features.dictionary import build_dictionary, for_manifest
-from evensong.pipelines import dossier, gate, promote, register
-from evensong.registry import aliases, commands, decisions, ledger, tracking, versions
+from evensong.pipelines import dossier, gate, promote, recipe, register
+from evensong.registry import commands, decisions, ledger, tracking, versions
 from evensong.settings import Settings
 
 Run = Callable[..., dict[str, Any]]
 
 
-def evaluate(settings: Settings, day: int, gain: float) -> str:
-    """What the evaluation of the night would have written, against the champion before it."""
-    before = aliases.champion_before(settings, night(day).as_of)
+def evaluate(settings: Settings, day: int, gain: float, seed: int = 7) -> str:
+    """What the evaluation of the night would have written, against the champion that it is compared with."""
+    before = recipe.rival(settings, night(day, seed))
     per_user = figures(gain=gain, seed=day)
     values: dict[str, object] = {"as_of": night(day).as_of}
     if before is not None:
@@ -53,14 +53,15 @@ def evaluate(settings: Settings, day: int, gain: float) -> str:
 def run(settings: Settings, tmp_path: Path) -> Run:
     """The last three steps of a night whose challenger gains so much."""
 
-    def call(day: int, gain: float = 0.1, content: str | None = None) -> dict[str, Any]:
-        folder = tmp_path / "made" / f"{day}-{content}"
+    def call(day: int, gain: float = 0.1, content: str | None = None, seed: int = 7) -> dict[str, Any]:
+        folder = tmp_path / "made" / f"{day}-{content}-{seed}"
         if not folder.exists():
-            make_bundle(folder, day, content or f"night {day}")
-        evaluation = evaluate(settings, day, gain)
-        version = register.run(settings, night(day), str(folder), evaluation)
-        decision = gate.run(settings, night(day), version, evaluation)
-        return {"version": version, "decision": decision, **promote.run(settings, night(day), version)}
+            make_bundle(folder, day, content or f"night {day} seed {seed}")
+        of_seed = night(day, seed)
+        evaluation = evaluate(settings, day, gain, seed)
+        version = register.run(settings, of_seed, str(folder), evaluation)
+        decision = gate.run(settings, of_seed, version, evaluation)
+        return {"version": version, "decision": decision, **promote.run(settings, of_seed, version)}
 
     return call
 
@@ -101,11 +102,86 @@ def test_backfill_of_an_older_night_is_judged_and_never_moves_the_alias(settings
     assert "older than the champion's" in late["decision"]["reasons"][0]
 
 
-def test_second_attempt_of_a_night_with_other_code_replaces_the_first(settings: Settings, run: Run) -> None:
+@pytest.mark.parametrize(("gain", "champion"), [(0.0, "2"), (0.1, "3")])
+def test_second_attempt_of_a_night_with_other_code_is_compared_with_the_first(
+    settings: Settings, run: Run, monkeypatch: pytest.MonkeyPatch, gain: float, champion: str
+) -> None:
     run(1)
     run(2, gain=0.1)
-    assert run(2, gain=0.1, content="other code")["champion"] == "3"
-    assert ledger.read(settings)[-1].from_version == "2"
+    monkeypatch.setattr(recipe, "_code", lambda: "other code")
+    second = run(2, gain=gain, content="other code")
+    assert second["champion"] == champion
+    assert versions.get(settings, "3").tags["compared_with"] == "2"
+    assert ledger.read(settings)[-1].from_version == ("2" if champion == "3" else "1")
+
+
+@pytest.mark.parametrize("day", [1, 2], ids=["the first champion's night", "a later night"])
+def test_same_night_with_another_seed_keeps_the_champion_of_the_first_in_auto(
+    settings: Settings, run: Run, day: int
+) -> None:
+    for number in range(1, day + 1):
+        first = run(number, gain=0.1)
+    again = run(day, gain=0.0, seed=8)
+    assert (again["champion"], again["moved"]) == (first["champion"], False)
+    assert again["version"] != first["version"]
+    assert f"not shown to be better than champion v{first['version']}" in again["reason"]
+    assert versions.get(settings, again["version"]).tags["compared_with"] == first["version"]
+    # whichever of the two runs again ends the same
+    lines = ledger.read(settings)
+    assert run(day, gain=0.0, seed=8) == again
+    assert run(day, gain=0.1)["decision"] == first["decision"]
+    assert run(day, gain=0.0, seed=8) == again
+    assert ledger.read(settings) == lines
+
+
+def test_another_seed_that_is_better_replaces_the_first_and_both_can_run_again(settings: Settings, run: Run) -> None:
+    first = [run(1), run(2, gain=0.1)]
+    better = run(2, gain=0.1, seed=8)
+    assert (better["champion"], better["moved"]) == ("3", True)
+    lines = ledger.read(settings)
+    again = [run(1), run(2, gain=0.1), run(2, gain=0.1, seed=8)]
+    assert [one["decision"] for one in again] == [one["decision"] for one in [*first, better]]
+    assert [one["champion"] for one in again] == ["3", "3", "3"]
+    assert again[1]["reason"] == "version 3 of the same night took its place"
+    assert ledger.read(settings) == lines
+    # and the third is compared with the second
+    third = run(2, gain=0.0, seed=9)
+    assert (third["champion"], versions.get(settings, "4").tags["compared_with"]) == ("3", "3")
+
+
+def test_seed_decided_before_another_became_champion_is_decided_again(
+    settings: Settings, run: Run, tmp_path: Path
+) -> None:
+    run(1)
+    made = []
+    for seed in (8, 9):
+        evaluation = evaluate(settings, 2, 0.1, seed)
+        folder = str(make_bundle(tmp_path / str(seed), 2, f"seed {seed}"))
+        made.append(register.run(settings, night(2, seed), folder, evaluation))
+        gate.run(settings, night(2, seed), made[-1], evaluation)
+    assert promote.run(settings, night(2, 8), made[0])["moved"]
+    with pytest.raises(PromotionRefusedError, match="compared it with version 1, the champion is version 2 now"):
+        promote.run(settings, night(2, 9), made[1])
+
+
+def test_same_run_that_comes_out_in_other_bytes_keeps_what_it_made_first(settings: Settings, run: Run) -> None:
+    run(1)
+    run(2, gain=0.1)
+    again = run(2, gain=0.1, content="rounded differently")
+    assert (again["champion"], again["moved"]) == ("2", False)
+    assert "champion v2 was made by this very night of the same data, code, settings and seed" in again["reason"]
+
+
+def test_champion_that_other_settings_make_again_is_not_judged_against_itself(settings: Settings, run: Run) -> None:
+    run(1)
+    first = run(2, gain=0.1, content="the same")
+    fewer = settings.evaluation.model_copy(update={"max_users": 7})
+    other = settings.model_copy(update={"evaluation": fewer})
+    evaluation = evaluate(other, 2, 0.0)
+    folder = Path(settings.home).parent / "made" / "2-the same-7"
+    assert register.run(other, night(2), str(folder), evaluation) == "2"
+    assert gate.run(other, night(2), "2", evaluation) == first["decision"]
+    assert promote.run(other, night(2), "2")["reason"] == "it already is the champion"
 
 
 def test_rolled_back_version_needs_a_persons_word(settings: Settings, run: Run) -> None:
@@ -256,7 +332,7 @@ def test_version_of_an_airflow_run_says_which(settings: Settings, run: Run, monk
 def test_second_version_of_a_night_is_seen_in_its_decision_and_its_dossier(settings: Settings, run: Run) -> None:
     run(1)
     run(2, gain=0.1)
-    again = run(2, gain=0.1, content="another seed")
+    again = run(2, gain=0.1, seed=8)
     doubts = [check for check in again["decision"]["checks"] if check["doubtful"]]
     assert [check["name"] for check in doubts] == ["first_attempt"]
     assert "after v2" in doubts[0]["message"]
