@@ -20,6 +20,7 @@ def run(settings: Settings, night: Night, version: str) -> dict[str, Any]:
         RegistryError: the version has no decision.
         PromotionRefusedError: another promotion came between the decision and this step; decide again.
     """
+    aliases.recover_quietly(settings)
     challenger = versions.get(settings, version)
     decision = decisions.read(settings, challenger)
     now = aliases.champion(settings)

@@ -20,6 +20,7 @@ def person() -> str:
 
 def list_versions(settings: Settings) -> list[dict[str, Any]]:
     """Every version, newest first: number, as_of, gate's outcome, whether it is the champion."""
+    aliases.recover_quietly(settings)
     return [
         {
             "version": version.version,
@@ -37,6 +38,7 @@ def list_versions(settings: Settings) -> list[dict[str, Any]]:
 
 def show(settings: Settings, version: str) -> dict[str, Any]:
     """Everything about one version, its moves included; `champion` names the present one."""
+    aliases.recover_quietly(settings)
     found = versions.get(settings, version)
     moves = [
         line.model_dump(mode="json")
@@ -56,6 +58,7 @@ def decision_of(settings: Settings, version: str) -> dict[str, Any] | None:
 
 def origin(settings: Settings, version: str) -> dict[str, Any]:
     """Where a version's answers come from: bundle and its files, features, lake versions, code, runs, moves."""
+    aliases.recover_quietly(settings)
     found = versions.get(settings, version)
     manifest: dict[str, Any] = {}
     if "collected" not in found.tags:
@@ -160,7 +163,8 @@ def collect(settings: Settings, *, dry_run: bool = True) -> list[dict[str, Any]]
 
 
 def read_ledger(settings: Settings) -> list[dict[str, Any]]:
-    """Every move of the champion, oldest first."""
+    """Every move of the champion, oldest first; what a killed mover left is finished before."""
+    aliases.recover_quietly(settings)
     return [line.model_dump(mode="json") for line in ledger.read(settings)]
 
 

@@ -226,6 +226,7 @@ def carry_out(settings: Settings, version: str) -> bool:
         RegistryError: there is no answer.
         PromotionRefusedError: the champion changed since the version was compared with it.
     """
+    aliases.recover_quietly(settings)
     found = versions.get(settings, version)
     given = _given(found)
     if given is None:
