@@ -453,7 +453,10 @@ def latency(ours: float, theirs: float | None) -> GateInputs:
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "stopped"),
-    [(0.2, 0.09, True), (0.2, 0.11, False), (0.019, 0.001, False), (1.5, 1.4, True), (0.01, None, True)],
+    [
+        *[(0.2, 0.09, True), (0.2, 0.11, False), (0.019, 0.001, True), (0.0051, 0.001, True), (0.005, 0.001, False)],
+        *[(1.5, 1.4, True), (0.01, None, True)],
+    ],
 )
 def test_slow_bundle_is_kept_out_by_its_latency_against_the_champions(
     ours: float, theirs: float | None, stopped: bool

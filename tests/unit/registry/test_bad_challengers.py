@@ -28,7 +28,7 @@ from evensong.recommender.funnel import Recommender
 from evensong.registry import aliases, versions
 from evensong.registry import bundle as bundles
 from evensong.retrieval.faiss_index import ItemIndex
-from evensong.settings import IndexSettings, RegistrySettings, Settings
+from evensong.settings import IndexSettings, Settings
 from evensong.types import Night
 
 Spoil = Callable[[Path], None]
@@ -118,14 +118,14 @@ def forget(retriever: Path, ranker: Path, seed: int) -> None:
 
 
 def slow_down(folder: Path) -> None:
-    """The same answers through three wide layers that change nothing."""
+    """The same answers through thousands of layers that change nothing, and hardly make the bundle larger."""
     ranker = load_ranker(folder)
-    (narrow,), wide = ranker.config.hidden, 1500
+    (width,), depth = ranker.config.hidden, 5000
     tensors = dict(ranker.tensors)
-    for layer, (a, b) in enumerate([(narrow, wide), (wide, wide), (wide, wide), (wide, narrow)], 1):
-        tensors[f"layers.{layer}.weight"] = np.eye(b, a, dtype=np.float32)
-        tensors[f"layers.{layer}.bias"] = np.zeros(b, np.float32)
-    values = ranker.config.model_dump() | {"hidden": (narrow, wide, wide, wide, narrow)}
+    for layer in range(1, depth):
+        tensors[f"layers.{layer}.weight"] = np.eye(width, dtype=np.float32)
+        tensors[f"layers.{layer}.bias"] = np.zeros(width, np.float32)
+    values = ranker.config.model_dump() | {"hidden": (width,) * depth}
     save_ranker(folder, RankerWeights(RankerConfig(**values), tensors))
 
 
@@ -190,12 +190,10 @@ def test_slow_bundle_is_stopped_by_its_own_latency(
     settings: Settings, night: Night, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence, "NUM_USERS", 15)
-    # how long a small model takes in milliseconds is the machine's matter, and no test's
-    policy = settings.home / "strict.yaml"
-    policy.write_text(settings.registry.policy_path.read_text().replace("ignore_below: 0.02", "ignore_below: 0.0"))
-    strict = settings.model_copy(update={"registry": RegistrySettings(policy_path=policy)})
-    _, decision = judge(strict, night, trained, lambda place: slow_down(place / "ranker"))
+    _, decision = judge(settings, night, trained, lambda place: slow_down(place / "ranker"))
     assert failed(decision) == ["guardrail.latency_p99_seconds"]
+    check = next(one for one in decision["checks"] if one["name"] == "guardrail.latency_p99_seconds")
+    assert check["figure"] > check["bound"] >= 0.005
 
 
 def test_corrupted_file_is_stopped_and_named(settings: Settings, night: Night, trained: Path) -> None:
