@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, Self
+import json
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -193,13 +194,13 @@ class PromotionPolicy(Value):
 
 
 def load_policy(text: str, name: str = "promotion_policy.yaml") -> PromotionPolicy:
-    """Read a policy from its YAML text.
+    """Read a policy from its YAML text. A number is a number: one in quotes is refused, and so is a key given twice.
 
     Raises:
-        ConfigurationError: no YAML, an unknown key, or a value out of its range.
+        ConfigurationError: no YAML, an unknown or repeated key, or a value of another type or out of its range.
     """
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{name}: expected YAML, {error}; see docs/guides/promotion.md") from error
     if values is None:
@@ -209,7 +210,30 @@ def load_policy(text: str, name: str = "promotion_policy.yaml") -> PromotionPoli
             f"{name}: expected keys and values, got {type(values).__name__}; see docs/guides/promotion.md"
         )
     try:
-        return PromotionPolicy.model_validate(values)
+        # as JSON, whose lists may be tuples where nothing else is taken for what it is not
+        return PromotionPolicy.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        lines = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
+        lines = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}, got {_shown(e)}" for e in error.errors()]
         raise ConfigurationError(f"{name}: " + "; ".join(lines) + "; see docs/guides/promotion.md") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which the last would count without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _shown(error: Any) -> str:
+    given = error["input"]
+    hint = ": write a number without quotes, as 0.001" if isinstance(given, str) and "number" in error["msg"] else ""
+    return f"{given!r}{hint}"
