@@ -171,6 +171,23 @@ def _ledger(settings: Settings) -> Look:
         yield "bad", f"{problem}; find out who did it, {advice}"
 
 
+def _reviews(settings: Settings) -> Look:
+    from evensong.registry import review, versions
+
+    waiting = review.open_reviews(versions.listed(settings))
+    if not waiting:
+        yield "good", "none waits for a person"
+    for one in waiting:
+        told = f"version {one.version} waits for a person, its deadline"
+        until = f"{one.deadline:%Y-%m-%d %H:%M} UTC"
+        if one.deadline > datetime.now(UTC):
+            yield "good", f"{told} is {until}"
+        else:
+            comes_to = "promotes it" if one.default == "promote" else "keeps the champion"
+            advice = f"`evensong registry reviews` settles it, and so does the next night: silence {comes_to}"
+            yield "warning", f"{told} was {until} and nothing has looked since; {advice}"
+
+
 def _nights(settings: Settings) -> Look:
     from evensong.pipelines.night import holder
     from evensong.registry import tracking
@@ -211,6 +228,7 @@ _PIECES: dict[str, Callable[[Settings], Look]] = {
     "online store": _online_store,
     "registry": _registry,
     "ledger": _ledger,
+    "reviews": _reviews,
     "nights": _nights,
     "promotion policy": _policy,
 }

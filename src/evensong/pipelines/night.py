@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from evensong.errors import BusyError
+from evensong.errors import BusyError, EvensongError
 from evensong.settings import Settings, without_password
 from evensong.types import Night, PromotionDecision, Value
 
@@ -114,13 +114,27 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
 
 
 def begin(settings: Settings, night: Night) -> None:
-    """Remove what killed nights left, and note when this one began."""
+    """Remove what killed nights left, settle reviews that a tag or their deadline has answered, note the beginning."""
     from evensong.data import storage
     from evensong.pipelines import tidy
     from evensong.registry import tracking
 
     tidy.sweep(settings)
+    _settle_reviews(settings)
     storage.write_json(settings.run_uri(night.run_id, tracking.BEGUN), datetime.now(UTC).isoformat())
+
+
+def _settle_reviews(settings: Settings) -> None:
+    """Nobody else may look at a review whose run is over; that a store is away is for the step to say that needs it."""
+    from evensong.registry import review
+
+    try:
+        waiting = review.waiting(settings)
+    except EvensongError as error:
+        log.warning("open reviews were not settled: %s", error)
+        return
+    for one in waiting:
+        log.info("version %s waits for a person until %s", one.version, f"{one.deadline:%Y-%m-%d %H:%M}")
 
 
 def note_seconds(settings: Settings, night: Night, step: str, seconds: float) -> None:

@@ -93,9 +93,7 @@ def promote(settings: Settings, version: str, *, reason: str, actor: str | None 
     found = versions.get(settings, version)
     given = None
     if review.is_waiting(found):
-        # Recorded first: of two answers at once one counts, wherever they come from.
-        given = review.record(settings, found.version, "approved", by=who, via="command", comment=said)
-        review.refuse_other_answer(found.version, given, "approved")
+        given = _first_answer(settings, found.version, "approved", who, said)
         if (given.by, given.via, given.comment) != (who, "command", said):
             moved = review.carry_out(settings, found.version)
             return _moved(settings, ledger.read(settings)[-1] if moved else None)
@@ -123,13 +121,29 @@ def reject(settings: Settings, version: str, *, reason: str, actor: str | None =
     who = actor or person()
     said = ledger.checked_reason(reason)
     found = versions.get(settings, version)
-    if review.is_waiting(found):
-        given = review.record(settings, found.version, "rejected", by=who, via="command", comment=said)
-        review.refuse_other_answer(found.version, given, "rejected")
+    if review.is_waiting(found) and versions.CHAMPION not in found.aliases:
+        _first_answer(settings, found.version, "rejected", who, said)
         review.carry_out(settings, found.version)
     else:
         aliases.block(settings, found.version, f"rejected by {who}: {said}")
     return {"version": found.version, "rejected": True, "by": who, "reason": said}
+
+
+def _first_answer(settings: Settings, version: str, outcome: review.Outcome, who: str, said: str) -> review.Answer:
+    """The answer that counts: what a tag, a later night or the deadline said before, or else this one.
+
+    It is recorded before anything moves, so of two answers at once one counts, wherever they come from.
+
+    Raises:
+        PromotionRefusedError: another answer was first; it has been carried out.
+    """
+    given = review.settle(settings, version)
+    if given is None:
+        given = review.record(settings, version, outcome, by=who, via="command", comment=said)
+    if given.outcome != outcome:
+        review.carry_out(settings, version)
+    review.refuse_other_answer(version, given, outcome)
+    return given
 
 
 def rollback(

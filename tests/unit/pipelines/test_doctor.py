@@ -7,6 +7,7 @@ import fcntl
 import json
 import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from evensong.launch import checks
 from evensong.pipelines import doctor
 from evensong.pipelines.doctor import Finding
 from evensong.pipelines.night import hold_home, holder
-from evensong.registry import tracking
+from evensong.registry import review, tracking, versions
 from evensong.settings import Settings
+from evensong.types import PromotionDecision
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def test_a_sound_home_has_nothing_bad(sound: Settings) -> None:
     assert [one for one in findings if one.state == "bad"] == []
     assert {one.piece for one in findings} == {
         *("python", "home", "memory", "sources", "lake", "online store"),
-        *("registry", "ledger", "nights", "promotion policy", "components"),
+        *("registry", "ledger", "reviews", "nights", "promotion policy", "components"),
     }
     assert any("champion is version 2" in one.message for one in findings)
 
@@ -76,6 +78,35 @@ def test_an_edited_ledger_a_lost_source_and_a_wrong_policy_are_each_found(sound:
     assert "surprise" in findings["promotion policy"]
 
 
+def test_an_alias_that_another_hand_moved_is_found(sound: Settings) -> None:
+    client = tracking.client(sound)
+    client.set_registered_model_alias("recommender", "champion", "1")
+    try:
+        (message,) = found(sound, "ledger", "bad")
+    finally:
+        client.set_registered_model_alias("recommender", "champion", "2")
+    assert "the ledger left it at version 2, it points at version 1: another hand moved it" in message
+    assert found(sound, "ledger", "bad") == []
+
+
+def test_a_review_past_its_deadline_is_warned_of(sound: Settings) -> None:
+    decision = PromotionDecision(promote=True, needs_review=True, reasons=["better"])
+    version = versions.get(sound, "1")
+    asked = datetime.now(UTC) - timedelta(hours=13)
+    try:
+        review.ask(sound, version, decision, deadline_hours=24, default="keep", now=asked)
+        (message,) = found(sound, "reviews", "good")
+        assert message.startswith("version 1 waits for a person, its deadline is")
+        versions.set_tags(sound, "1", {review.DEADLINE: (asked + timedelta(hours=12)).isoformat()})
+        (message,) = found(sound, "reviews", "warning")
+        assert "nothing has looked since; `evensong registry reviews` settles it" in message
+        # the doctor only looks
+        assert review.is_waiting(versions.get(sound, "1"))
+    finally:
+        for tag in (review.TAG, review.DEADLINE, review.DEFAULT, review.ASKED, review.QUESTION):
+            versions.delete_tag(sound, "1", tag)
+
+
 def test_a_relative_policy_is_looked_for_where_nights_look(
     sound: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,8 +119,6 @@ def test_a_relative_policy_is_looked_for_where_nights_look(
 
 
 def test_features_that_fall_behind_the_data_are_told(tmp_path: Path) -> None:
-    from datetime import UTC, datetime
-
     import polars as pl
 
     from evensong.data import storage

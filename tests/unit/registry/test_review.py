@@ -10,6 +10,7 @@ import pytest
 from tests.unit.registry.conftest import Register, night
 
 from evensong.errors import PromotionRefusedError, RegistryError
+from evensong.pipelines import night as nights
 from evensong.pipelines import promote
 from evensong.registry import aliases, commands, decisions, ledger, review, tracking, versions
 from evensong.settings import Settings
@@ -105,6 +106,64 @@ def test_first_answer_counts_and_the_second_is_told(settings: Settings, ask: Ask
     set_tag(settings, version, "approved")
     promote.run(settings, night(2), version)
     assert champion(settings) == "1"
+
+
+def test_tag_that_was_set_before_a_command_counts(settings: Settings, ask: Ask) -> None:
+    version = ask()
+    set_tag(settings, version, "rejected: odd titles")
+    with pytest.raises(PromotionRefusedError, match=r"was rejected by person:mlflow \(tag\).*registry promote 2"):
+        commands.promote(settings, version, reason="fine titles", actor="person:ada")
+    assert champion(settings) == "1"
+    assert versions.get(settings, version).tags[aliases.BLOCKED] == "rejected by person:mlflow: odd titles"
+    # who has been told decides anew
+    assert commands.promote(settings, version, reason="fine titles", actor="person:ada")["moved"]
+    third = ask(day=3)
+    set_tag(settings, third, "approved")
+    with pytest.raises(PromotionRefusedError, match=r"was approved by person:mlflow \(tag\)"):
+        commands.reject(settings, third, reason="odd titles", actor="person:ada")
+    assert (champion(settings), ledger.read(settings)[-1].actor) == (third, "person:mlflow")
+
+
+def test_tag_and_command_that_agree_are_the_tag_s_answer(settings: Settings, ask: Ask) -> None:
+    version = ask()
+    set_tag(settings, version, "approved: fine titles")
+    assert commands.promote(settings, version, reason="me too", actor="person:ada")["moved"]
+    assert ledger.read(settings)[-1].actor == "person:mlflow"
+
+
+@pytest.mark.parametrize(("default", "command"), [("keep", commands.promote), ("promote", commands.reject)])
+def test_deadline_that_passed_before_a_command_counts(
+    settings: Settings, ask: Ask, default: str, command: Callable[..., object]
+) -> None:
+    version = ask(default=default)
+    versions.set_tags(settings, version, {review.DEADLINE: (NOW - timedelta(minutes=1)).isoformat()})
+    with pytest.raises(PromotionRefusedError, match=r"by rule:deadline \(deadline\)"):
+        command(settings, version, reason="too late", actor="person:ada")
+    assert champion(settings) == (version if default == "promote" else "1")
+
+
+@pytest.mark.parametrize(("default", "moved"), [("promote", True), ("keep", False)])
+def test_night_begins_by_settling_reviews_whose_deadline_has_passed(
+    settings: Settings, ask: Ask, default: str, moved: bool
+) -> None:
+    version = ask(default=default)
+    nights.begin(settings, night(3))
+    assert (champion(settings), review.is_waiting(versions.get(settings, version))) == ("1", True)
+    versions.set_tags(settings, version, {review.DEADLINE: (NOW - timedelta(minutes=1)).isoformat()})
+    nights.begin(settings, night(3))
+    assert champion(settings) == (version if moved else "1")
+    assert not review.is_waiting(versions.get(settings, version))
+
+
+def test_night_begins_though_the_registry_is_away(
+    settings: Settings, ask: Ask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise RegistryError("the store is away")
+
+    monkeypatch.setattr(review, "waiting", away)
+    nights.begin(settings, night(3))
+    assert "open reviews were not settled: the store is away" in caplog.text
 
 
 def test_same_answer_twice_moves_once(settings: Settings, ask: Ask) -> None:
