@@ -19,6 +19,10 @@ class StorageError(EvensongError):
     """A file, an object or a table under a URI is missing or cannot be written."""
 
 
+class DamagedFileError(StorageError):
+    """A file is there and is not what it should be; asking for it again does not help."""
+
+
 class NothingToLearnError(EvensongError):
     """The run's `as_of` leaves too little data: before the first event, or no positive event in the training window."""
 

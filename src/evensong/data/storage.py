@@ -26,7 +26,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from evensong.errors import BusyError, StorageError
+from evensong.errors import BusyError, DamagedFileError, StorageError
 from evensong.types import Frame
 
 #: A store that does not answer is away after a minute or two; boto3's own patience is five times that of each attempt.
@@ -200,7 +200,8 @@ def read_frame(uri: str) -> Frame:
     """A Parquet file as a frame.
 
     Raises:
-        StorageError: nothing is there, or it is no Parquet file.
+        StorageError: nothing is there, or the store does not answer.
+        DamagedFileError: it is no Parquet file.
     """
     if not exists(uri):
         raise StorageError(f"{uri}: expected a Parquet file, found none; run the step that writes it first")
@@ -208,7 +209,8 @@ def read_frame(uri: str) -> Frame:
         try:
             return pl.read_parquet(uri, storage_options=storage_options(uri))
         except pl.exceptions.PolarsError as error:
-            raise StorageError(f"{uri}: expected a Parquet file, cannot be read: {_first_line(error)}") from error
+            read_bytes(uri)  # says so where it is the store that does not answer
+            raise DamagedFileError(f"{uri}: expected a Parquet file, cannot be read: {_first_line(error)}") from error
 
 
 def write_frame(uri: str, frame: Frame, *, compression: Literal["zstd", "snappy"] = "zstd") -> str:

@@ -15,6 +15,9 @@ from evensong.evaluation.evidence import GateInputs, figure_of, missing, named
 from evensong.evaluation.policy import Inconclusive, NonInferiorityRule, PromotionPolicy, SliceRule
 from evensong.types import Check, EvaluationReport, Frame, ModelReport
 
+#: What figures that are not what they should be raise, on the way to an answer.
+BROKEN = (ValueError, TypeError, ArithmeticError, pl.exceptions.PolarsError)
+
 
 @dataclass(frozen=True)
 class Question:
@@ -72,11 +75,13 @@ def checks(
         _agrees(paired, champion, metric, f"{metric}_champion")
         if len(paired) < policy.primary.min_users:
             raise ValueError(f"{policy.primary.min_users} users with figures, {len(paired)} have them")
-    except ValueError as error:
-        yield missing(better, str(error))
+        gain, answers = primary_interval(paired, policy, inputs), ask(paired, policy)
+        detectable = smallest_gain(gain, answers, policy)
+    except BROKEN as error:
+        what = str(error) if type(error) is ValueError else f"figures that are numbers, {type(error).__name__}: {error}"
+        yield from _unasked(report, policy, what.splitlines()[0])
         return
-    gain, answers = primary_interval(paired, policy, inputs), ask(paired, policy)
-    yield _better(better, gain, smallest_gain(gain, answers, policy), policy, report.champion_version)
+    yield _better(better, gain, detectable, policy, report.champion_version)
     yield _plausible(gain, figure_of(champion, metric) or 0.0, policy)
     for answer in answers:
         yield _not_worse(answer)
@@ -269,6 +274,17 @@ def _plausible(gain: Interval, champion: float, policy: PromotionPolicy) -> Chec
             "too good to believe, as a leak would be; a person must look"
         ),
     )
+
+
+def _unasked(report: EvaluationReport, policy: PromotionPolicy, what: str) -> Iterator[Check]:
+    """Every question that needs both models' figures, none of which can be asked."""
+    metric = policy.primary.metric
+    names = [f"better_than_champion.{metric}", f"plausible_gain.{metric}"]
+    names += [f"not_worse.{other}" for other in sorted(policy.non_inferior)]
+    common = {name for name in report.challenger.slices if "=" in name}
+    slices = [*policy.slices.names, *sorted(common - set(policy.slices.names)), *sorted(report.slice_attributes)]
+    for name in [*names, *(f"slice.{name}" for name in slices)]:
+        yield missing(name, what)
 
 
 def _unasked_slices(report: EvaluationReport, paired: Frame, policy: PromotionPolicy) -> Iterator[Check]:

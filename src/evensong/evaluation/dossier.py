@@ -136,12 +136,18 @@ def build(
     metrics = sorted(report.challenger.metrics)
     paired, why = _paired(report, per_user, metrics, policy.primary.metric)
     missing = dict(parts.pop("missing", {}))  # type: ignore[call-overload]
+    primary = policy.primary
+    gain, detectable = None, None
+    answers: list[Answer] = []
+    if paired is not None:
+        try:
+            gain = against_champion.primary_interval(paired, policy, inputs)
+            answers = against_champion.ask(paired, policy)
+            detectable = against_champion.smallest_gain(gain, answers, policy)
+        except against_champion.BROKEN as error:
+            paired, gain, answers, why = None, None, [], f"needs figures that are numbers: {error}"
     if why:
         missing["intervals"] = why
-    primary = policy.primary
-    gain = against_champion.primary_interval(paired, policy, inputs) if paired is not None else None
-    answers = against_champion.ask(paired, policy) if paired is not None else []
-    detectable = against_champion.smallest_gain(gain, answers, policy) if gain is not None else None
     return Dossier.model_validate(
         {
             "title": title,
@@ -191,7 +197,7 @@ def _paired(
         paired = against_champion.pair(
             per_user, report.challenger.model, report.champion.model, list(dict.fromkeys([primary, *columns]))
         )
-    except ValueError as error:
+    except against_champion.BROKEN as error:
         return None, f"needs {error}"
     return (paired, "") if len(paired) > 1 else (None, "needs two users at least")
 

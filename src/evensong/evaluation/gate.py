@@ -197,12 +197,10 @@ def _guardrails(report: EvaluationReport, policy: PromotionPolicy, inputs: GateI
                 message=f"{name} {figure:.4g} is above {high:.4g}",
             )
         else:
+            bound = low if low is not None else high
+            said = "is within its bounds" if bound is not None else "has no bound without a champion"
             yield Check(
-                name=f"guardrail.{name}",
-                passed=True,
-                figure=figure,
-                bound=low if low is not None else high,
-                message=f"{name} {figure:.4g} is within its bounds",
+                name=f"guardrail.{name}", passed=True, figure=figure, bound=bound, message=f"{name} {figure:.4g} {said}"
             )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from evensong.data import storage
-from evensong.errors import BundleError, BusyError, RegistryError, StorageError
+from evensong.errors import BundleError, BusyError, DamagedFileError, RegistryError, StorageError
 from evensong.evaluation import metrics
 from evensong.evaluation.evidence import GateInputs, OffPolicyEstimate
 from evensong.evaluation.policy import PromotionPolicy
@@ -59,10 +59,10 @@ class Found:
         """
         try:
             yield
+        except (BundleError, DamagedFileError) as error:
+            self.say(name, False, str(error))
         except (StorageError, RegistryError, BusyError):
             raise
-        except BundleError as error:
-            self.say(name, False, str(error))
         except Exception as error:
             # a red task would leave a reviewer without a verdict and without a dossier
             log.exception("the gate's check %s cannot be computed", name)

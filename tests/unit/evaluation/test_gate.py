@@ -361,7 +361,17 @@ def test_figure_that_is_no_number_is_missing() -> None:
     assert failed(decision) == ["guardrail.index_recall"]
 
 
+#: What the policy asks of every night with a champion, and only the users' figures answer.
+UNASKED = [
+    "better_than_champion.recall_at_20",
+    "plausible_gain.recall_at_20",
+    "not_worse.ndcg_at_10",
+    *("slice.new_users", "slice.new_items", "slice.long_tail"),
+]
 SPOILED = {
+    "texts for figures": lambda frame: frame.with_columns(recall_at_20=pl.lit("much")),
+    "lists for figures": lambda frame: frame.with_columns(ndcg_at_10=pl.concat_list("ndcg_at_10")),
+    "a slice of texts": lambda frame: frame.with_columns(slice_new_users=pl.lit("perhaps")),
     "no frame at all": lambda frame: None,
     "a metric's column": lambda frame: frame.drop("recall_at_20"),
     "a user of one model": lambda frame: frame.slice(1),
@@ -381,8 +391,18 @@ SPOILED = {
 def test_spoiled_per_user_figures_fail_closed(spoil: str) -> None:
     per_user = figures()
     decision = decide(report_of(per_user), POLICY, SPOILED[spoil](per_user), SOUND)
-    assert failed(decision) == ["better_than_champion.recall_at_20"]
-    assert "cannot be computed: it needs" in decision.reasons[0]
+    assert failed(decision) == UNASKED
+    for name, reason in zip(UNASKED, decision.reasons, strict=True):
+        assert reason.startswith(f"{name} cannot be computed: it needs ")
+
+
+def test_slices_of_attributes_are_named_too_when_nothing_can_be_paired() -> None:
+    per_user = figures()
+    report = report_of(per_user, slice_attributes={"country": 30})
+    of_country = {"country=DE": {"recall_at_20": 0.2, "num_users": 40.0}}
+    report = report.model_copy(update={"challenger": report.challenger.model_copy(update={"slices": of_country})})
+    decision = decide(report, POLICY, None, SOUND)
+    assert failed(decision) == [*UNASKED, "slice.country=DE", "slice.country"]
 
 
 def test_missing_slice_column_fails_closed() -> None:
@@ -409,6 +429,19 @@ def test_failed_input_keeps_the_champion_even_when_nobody_required_it() -> None:
     per_user = figures()
     inputs = SOUND.model_copy(update={"passed": SOUND.passed | {"drift": False}})
     assert failed(decide(report_of(per_user), POLICY, per_user, inputs)) == ["input.drift"]
+
+
+def test_guardrail_that_is_a_ratio_says_that_it_has_no_bound_without_a_champion() -> None:
+    per_user = figures()
+    first = decide(report_of(per_user, with_champion=False), POLICY, per_user, FIRST)
+    said = {check.name: check for check in first.checks}
+    for name in ("coverage", "novelty"):
+        check = said[f"guardrail.{name}"]
+        assert (check.passed, check.bound) == (True, None)
+        assert check.message.endswith("has no bound without a champion")
+    assert said["guardrail.index_recall"].message.endswith("is within its bounds")
+    # one that has a bound of its own beside the ratio keeps it
+    assert said["guardrail.bundle_megabytes"].bound == 4000
 
 
 def test_skew_is_judged_when_the_policy_asks() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -352,6 +353,45 @@ def test_what_a_step_left_unreadable_fails_its_check_by_name(settings: Settings,
     assert f"input.{broken}" in [check["name"] for check in decision["checks"] if not check["passed"]]
     assert any(f"{broken}: cannot be computed: JSONDecodeError" in reason for reason in decision["reasons"])
     assert versions.get(settings, version).tags["dossier_hash"]
+
+
+ASKED_OF_USERS = {
+    "better_than_champion.recall_at_20",
+    "plausible_gain.recall_at_20",
+    "not_worse.ndcg_at_10",
+    *("slice.new_users", "slice.new_items", "slice.long_tail"),
+}
+
+
+@pytest.mark.parametrize(
+    ("damaged", "content", "said"),
+    [
+        ("per_user.parquet", None, "per_user: cannot be computed: .*per_user.parquet: expected a Parquet file"),
+        ("evaluation.json", '{"as_of": ', "evaluation: cannot be computed: .*evaluation.json: the file: Invalid JSON"),
+        ("evaluation.json", '{"num_users": 5}', "evaluation: cannot be computed: .*evaluation.json: as_of: Field req"),
+    ],
+)
+def test_figures_that_cannot_be_read_keep_the_champion_and_name_every_question(
+    settings: Settings, run: Run, tmp_path: Path, damaged: str, content: str | None, said: str
+) -> None:
+    run(1)
+    evaluation = evaluate(settings, 2, 0.1)
+    version = register.run(settings, night(2), str(make_bundle(tmp_path / "b", 2)), evaluation)
+    place = Path(settings.run_uri(night(2).run_id, damaged))
+    whole = place.read_bytes()
+    place.write_bytes(whole[: len(whole) // 2] if content is None else content.encode())
+    decision = gate.run(settings, night(2), version, evaluation)
+    failed = {check["name"] for check in decision["checks"] if not check["passed"]}
+    assert failed >= ASKED_OF_USERS
+    assert (decision["promote"], decision["needs_review"]) == (False, False)
+    assert any(re.match(said, reason) for reason in decision["reasons"])
+    if damaged == "evaluation.json":
+        assert failed >= {"enough_users", "above_popularity.recall_at_20", "guardrail.coverage"}
+    assert versions.get(settings, version).tags["dossier_hash"]
+    assert promote.run(settings, night(2), version)["champion"] == "1"
+    # the file is put back, and the night is judged
+    place.write_bytes(whole)
+    assert gate.run(settings, night(2), version, evaluation)["promote"]
 
 
 def test_bundle_that_cannot_be_opened_fails_closed_with_a_dossier(settings: Settings, tmp_path: Path) -> None:
