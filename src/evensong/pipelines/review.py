@@ -6,6 +6,7 @@ import re
 from datetime import datetime
 from typing import Any
 
+from evensong.errors import PromotionRefusedError
 from evensong.registry import decisions, review, tracking, versions
 from evensong.registry.review import Answer, Outcome
 from evensong.registry.versions import ModelVersion
@@ -74,12 +75,19 @@ def put_in_airflow(settings: Settings, version: str) -> None:
 def answer(settings: Settings, version: str, outcome: Outcome, *, by: str, comment: str) -> Answer:
     """Take an answer given in Airflow, unless another place was first, and do what the one that counts says.
 
+    Airflow's request is closed by it, and nobody is asked there again. So an approval that does not hold any more, as
+    the champion changed since the version was compared with it, settles the review too: the champion stays.
+
     Raises:
-        PromotionRefusedError: the champion changed since the version was compared with it.
+        PromotionRefusedError: the champion changed between the answer and its move.
     """
     given = review.settle(settings, version)
     if given is None:
-        given = review.record(settings, version, outcome, by=by, via="airflow", comment=comment)
+        try:
+            given = review.record(settings, version, outcome, by=by, via="airflow", comment=comment)
+        except PromotionRefusedError as error:
+            said = f"{by} approved it in Airflow ({comment[:1000]}), too late: {error}"
+            given = review.record(settings, version, "rejected", by="rule:overtaken", via="overtaken", comment=said)
     review.carry_out(settings, version)
     return given
 

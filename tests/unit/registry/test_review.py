@@ -12,6 +12,7 @@ from tests.unit.registry.conftest import Register, night
 from evensong.errors import PromotionRefusedError, RegistryError
 from evensong.pipelines import night as nights
 from evensong.pipelines import promote
+from evensong.pipelines import review as in_airflow
 from evensong.registry import aliases, commands, decisions, ledger, review, tracking, versions
 from evensong.settings import Settings
 from evensong.types import PromotionDecision
@@ -242,6 +243,28 @@ def test_approval_against_another_champion_is_refused(settings: Settings, ask: A
     # nothing was answered: the person may still say no
     review.answer(settings, version, "rejected", by="person:ada", via="page", comment="too late", now=NOW)
     assert champion(settings) == "2"
+
+
+def test_approval_in_airflow_against_another_champion_settles_the_review_and_keeps_the_champion(
+    settings: Settings, ask: Ask, register: Register
+) -> None:
+    register(day=1, content="other")
+    version = ask(day=2)
+    commands.promote(settings, "2", reason="the other one", actor="person:ada")
+    given = in_airflow.answer(settings, version, "approved", by="person:bob", comment="fine titles")
+    assert (given.outcome, given.by, given.via) == ("rejected", "rule:overtaken", "overtaken")
+    assert "person:bob approved it in Airflow (fine titles), too late" in given.comment
+    assert "was compared with version 1, the champion is version 2 now; evaluate its night again" in given.comment
+    assert f"registry promote {version}" in given.comment
+    # nobody's task waits for it any more, the night's last step goes through, and no rule is kept from it for ever
+    assert review.waiting(settings) == []
+    ended = promote.run(settings, night(2), version)
+    assert (ended["champion"], ended["moved"], ended["reason"]) == (
+        "2",
+        False,
+        f"rejected by {given.by}: {given.comment}",
+    )
+    assert aliases.BLOCKED not in versions.get(settings, version).tags
 
 
 def test_asking_again_keeps_the_first_deadline(settings: Settings, ask: Ask) -> None:
