@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from evensong.data import storage
+from evensong.features.columns import load_columns
 from evensong.registry import aliases, bundle
 from evensong.registry.versions import ModelVersion
 from evensong.settings import Section, Settings
 from evensong.types import Night
 
+#: The columns' file as an artifact of the night's run, and the parameter with the SHA-256 of its text.
+COLUMNS, COLUMNS_DIGEST = "columns.yaml", "columns.sha256"
 #: Sections of the settings that say how a night is judged, kept and served, and not what it makes.
 _NOT_OF_THE_RECIPE = ("airflow", "quality", "registry", "serving")
 
@@ -24,7 +27,22 @@ def params(settings: Settings, night: Night) -> dict[str, Any]:
     for part, section in settings:
         if isinstance(section, Section) and part not in _NOT_OF_THE_RECIPE:
             values |= {f"{part}.{key}": value for key, value in section.model_dump(mode="json").items()}
-    return values | {"serving.filter": settings.serving.filter}
+    text = columns(settings)
+    mark = hashlib.sha256(text.encode()).hexdigest() if text is not None else None
+    return values | {"serving.filter": settings.serving.filter, COLUMNS_DIGEST: mark}
+
+
+def columns(settings: Settings) -> str | None:
+    """The text of people's own columns; none where `features.columns_path` names no file.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    path = settings.features.columns_path
+    if path is None:
+        return None
+    load_columns(path)  # says what is wrong with it
+    return path.read_text()
 
 
 def digest(settings: Settings, night: Night) -> str:

@@ -31,6 +31,8 @@ def run(settings: Settings, night: Night, bundle_uri: str, evaluation_uri: str) 
     """
     report = EvaluationReport.model_validate(storage.read_json(evaluation_uri))
     tracking.log_params(settings, night, recipe.params(settings, night))
+    if (text := recipe.columns(settings)) is not None:
+        tracking.log_text(settings, night, text, recipe.COLUMNS)
     tracking.log_report(settings, night, report)
     with tempfile.TemporaryDirectory() as folder:
         directory = storage.fetch_folder(bundle_uri, Path(folder, "bundle"))

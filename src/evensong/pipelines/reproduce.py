@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from evensong.data import storage
 from evensong.data.lake import Lake
 from evensong.errors import RegistryError
 from evensong.pipelines.bundle import judged_uri
+from evensong.pipelines.recipe import COLUMNS, COLUMNS_DIGEST
 from evensong.registry import bundle, retention, tracking, versions
 from evensong.registry.versions import ModelVersion
 from evensong.settings import Settings
@@ -53,8 +55,7 @@ def run(settings: Settings, version: str, on_step: Callable[[str], None] | None 
         for name in sorted({*files, *now["files"]} if then else ())
         if name.endswith(WEIGHTS)
     }
-    same_metrics = all(row["then"] == row["now"] for row in metrics.values())
-    notes = _notes(then, now)
+    notes = notes_of(then, now)
     restored = False
     if not found.has_bundle:
         judged = Path(judged_uri(recipe, night)) if bundle.JUDGED_DIGEST in now else None
@@ -67,8 +68,8 @@ def run(settings: Settings, version: str, on_step: Callable[[str], None] | None 
     return {
         "version": found.version,
         "as_of": night.as_of.isoformat(),
-        "same": same_metrics and all(weights.values()),
-        "same_metrics": same_metrics,
+        "same": is_same(metrics, weights),
+        "same_metrics": _are_same(metrics),
         "largest_difference": max((abs(row["then"] - row["now"]) for row in metrics.values()), default=0.0),
         "metrics": metrics,
         "weights": weights,
@@ -76,6 +77,15 @@ def run(settings: Settings, version: str, on_step: Callable[[str], None] | None 
         "notes": notes,
         "bundle": made,
     }
+
+
+def is_same(metrics: dict[str, dict[str, float]], weights: dict[str, bool]) -> bool:
+    """Whether every figure and every weight came out as it was; where there is nothing to compare, nothing is shown."""
+    return (_are_same(metrics) or not metrics) and all(weights.values()) and bool(metrics or weights)
+
+
+def _are_same(metrics: dict[str, dict[str, float]]) -> bool:
+    return bool(metrics) and all(row["then"] == row["now"] for row in metrics.values())
 
 
 def recipe_of(settings: Settings, version: ModelVersion) -> tuple[Night, Settings]:
@@ -113,7 +123,26 @@ def recipe_of(settings: Settings, version: ModelVersion) -> tuple[Night, Setting
             f"version {version.version}: its parameters are not this release's: {error}; "
             f"check out the commit {version.tags.get('code_commit', 'that its tags name')} first"
         ) from error
-    return night, settings.model_copy(update=update)
+    recipe = settings.model_copy(update=update)
+    return night, _with_columns(recipe, version, params.get(COLUMNS_DIGEST), place)
+
+
+def _with_columns(recipe: Settings, version: ModelVersion, digest: Any, place: Path) -> Settings:
+    """The recipe with the columns' file of then, from the run's artifacts: the path may hold another one today.
+
+    Raises:
+        RegistryError: the artifact is gone, or was edited.
+    """
+    if digest is None:  # a night without a file, or of a release that kept its path alone
+        return recipe
+    place.mkdir(parents=True, exist_ok=True)
+    path = tracking.download(recipe, f"runs:/{version.run_id}/{COLUMNS}", place)
+    if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != digest:
+        raise RegistryError(
+            f"version {version.version}: its columns should hash to {digest[:12]}…, found {found[:12]}…; "
+            f"the artifact {COLUMNS} of its run was edited"
+        )
+    return recipe.model_copy(update={"features": recipe.features.model_copy(update={"columns_path": path})})
 
 
 def _copy_lake(settings: Settings, recipe: Settings, version: ModelVersion) -> None:
@@ -149,13 +178,31 @@ def _compared(then: dict[str, float], now: dict[str, float]) -> dict[str, dict[s
     return {name: {"then": then[name], "now": now[name]} for name in names}
 
 
-def _notes(then: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
+def notes_of(then: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
+    """What else differs between the two manifests: commit, libraries, features and their definitions."""
     if then is None:
         return ["the bundle of then is gone with its manifest, so weights cannot be compared"]
     notes = []
     for name in ("code_commit", "libraries", "feature_service"):
         if name in then and then[name] != now.get(name):
             notes.append(f"{name}: {json.dumps(then[name])} then, {json.dumps(now.get(name))} now")
+    return notes + _feature_notes(then.get("features") or {}, now.get("features") or {})
+
+
+def _feature_notes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Where the two dictionaries of features differ."""
+    notes = []
+    if then.get("dictionary_version") != now.get("dictionary_version"):
+        versions_of = (json.dumps(one.get("dictionary_version")) for one in (then, now))
+        notes.append("feature dictionary: {} then, {} now".format(*versions_of))
+    before, after = then.get("versions", {}), now.get("versions", {})
+    for word, names in (
+        ("defined differently", [name for name in before if name in after and before[name] != after[name]]),
+        ("not there now", before.keys() - after.keys()),
+        ("not there then", after.keys() - before.keys()),
+    ):
+        if names:
+            notes.append(f"features {word}: {', '.join(sorted(names))}")
     return notes
 
 
