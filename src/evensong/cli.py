@@ -486,13 +486,20 @@ def registry_reject(version: Version, reason: Reason, as_json: AsJson = False) -
 @registry.command("rollback")
 def registry_rollback(
     reason: Reason,
-    to: Annotated[str | None, typer.Option(help="The version to return to; else the champion before.")] = None,
+    to: Annotated[str | None, typer.Option(help="The earlier champion to return to; else the one before.")] = None,
+    expected: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            help="The champion to leave: refused if it is another one by now, and repeated, done once.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Return to the previous champion; the version left behind waits for a person's word."""
     from evensong.registry import commands
 
-    _answer(commands.rollback(load_settings(), reason=reason, to=to), as_json, _show_move)
+    _answer(commands.rollback(load_settings(), reason=reason, to=to, expected=expected), as_json, _show_move)
 
 
 @registry.command("ledger")

@@ -124,15 +124,16 @@ def move(
 def rollback(
     settings: Settings, *, actor: str, reason: str, to: str | None = None, expected_current: str = _ANY
 ) -> Line:
-    """Return to the previous champion, or to `to`; the version left behind is blocked until a person promotes it.
+    """Return to the previous champion, or to an earlier one, `to`.
 
+    The version left behind is blocked until a person promotes it.
     The bundle is fetched and verified before anything moves. `expected_current` is the champion that the person saw. A
     rollback that names it can be repeated: after a kill, or a second click, the line that the first one wrote is
     returned and nothing moves again.
 
     Raises:
-        PromotionRefusedError: there is no earlier champion to return to, another one than expected stands, or the
-            bundle to return to cannot be had.
+        PromotionRefusedError: there is no earlier champion to return to, `to` never was one, another one than expected
+            stands, or the bundle to return to cannot be had.
     """
     said = ledger.checked_reason(reason)
     now = champion(settings)
@@ -154,6 +155,11 @@ def rollback(
     if target == now.version:
         raise PromotionRefusedError(f"rollback: version {target} already is the champion; name an earlier one")
     _refuse_without_bundle(versions.get(settings, target))
+    if to is not None and to not in _history(settings, versions.listed(settings)):
+        raise PromotionRefusedError(
+            f"rollback: version {to} never was the champion, so there is no way back to it; "
+            f"use `evensong registry promote {to} --reason WHY`"
+        )
     try:
         bundle.fetch(settings, target)
     except (BundleError, RegistryError) as error:

@@ -154,7 +154,7 @@ def rollback(
     to: str | None = None,
     expected: str | None = None,
 ) -> dict[str, Any]:
-    """Return to the previous champion, or to the version `to`; with `expected`, only from that champion and only once.
+    """Return to the champion before, or to the earlier one `to`; with `expected`, only from that champion, and once.
 
     Raises:
         PromotionRefusedError: there is none to return to, or another one than expected stands.

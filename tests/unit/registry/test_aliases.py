@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from tests.unit.registry.conftest import Register, night
+from typer.testing import CliRunner
 
+from evensong.cli import app
 from evensong.errors import BusyError, PromotionRefusedError, RegistryError
 from evensong.registry import aliases, bundle, ledger, locks, tracking, versions
 from evensong.settings import Settings
@@ -520,6 +522,33 @@ def test_rule_of_many_words_is_cut_short_and_a_person_s_are_kept(settings: Setti
     assert first.reason.endswith("…")
     assert second.reason == words.strip()
     assert aliases.ledger_verify(settings).sound
+
+
+def test_rollback_goes_to_earlier_champions_alone(settings: Settings, three: None) -> None:
+    promote(settings, "1")
+    promote(settings, "3")
+    with pytest.raises(PromotionRefusedError, match=r"version 2 never was the champion.*registry promote 2 --reason"):
+        aliases.rollback(settings, actor="person:ada", reason="x", to="2")
+    assert current(settings) == "3"
+    assert aliases.rollback(settings, actor="person:ada", reason="x", to="1").to_version == "1"
+
+
+def test_rollback_on_the_command_line_that_names_what_it_leaves_moves_once(
+    settings: Settings, three: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENSONG_HOME", str(settings.home))
+    for version in ("1", "2", "3"):
+        promote(settings, version)
+    command = ["registry", "rollback", "--reason", "clicks fell", "--expected", "3", "--json"]
+    for _ in range(2):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["champion"] == "2"
+    assert [line.to_version for line in ledger.read(settings)] == ["1", "2", "3", "2"]
+    promote(settings, "1", actor="person:ada")
+    late = CliRunner().invoke(app, command)
+    assert isinstance(late.exception, PromotionRefusedError) or late.exit_code == 1
+    assert current(settings) == "1"
 
 
 def test_rollback_without_a_champion_says_so(settings: Settings) -> None:
