@@ -14,6 +14,7 @@ import polars as pl
 
 from evensong.data import storage
 from evensong.data.lake import Lake
+from evensong.errors import BundleError
 from evensong.evaluation import report, slices
 from evensong.models.inputs import encode_items
 from evensong.models.popularity import Popularity
@@ -50,6 +51,9 @@ def run(
     judged on what it was trained on: a champion whose refit reaches into the holdout is judged by its weights of
     before the refit, as the challenger is; where those are not kept, only events after its `train_cutoff` count.
     `against` names the version to compare with, or `none`, where a night is made again; else it is `recipe.rival`.
+
+    Raises:
+        BundleError: the champion, of the same night, has learned every held-out day.
     """
     start = train.cutoff_of(settings, night, final=False)
     items = train.read_items(training_set_uri, final=False)
@@ -250,4 +254,9 @@ def _champion(
     if version is None or not version.has_bundle:
         return None, None, None
     directory, cutoff = train.champion_models(settings, version.version, start)
+    if cutoff >= night.as_of:
+        raise BundleError(
+            f"version {version.version}: expected the models that were judged beside it, since its refit learned every "
+            "held-out day; they were not kept, so no other run of its night can be compared with it: run the next one"
+        )
     return Recommender.load(directory), version.version, cutoff

@@ -302,6 +302,20 @@ def test_another_seed_of_a_night_is_judged_beside_its_champion_of_before_the_ref
     assert Path(first.evaluation).read_bytes() == before
 
 
+def test_another_seed_cannot_be_compared_with_a_champion_that_has_learned_every_held_out_day(
+    first: Steps, second: Steps
+) -> None:
+    uris = (first.training_set, first.retriever, first.ranker, first.index)
+    before, kept = Path(first.evaluation).read_bytes(), versions.get(first.settings, "1").tags[JUDGED_DIGEST]
+    versions.delete_tag(first.settings, "1", JUDGED_DIGEST)
+    try:
+        with pytest.raises(BundleError, match="version 1: expected the models that were judged beside it"):
+            evaluate.run(first.settings, first.night.model_copy(update={"seed": 8}), *uris)
+    finally:
+        versions.set_tags(first.settings, "1", {JUDGED_DIGEST: kept})
+    assert Path(first.evaluation).read_bytes() == before
+
+
 def test_more_users_than_may_be_judged_are_drawn_by_seed(first: Steps) -> None:
     few = first.settings.model_copy(
         update={"evaluation": first.settings.evaluation.model_copy(update={"max_users": 7})}
