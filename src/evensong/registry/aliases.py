@@ -185,7 +185,7 @@ def adopt(settings: Settings, *, actor: str, reason: str) -> Line | None:
     said = ledger.checked_reason(reason)
     with _moving(settings):
         model, lines = _model(settings), ledger.read(settings)
-        found = ledger.problems(settings, model.head)
+        found = [*ledger.problems(settings, model.head), *ledger.rest(settings)]
         left_at = lines[-1].to_version if lines else None
         if not found and model.champion == left_at:
             return None
@@ -291,7 +291,7 @@ def ledger_verify(settings: Settings) -> LedgerState:
         except RegistryError:  # a line cannot be read, as the check will say
             unfinished = True
         before = _model(settings)
-        found = ledger.problems(settings, before.head)
+        found = [*ledger.problems(settings, before.head), *ledger.rest(settings)]
         left_at, count = ledger.end(settings)
         # Nothing moved meanwhile: what was read belongs together, and no mover was held up for it.
         if _model(settings) == before and (unfinished or not before.intent):

@@ -186,7 +186,8 @@ def problems(settings: Settings, remembered: str) -> list[str]:
             settled |= set(line.acknowledged)
             last_to = line.to_version
         previous = hash_of(text)
-    differences = [problem for problem in _differences(settings, texts) if problem not in settled]
+    beside = [*_blank(settings), *_differences(settings, texts)]
+    differences = [problem for problem in beside if problem not in settled]
     return [*found, *_forgotten(texts, remembered), *differences]
 
 
@@ -244,6 +245,23 @@ def hash_of(text: str) -> str:
     return hashlib.sha256(_bytes(text)).hexdigest()
 
 
+def rest(settings: Settings) -> list[str]:
+    """What stands behind the last line and is none: a writer that died leaves half of one until the next line comes."""
+    *complete, left = _content(settings).split(b"\n")
+    number = sum(bool(text.strip()) for text in complete)
+    return [f"after line {number} stand {len(left)} bytes that are no line; another hand added them"] if left else []
+
+
+def _blank(settings: Settings) -> Iterator[str]:
+    """The blank lines of this machine's file: nobody reads them, and no mover leaves them."""
+    number = 0
+    for text in _content(settings).split(b"\n")[:-1]:
+        if text.strip():
+            number += 1
+        else:
+            yield f"a blank line stands after line {number}; another hand added it"
+
+
 def _differences(settings: Settings, texts: list[str]) -> list[str]:
     """Where the copy on S3 is not this machine's ledger."""
     folder = _shared_folder(settings)
@@ -279,9 +297,13 @@ def _synchronize(settings: Settings) -> None:
         number += 1
 
 
-def _texts(settings: Settings) -> list[str]:
+def _content(settings: Settings) -> bytes:
     path = path_of(settings)
-    content = path.read_bytes() if path.is_file() else b""
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _texts(settings: Settings) -> list[str]:
+    content = _content(settings)
     complete = content[: content.rfind(b"\n") + 1]
     return [_decoded(text) for text in complete.split(b"\n") if text.strip()]
 

@@ -185,6 +185,27 @@ def test_removed_line_is_found_wherever_it_stood(settings: Settings, three: None
     assert not aliases.ledger_verify(settings).sound
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda text: text.replace("\n", "\n\n", 1), "a blank line stands after line 1; another hand added it"),
+        (lambda text: "  \n" + text, "a blank line stands after line 0; another hand added it"),
+        (lambda text: text + "and more", "after line 2 stand 8 bytes that are no line; another hand added them"),
+    ],
+    ids=["a blank line between", "a blank line before", "text after the last line"],
+)
+def test_what_is_no_line_is_found(settings: Settings, three: None, spoil: Callable[[str], str], said: str) -> None:
+    promote(settings, "1")
+    promote(settings, "2")
+    path = ledger.path_of(settings)
+    path.write_text(spoil(path.read_text()))
+    assert aliases.ledger_verify(settings).problems == [said]
+    assert [line.to_version for line in ledger.read(settings)] == ["1", "2"]
+    # a person settles it as everything else
+    assert aliases.adopt(settings, actor="person:ada", reason="it was an editor")
+    assert aliases.ledger_verify(settings).sound
+
+
 def test_unreadable_line_is_reported_and_not_fatal(settings: Settings, three: None) -> None:
     promote(settings, "1")
     path = ledger.path_of(settings)
