@@ -25,7 +25,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from evensong.errors import BundleError, EvensongError, PromotionRefusedError, RegistryError, StorageError
+from evensong.errors import (
+    BundleError,
+    EvensongError,
+    PromotionRefusedError,
+    RegistryError,
+    StorageError,
+    UnknownVersionError,
+    UnusableReasonError,
+)
 from evensong.pipelines.overview import Overview
 from evensong.settings import Settings, load_settings
 
@@ -215,8 +223,12 @@ def _runs(session: Any) -> list[Run]:
 
 def _refused(_: Request, error: Exception) -> Response:
     """An error raised on purpose, in its own words."""
-    refused = isinstance(error, PromotionRefusedError)
-    code = status.HTTP_409_CONFLICT if refused else status.HTTP_503_SERVICE_UNAVAILABLE
+    codes = {
+        PromotionRefusedError: status.HTTP_409_CONFLICT,
+        UnknownVersionError: status.HTTP_404_NOT_FOUND,
+        UnusableReasonError: 422,
+    }
+    code = next((code for kind, code in codes.items() if isinstance(error, kind)), status.HTTP_503_SERVICE_UNAVAILABLE)
     return JSONResponse({"detail": str(error)}, code)
 
 

@@ -39,6 +39,14 @@ class RegistryError(EvensongError):
     """A model version, an alias or a ledger line is missing, or contradicts another."""
 
 
+class UnknownVersionError(RegistryError):
+    """There is no such model version, nor such an artifact of one."""
+
+
+class UnusableReasonError(RegistryError):
+    """A reason or comment that the ledger cannot hold: none, too long, or no text."""
+
+
 class RequestNotFoundError(EvensongError):
     """No logged request has this id: it never came, was not in the sample, or its file has gone."""
 

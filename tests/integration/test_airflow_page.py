@@ -144,6 +144,16 @@ def test_a_wrong_body_is_refused(operator: httpx.Client, path: str, body: dict[s
     assert operator.post(path, json=body).status_code == 422
 
 
+def test_an_unknown_version_and_an_unusable_reason_are_told_from_a_registry_that_is_away(
+    operator: httpx.Client,
+) -> None:
+    unknown = operator.post("/evensong/api/reviews/99", json=REVIEW)
+    assert (unknown.status_code, "99" in unknown.json()["detail"]) == (404, True)
+    unusable = operator.post("/evensong/api/reviews/4", json=REVIEW | {"comment": "odd\u0001titles"})
+    assert (unusable.status_code, "got control characters" in unusable.json()["detail"]) == (422, True)
+    assert overview(operator)["overview"]["champion"]["version"] == "2"
+
+
 def test_the_dossier_is_shown_and_never_run(viewer: httpx.Client) -> None:
     answer = viewer.get("/evensong/dossier/4")
     assert answer.status_code == 200

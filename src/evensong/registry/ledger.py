@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from evensong.data import storage
-from evensong.errors import BusyError, RegistryError, StorageError
+from evensong.errors import BusyError, RegistryError, StorageError, UnusableReasonError
 from evensong.registry import tracking
 from evensong.settings import Settings
 from evensong.types import Value
@@ -143,19 +143,19 @@ def checked_reason(text: str) -> str:
     """The words as they will stand in the ledger, without blanks around them.
 
     Raises:
-        RegistryError: there are none, they are too long, or they hold what is no text.
+        UnusableReasonError: there are none, they are too long, or they hold what is no text.
     """
     words = text.strip()
     if not words:
-        raise RegistryError("reason: expected some words for the ledger, got none; say why the champion moves")
+        raise UnusableReasonError("reason: expected some words for the ledger, got none; say why the champion moves")
     if any(character < " " and character not in "\n\r\t" for character in words):
-        raise RegistryError("reason: expected text, got control characters; leave them out")
+        raise UnusableReasonError("reason: expected text, got control characters; leave them out")
     try:
         words.encode()
     except UnicodeEncodeError as error:
-        raise RegistryError("reason: expected text, got half of a character; leave it out") from error
+        raise UnusableReasonError("reason: expected text, got half of a character; leave it out") from error
     if (size := len(json.dumps(words, ensure_ascii=False)) - 2) > MAX_REASON:
-        raise RegistryError(f"reason: expected at most {MAX_REASON:,} characters, got {size:,}; say it shorter")
+        raise UnusableReasonError(f"reason: expected at most {MAX_REASON:,} characters, got {size:,}; say it shorter")
     return words
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evensong.data import storage
-from evensong.errors import BusyError, RegistryError
+from evensong.errors import BusyError, RegistryError, UnknownVersionError
 from evensong.settings import Settings, without_password
 from evensong.types import EvaluationReport, Night
 
@@ -332,7 +332,9 @@ def registry_errors(settings: Settings, what: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         message = without_password(str(error)).splitlines()[0]
         advice = _advice(settings, error)
-        raise RegistryError(f"{what}: MLflow at {place_of(settings)} answered: {message}; {advice}") from error
+        is_unknown = getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+        kind = UnknownVersionError if is_unknown else RegistryError
+        raise kind(f"{what}: MLflow at {place_of(settings)} answered: {message}; {advice}") from error
 
 
 def how_to_start(settings: Settings) -> str:

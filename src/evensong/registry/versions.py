@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from evensong.errors import RegistryError
+from evensong.errors import RegistryError, UnknownVersionError
 from evensong.registry import bundle, tracking
 from evensong.settings import Settings
 from evensong.types import Frame, Night, Value
@@ -126,13 +126,17 @@ def get(settings: Settings, version: str | int) -> ModelVersion:
     """One version by its number, or the `champion`, with its metrics.
 
     Raises:
-        RegistryError: there is no such version.
+        UnknownVersionError: there is no such version.
     """
     if version == CHAMPION:
         found_champion = champion(settings)
         if found_champion is None:
             raise RegistryError("expected a champion, found none; promote a version first")
         return found_champion
+    if not str(version).isdecimal():
+        raise UnknownVersionError(
+            f"expected a version's number or {CHAMPION}, got {version!r}; `evensong registry list`"
+        )
     with tracking.registry_errors(settings, f"model version {version}"):
         client = tracking.client(settings)
         found = client.get_model_version(settings.registry.model_name, str(version))
