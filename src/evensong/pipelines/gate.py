@@ -56,6 +56,8 @@ def run(settings: Settings, night: Night, version: str, evaluation_uri: str) -> 
     if decision.needs_review:
         rule = policy.review
         review.ask(settings, challenger, decision, deadline_hours=rule.deadline_hours, default=rule.default)
+    else:
+        review.withdraw(settings, version)
     dossier.link(settings, version)
     value = decision.model_dump(mode="json")
     storage.write_json(place, value)

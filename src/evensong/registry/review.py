@@ -109,6 +109,14 @@ def ask(
     versions.set_tags(settings, found.version, {QUESTION: _judged(found)})
 
 
+def withdraw(settings: Settings, version: str) -> None:
+    """Take a question away that nobody asks any more: the version was judged anew, and its decision needs no person."""
+    found = versions.get(settings, version)
+    if not is_asked(found) and found.tags.get(TAG, "").strip().lower() == "waiting":
+        versions.delete_tag(settings, version, TAG)
+        versions.delete_tag(settings, version, NOTE)
+
+
 def answer(
     settings: Settings, version: str, outcome: Outcome, *, by: str, via: Via, comment: str, now: datetime | None = None
 ) -> Answer:

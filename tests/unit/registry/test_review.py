@@ -338,6 +338,20 @@ def test_night_judged_anew_is_asked_about_anew(settings: Settings, ask: Ask) -> 
     assert review.waiting(settings, now=NOW) == []
 
 
+def test_question_is_taken_away_when_the_new_decision_needs_no_person(settings: Settings, ask: Ask) -> None:
+    version = ask()
+    review.withdraw(settings, version)
+    assert versions.get(settings, version).tags[review.TAG] == "waiting"
+    kept = PromotionDecision(promote=False, needs_review=False, reasons=["worse"])
+    decisions.store(settings, versions.get(settings, version), kept, evidence="f", compared_with="1")
+    review.withdraw(settings, version)
+    assert review.TAG not in versions.get(settings, version).tags
+    # what somebody answered stays to be read
+    versions.set_tags(settings, version, {review.TAG: "approved by person:ada: fine"})
+    review.withdraw(settings, version)
+    assert versions.get(settings, version).tags[review.TAG] == "approved by person:ada: fine"
+
+
 def test_answer_to_a_decision_that_was_made_anew_without_a_question_counts_no_more(
     settings: Settings, ask: Ask
 ) -> None:
