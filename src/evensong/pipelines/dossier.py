@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from evensong.evaluation import dossier, dossier_page
 from evensong.evaluation.dossier import Example, ServedDifference, Shift
 from evensong.evaluation.evidence import GateInputs
 from evensong.evaluation.policy import PromotionPolicy
+from evensong.pipelines import docs_pages
 from evensong.registry import bundle, tracking, versions
 from evensong.registry.versions import ModelVersion
 from evensong.settings import Settings, without_password
@@ -244,12 +246,19 @@ def _validation(settings: Settings, night: Night) -> dict[str, Any]:
     counts = ("judged", "accepted", "quarantined", "guests")
     return {
         "validation": "This night's validation passed." if said.get("success") else "This night's validation failed.",
-        "data_docs": said.get("data_docs"),
+        "data_docs": _data_docs(settings, night) if said.get("data_docs") else None,
         "rows": {
             table: {name: f"{found[name]:,}" for name in counts if name in found}
             for table, found in sorted(said.get("tables", {}).items())
         },
     }
+
+
+def _data_docs(settings: Settings, night: Night) -> str:
+    """Where a reviewer opens them: in Airflow where it is in use, else the page itself."""
+    if settings.airflow.url or os.environ.get("AIRFLOW_CTX_DAG_RUN_ID"):
+        return f"{settings.airflow_address}/evensong/data-docs/{night.run_id}/{docs_pages.FIRST}"
+    return docs_pages.docs_uri(settings, night.run_id)
 
 
 def _plain(value: Any) -> str:

@@ -330,6 +330,30 @@ def test_version_of_an_airflow_run_says_which(settings: Settings, run: Run, monk
     assert b"scheduled__2026-03-01T02:00:00+00:00" in versions.read_attached(settings, version, "dossier.html")
 
 
+@pytest.mark.parametrize("where", ["configured", "in a run of Airflow", "neither"])
+def test_data_docs_of_the_dossier_open_in_airflow_where_it_is(
+    settings: Settings, run: Run, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    run(1)
+    place = settings.run_uri(night(1).run_id, "validation.json")
+    storage.write_json(place, storage.read_json(place) | {"data_docs": "anywhere"})
+    address = "http://127.0.0.1:8080"
+    if where == "configured":
+        address = "https://airflow.example"
+        settings = settings.model_copy(update={"airflow": settings.airflow.model_copy(update={"url": f"{address}/"})})
+    elif where == "in a run of Airflow":
+        monkeypatch.setenv("AIRFLOW_CTX_DAG_RUN_ID", "scheduled__2026-03-01T02:00:00+00:00")
+    else:
+        monkeypatch.delenv("AIRFLOW_CTX_DAG_RUN_ID", raising=False)
+    versions.delete_tag(settings, "1", "evidence_hash")
+    gate.run(settings, night(1), "1", settings.run_uri(night(1).run_id, "evaluation.json"))
+    said = json.loads(versions.read_attached(settings, versions.get(settings, "1"), "dossier.json"))["data_docs"]
+    if where == "neither":
+        assert said == settings.run_uri(night(1).run_id, "data_docs", "index.html")
+    else:
+        assert said == f"{address}/evensong/data-docs/2026-03-01T000000/index.html"
+
+
 def test_second_version_of_a_night_is_seen_in_its_decision_and_its_dossier(settings: Settings, run: Run) -> None:
     run(1)
     run(2, gain=0.1)
