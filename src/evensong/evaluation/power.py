@@ -63,12 +63,12 @@ class Population:
             "slice_new_items": generator.random(num_users) < 0.2,
             "slice_long_tail": generator.random(num_users) < 0.4,
         }
+        # where in a list a find stands is chance of its own, for each model anew
+        ndcg = [recall_U * generator.uniform(0.6, 1.0, num_users) for recall_U in found]
         user_ids = [f"u{number:07}" for number in range(num_users)]
         return pl.concat(
-            pl.DataFrame(
-                {"model": model, "user_id": user_ids, "recall_at_20": recall, "ndcg_at_10": 0.8 * recall} | slices
-            )
-            for model, recall in zip((CHAMPION, CHALLENGER), found, strict=True)
+            pl.DataFrame({"model": model, "user_id": user_ids, "recall_at_20": recall_U, "ndcg_at_10": ndcg_U} | slices)
+            for model, recall_U, ndcg_U in zip((CHAMPION, CHALLENGER), found, ndcg, strict=True)
         )
 
 
