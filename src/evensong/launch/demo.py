@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evensong.data import storage
+from evensong.errors import RegistryError
 from evensong.launch import components
 from evensong.launch.airflow_api import AirflowApi
 from evensong.launch.prepare import prepare
@@ -54,8 +55,8 @@ def run(settings: Settings, *, show: bool = True) -> dict[str, Any]:
     """Live through the demo, or through what is left of it, and `show` what came of it on standard output.
 
     Returns:
-        `nights` (decision, metrics and seconds of each), `days` (click rates), `user` (history and recommendations)
-        and `addresses`.
+        `nights` (decision, metrics and seconds of each), `days` (click rates), `user` (history and recommendations;
+        where nothing can be recommended, `missing` says why) and `addresses`.
 
     Raises:
         BusyError: there is something to live through, and this home is up.
@@ -66,14 +67,13 @@ def run(settings: Settings, *, show: bool = True) -> dict[str, Any]:
             _live_through(settings, progress)
     # what is done is shown beside an Airflow that is up as well
     records = [storage.read_json(_record_uri(settings, night)) for night in _nights(_opening_day(settings))]
-    result = {
-        "nights": records,
-        "days": _days(settings),
-        "user": _user(settings),
-        "addresses": _addresses(settings),
-    }
-    if show:
-        Console().print(_story(result))
+    result: dict[str, Any] = {"nights": records, "days": _days(settings), "addresses": _addresses(settings)}
+    tell = Console().print if show else lambda _: None
+    # what has been lived through is told before anything is asked that may not answer
+    tell(_story(result))
+    result["user"] = _user(settings)
+    tell(_user_story(result["user"]))
+    tell(_next_steps(result["addresses"]))
     return result
 
 
@@ -204,7 +204,10 @@ def _record_uri(settings: Settings, night: Night) -> str:
 
 
 def _user(settings: Settings, count: int = 20) -> dict[str, Any]:
-    """One user who has done enough to be known: the last items they wanted, and what is recommended to them."""
+    """One user who has done enough to be known: the last items they wanted, and what is recommended to them.
+
+    Without a champion nothing is recommended, and `missing` says so: the gate may have kept every night's version.
+    """
     from evensong.features.online import OnlineFeatures
     from evensong.serving import once
 
@@ -214,7 +217,12 @@ def _user(settings: Settings, count: int = 20) -> dict[str, Any]:
     newest_first = list(reversed(history["recent_item_ids"]))[:count]
     kinds = list(reversed(history["recent_event_types"]))[:count]
     titles = online.items(newest_first)["title"].to_list()
-    answer = once.answer(settings, user_id, count)
+    answer: dict[str, Any] = {"items": [], "model_version": None, "source": None}
+    missing = None
+    try:
+        answer = once.answer(settings, user_id, count)
+    except RegistryError as error:
+        missing = str(error)
     return {
         "user_id": user_id,
         "history": [
@@ -224,6 +232,7 @@ def _user(settings: Settings, count: int = 20) -> dict[str, Any]:
         "recommendations": answer["items"],
         "model_version": answer["model_version"],
         "source": answer["source"],
+        "missing": missing,
     }
 
 
@@ -259,9 +268,7 @@ def _story(result: dict[str, Any]) -> RenderableType:
     return Group(
         _nights_text(result["nights"]),
         _days_table(result["days"]),
-        _user_table(result["user"]),
         _seconds_table(result["nights"]),
-        _next_steps(result["addresses"]),
     )
 
 
@@ -291,6 +298,16 @@ def _days_table(days: list[dict[str, Any]]) -> Table:
             f"{gain:+.0%}",
         )
     return table
+
+
+def _user_story(user: dict[str, Any]) -> RenderableType:
+    if user["missing"] is None:
+        return _user_table(user)
+    return Text(
+        f"\nNothing is recommended to user {user['user_id']} yet: {user['missing']}. `evensong registry list` shows "
+        "the versions, `evensong registry show VERSION` what kept each; a later night may be promoted, or "
+        '`evensong registry promote VERSION --reason "…"` makes one champion by your word.'
+    )
 
 
 def _user_table(user: dict[str, Any]) -> Table:
