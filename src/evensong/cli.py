@@ -328,13 +328,19 @@ def _show_night(result: dict[str, Any]) -> None:
 
 @app.command()
 def simulate(
-    days: Annotated[int, typer.Option(min=1, help="How many days to simulate.")] = 1,
+    days: Annotated[int, typer.Option(min=0, help="How many days to simulate.")] = 1,
     start: Annotated[str | None, typer.Option(help="The first day; without it, the day after the last one.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The shop's seed; one folder holds one shop.")] = None,
     policy: Annotated[
         Literal["warmup", "popularity", "champion"],
         typer.Option(help="Who fills the slates: warmup, popularity or champion."),
     ] = "champion",
+    lives_on: Annotated[
+        bool | None,
+        typer.Option(
+            "--lives-on/--stands-still", help="Whether each later night lives the days up to its as_of by itself."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Simulate days of a shop whose truth is known."""
@@ -343,7 +349,8 @@ def simulate(
 
     found = load_settings()
     _caution(imports.strangers(found, "contract"))
-    _answer(simulation.run(found, days=days, start=_day(start), seed=seed, policy=policy), as_json)
+    lived = simulation.run(found, days=days, start=_day(start), seed=seed, policy=policy, lives_on=lives_on)
+    _answer(lived, as_json)
 
 
 def _day(text: str | None) -> date | None:

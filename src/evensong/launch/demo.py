@@ -1,7 +1,7 @@
 """The first thing that a newcomer sees: a simulated shop, three nights through Airflow, a champion, recommendations.
 
 Running it again shows the same and repeats nothing: simulated days are kept, finished nights are recognised, and a demo
-that was stopped goes on where it stood.
+that was stopped goes on where it stood. The shop lives on: each later night lives the days before it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ from evensong.types import Night
 WARM_UP_DAYS = 21
 NUM_NIGHTS = 3
 NIGHT_TIMEOUT_SECONDS = 1800.0
+LIVES_ON = (
+    "The shop lives on: each night, scheduled or triggered, first lives the days up to its as_of, with the champion's",
+    "slates. [bold]evensong simulate --stands-still --days 0[/] leaves that to you.",
+)
 #: The steps as the DAG names them; the first only reads the form.
 STEPS = (
     "plan",
@@ -120,7 +124,12 @@ def _warm_up(settings: Settings, start: date, progress: Progress) -> list[dict[s
 
     task = progress.add_task("a shop's first weeks", total=WARM_UP_DAYS)
     result = simulate.run(
-        settings, days=WARM_UP_DAYS, start=start, policy="warmup", on_day=lambda day: progress.advance(task)
+        settings,
+        days=WARM_UP_DAYS,
+        start=start,
+        policy="warmup",
+        lives_on=True,
+        on_day=lambda day: progress.advance(task),
     )
     days: list[dict[str, Any]] = result["days"]
     return days
@@ -341,4 +350,4 @@ def _next_steps(addresses: dict[str, str]) -> str:
         "service": "recommendations to look at; /openapi.json is the API",
     }
     lines = [f"  {addresses[name]:<24} {meaning}" for name, meaning in opened.items() if name in addresses]
-    return "\n".join(["", "Next: [bold]make up[/], then open", *lines, ""])
+    return "\n".join(["", "Next: [bold]make up[/], then open", *lines, *LIVES_ON, ""])

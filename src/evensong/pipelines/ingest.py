@@ -11,6 +11,7 @@ from evensong.data.batch import Batch
 from evensong.data.lake import RAW, Lake
 from evensong.data.sources import Source
 from evensong.errors import SourceError
+from evensong.pipelines import simulate
 from evensong.settings import Settings
 from evensong.types import TABLES, Frame, Night
 
@@ -18,11 +19,13 @@ from evensong.types import TABLES, Frame, Night
 def run(settings: Settings, night: Night) -> dict[str, int]:
     """Read what is new in the night's source, or in all of them; returns the rows added to each table.
 
-    Rows that become known after the night's `as_of` come in too: every later step cuts them off itself.
+    A simulated shop that lives on by itself lives the night's days first. Rows that become known after the night's
+    `as_of` come in too: every later step cuts them off itself.
 
     Raises:
         SourceError: an unknown source, none at all, or one that has vanished or cannot be read.
     """
+    simulate.live_on(settings, night)
     chosen = sources.find(settings.lake, night.source)
     if not chosen and Lake(settings.lake).version("raw_interactions") is None:
         raise SourceError("no source is registered; run `evensong import` or `evensong simulate` first")

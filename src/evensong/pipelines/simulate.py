@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from evensong.data import sources, storage
+from evensong.data.contract_folder import SHOP
 from evensong.data.simulator import (
     Policy,
     Shop,
@@ -25,9 +26,12 @@ from evensong.data.simulator.world import Generator
 from evensong.errors import ConfigurationError
 from evensong.pipelines.night import hold_home
 from evensong.settings import Settings
-from evensong.types import TABLES, Value
+from evensong.types import TABLES, Night, Value
 
 SOURCE = "simulator"
+#: Beside a shop that lives on by itself.
+LIVES_ON = "lives_on.json"
+EXPLORATION = 0.2
 WAIT_SECONDS = 30.0
 PolicyName = Literal["warmup", "popularity", "champion"]
 POLICIES: tuple[PolicyName, ...] = ("warmup", "popularity", "champion")
@@ -55,7 +59,8 @@ def run(
     seed: int | None = None,
     policy: PolicyName = "champion",
     config: ShopConfig | None = None,
-    exploration: float = 0.2,
+    exploration: float = EXPLORATION,
+    lives_on: bool | None = None,
     on_day: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Simulate days of the shop into `simulator/{interactions,items,users}/DATE.parquet` and register it as a source.
@@ -65,12 +70,13 @@ def run(
     that a champion filled is history and stays as it is, for the features of that night are gone.
 
     Args:
-        days: how many.
+        days: how many; 0 where there is a shop and only `lives_on` is to change.
         start: the first of them; without it the day after the last one, or the shop's opening day.
         seed: the shop's; shorthand for a config that differs in nothing else.
         policy: who fills the slates. `warmup` mixes popular, personal and random items; the others give
             a share `exploration` of their requests to that mixture. The champion of a day is the newest one of a
             night up to its midnight; until there is one the warm-up policy stands in, and the day's `policy` says so.
+        lives_on: whether from now on each night lives the days up to its `as_of` by itself; none: as before.
         on_day: called with each day's summary as it is done.
 
     Returns:
@@ -82,13 +88,13 @@ def run(
         ConfigurationError: another shop lives here, or the days do not join on to those that were simulated.
         BusyError: a night or another simulation runs in this home.
     """
-    if days < 1:
+    location = settings.place("simulator")
+    if days < 1 and (days or lives_on is None or not storage.exists(storage.join(location, SHOP))):
         raise ConfigurationError(f"days: expected 1 or more, got {days}")
     if policy not in POLICIES:
         raise ConfigurationError(f"policy: expected one of {', '.join(POLICIES)}, got {policy!r}")
     if not 0 <= exploration <= 1:
         raise ConfigurationError(f"exploration: expected a share from 0 to 1, got {exploration}")
-    location = settings.place("simulator")
     # a night that runs meanwhile would change the features that a champion's slates come from
     with hold_home(settings, WAIT_SECONDS):
         shop = Shop(_config(location, config, seed, start))
@@ -101,8 +107,50 @@ def run(
             if on_day:
                 on_day(record.summary)
         _register(settings, location)
+        if lives_on is not None:
+            storage.write_json(storage.join(location, LIVES_ON), lives_on)
     totals = {name: sum(day[name] for day in lived) for name in ("events", "impressions", "clicks", "purchases")}
     return {"location": location, "source": SOURCE, "start": first.isoformat(), "days": lived, **totals}
+
+
+def live_on(settings: Settings, night: Night) -> int:
+    """Live the days that a shop which lives on by itself still owes a night, with the champion's slates; how many.
+
+    For a night, which holds the home. A day that was lived before is not lived again, so a rerun changes nothing.
+    """
+    location = settings.place("simulator")
+    marker = storage.join(location, LIVES_ON)
+    if not storage.exists(marker) or not storage.read_json(marker):
+        return 0
+    days = days_owed(settings, night)
+    if days:
+        shop = Shop(_config(location, None, None, None))
+        _replay(location, shop, days[0])
+        for day in days:
+            _day(settings, location, shop, day, "champion", EXPLORATION)
+        _register(settings, location)
+    return len(days)
+
+
+def days_owed(settings: Settings, night: Night) -> list[date]:
+    """The whole days up to a night's `as_of` that the shop has not lived; none where the night does not read it."""
+    location = settings.place("simulator")
+    if night.source not in (SOURCE, sources.EVERY) or not storage.exists(storage.join(location, SHOP)):
+        return []
+    first = _next_day(location, _config(location, None, None, None))
+    return [first + timedelta(days=number) for number in range((night.as_of.date() - first).days)]
+
+
+def advice(settings: Settings, night: Night) -> str | None:
+    """What a person does about a night that the shop has not lived up to; none where that is not what is wrong."""
+    days = days_owed(settings, night)
+    if not days:
+        return None
+    return (
+        f"the simulated shop has lived up to {days[0] - timedelta(days=1)}, and this night sees the days up to "
+        f"{days[-1]}: run `evensong simulate --days {len(days)}`, then ingest again; with --lives-on every later night "
+        "lives its days by itself"
+    )
 
 
 def _register(settings: Settings, location: str) -> None:
@@ -200,7 +248,7 @@ def champion_policy(settings: Settings, shop: Shop, bundle: Path) -> Policy:
 
 def _config(location: str, config: ShopConfig | None, seed: int | None, start: date | None) -> ShopConfig:
     """The config of the shop that lives here, or of the one that now moves in."""
-    uri = storage.join(location, "shop.json")
+    uri = storage.join(location, SHOP)
     if not storage.exists(uri):
         new = config or ShopConfig()
         new = _validated({"seed": new.seed if seed is None else seed, "start": start or new.start}, new, "seed")

@@ -23,7 +23,7 @@ from evensong.data import expectations, quarantine, sources, storage
 from evensong.data.expectations import NO_USER, Judge, Judgement, Rule
 from evensong.data.lake import KEYS, RAW, REPEAT, Lake, in_order
 from evensong.errors import NothingToLearnError, ValidationFailedError
-from evensong.pipelines import docs_pages
+from evensong.pipelines import docs_pages, simulate
 from evensong.settings import Settings
 from evensong.types import Frame, Night
 
@@ -36,6 +36,8 @@ REPEATS = (
 )
 #: Fewer days of history than this say nothing about what a usual day is: a week has days of its own.
 MIN_TRAILING_DAYS = 7
+#: Figures that are wrong where nothing came since the last night.
+IN_TIME = ("days_since_newest_event", "last_day_rows")
 
 
 def run(settings: Settings, night: Night) -> str:
@@ -69,7 +71,7 @@ def run(settings: Settings, night: Night) -> str:
             quarantine.replace(lake, bad, night.as_of)
             if report["failed"]:
                 storage.write_json(report_uri, report)
-                raise ValidationFailedError(_failure(report, judged, night, report_uri))
+                raise ValidationFailedError(_failure(report, judged, night, settings, report_uri))
             verdict = {"rules": rules, "versions": versions, "report": report}
             storage.write_json(verdict_uri, verdict)
     for table in TABLES:
@@ -234,7 +236,9 @@ def _rules_in_time(volume: Mapping[str, Any], settings: Settings) -> list[Rule]:
     return asked
 
 
-def _failure(report: Mapping[str, Any], judged: Mapping[str, Judgement], night: Night, report_uri: str) -> str:
+def _failure(
+    report: Mapping[str, Any], judged: Mapping[str, Judgement], night: Night, settings: Settings, report_uri: str
+) -> str:
     """What stopped the night, which expectations name it, and rows to look at."""
     lines = [f"the data as of {night.as_of:%Y-%m-%d %H:%M} UTC is not fit to learn from:"]
     for failed in report["failed"]:
@@ -250,6 +254,9 @@ def _failure(report: Mapping[str, Any], judged: Mapping[str, Judgement], night: 
                 lines.append(f"  {REPEATS}")
         rows = judged[table].bad if about_rows else judged[table].good
         lines += [f"  row {row}" for row in _sample(table, rows, night)]
+    in_time = any(failed["column"] in IN_TIME for failed in report["failed"])
+    if in_time and (advice := simulate.advice(settings, night)):
+        lines.append(advice)
     lines.append(f"report: {report_uri}; Data Docs: {report['data_docs']}")
     lines.append("correct the source, choose another --as-of, or change the bound under `validation` in the settings")
     return "\n".join(lines)

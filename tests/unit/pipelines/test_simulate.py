@@ -1,14 +1,15 @@
 """Simulated days as a source: written whole, the same again, and only where they belong."""
 
-from datetime import date
+from datetime import UTC, date, datetime
 
 import polars as pl
 import pytest
 
 from evensong.data import sources
+from evensong.data.lake import Lake
 from evensong.data.simulator import ShopConfig
-from evensong.errors import BusyError, ConfigurationError
-from evensong.pipelines import ingest, simulate
+from evensong.errors import BusyError, ConfigurationError, ValidationFailedError
+from evensong.pipelines import ingest, simulate, validate
 from evensong.pipelines.night import hold_home
 from evensong.settings import Settings
 from evensong.types import TABLES, Night
@@ -94,6 +95,67 @@ def test_a_day_that_is_not_done_has_no_events_without_their_items_and_is_not_ing
     assert ingest.run(settings, night)["interactions"] == result["events"]
 
 
+def days_of(settings):
+    return sorted(path.stem for path in (settings.home / "simulator" / "days").iterdir())
+
+
+def test_a_shop_that_lives_on_lives_each_nights_days_at_its_ingest(settings):
+    simulate.run(settings, days=2, start=START, config=SMALL, policy="warmup", lives_on=True)
+    assert ingest.run(settings, Night(as_of="2026-03-04"))["interactions"] > 0
+    assert days_of(settings) == ["2026-03-02", "2026-03-03"], "the day of as_of has only begun"
+    added = ingest.run(settings, Night(as_of="2026-03-06T02:00:00Z"))
+    assert days_of(settings) == [f"2026-03-0{day}" for day in range(2, 6)]
+    raw = Lake(settings.lake).read("raw_interactions")
+    assert raw.filter(pl.col("event_timestamp") >= datetime(2026, 3, 4, tzinfo=UTC)).height == added["interactions"] > 0
+
+
+def test_a_night_again_or_an_older_one_lives_no_day_twice(settings):
+    simulate.run(settings, days=2, start=START, config=SMALL, policy="warmup", lives_on=True)
+    ingest.run(settings, Night(as_of="2026-03-05"))
+    before = contents(settings.home)
+    for as_of in ("2026-03-05", "2026-03-03"):
+        assert ingest.run(settings, Night(as_of=as_of)) == {"interactions": 0, "items": 0, "users": 0}
+    assert contents(settings.home) == before
+
+
+def test_days_lived_by_a_night_are_those_that_a_person_would_have_simulated(settings, tmp_path):
+    simulate.run(settings, days=2, start=START, config=SMALL, policy="warmup", lives_on=True)
+    ingest.run(settings, Night(as_of="2026-03-06"))
+    other = Settings(home=tmp_path / "other")
+    simulate.run(other, days=2, start=START, config=SMALL, policy="warmup", lives_on=True)
+    simulate.run(other, days=2)
+    assert contents(other.home) == contents(settings.home)
+
+
+def test_a_shop_stands_still_unless_it_was_told_to_live_on(settings):
+    simulate.run(settings, days=2, start=START, config=SMALL, policy="warmup")
+    ingest.run(settings, Night(as_of="2026-03-06"))
+    assert len(days_of(settings)) == 2
+    assert simulate.run(settings, days=0, lives_on=True)["days"] == []
+    ingest.run(settings, Night(as_of="2026-03-05"))
+    simulate.run(settings, days=0, lives_on=False)
+    ingest.run(settings, Night(as_of="2026-03-07"))
+    assert len(days_of(settings)) == 3
+
+
+def test_a_night_of_another_source_leaves_the_shop_alone(settings, tmp_path):
+    simulate.run(settings, days=2, start=START, config=SMALL, policy="warmup", lives_on=True)
+    sources.register(settings.lake, "contract", str(settings.home / "simulator"), name="another")
+    ingest.run(settings, Night(as_of="2026-03-06", source="another"))
+    assert len(days_of(settings)) == 2
+
+
+def test_a_night_without_new_events_says_how_to_live_the_days(settings):
+    simulate.run(settings, days=9, start=START, config=SMALL, policy="warmup")
+    night = Night(as_of="2026-03-15")
+    ingest.run(settings, night)
+    with pytest.raises(ValidationFailedError, match=r"has lived up to 2026-03-10.*`evensong simulate --days 4`"):
+        validate.run(settings, night)
+    simulate.run(settings, days=4)
+    ingest.run(settings, night)
+    validate.run(settings, night)
+
+
 def test_a_shop_does_not_live_while_a_night_runs(settings, monkeypatch):
     monkeypatch.setattr(simulate, "WAIT_SECONDS", 0.0)
     with hold_home(settings), pytest.raises(BusyError):
@@ -129,6 +191,7 @@ def test_without_a_champion_the_warmup_policy_stands_in_and_says_so(settings):
         ({"start": date(2026, 2, 1)}, "the shop opened on 2026-03-02"),
         ({"start": START, "policy": "popularity"}, "was simulated with policy warmup"),
         ({"days": 0}, "expected 1 or more, got 0"),
+        ({"days": -1, "lives_on": True}, "expected 1 or more, got -1"),
         ({"policy": "best"}, "expected one of warmup, popularity, champion"),
         ({"exploration": 2.0}, "expected a share from 0 to 1"),
     ],
