@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from datetime import datetime
 
 import polars as pl
@@ -43,12 +44,22 @@ def decoded(table: str, quarantined: Frame) -> Frame:
     )
 
 
-def replace(lake: Lake, rows: Frame, as_of: datetime) -> None:
-    """Let the quarantine hold exactly `rows` for the night `as_of`; nothing is written when it does already."""
-    held = lake.read(TABLE).filter(pl.col("as_of") == as_of)
+def without(quarantined: Frame, raw: Mapping[str, Frame]) -> Frame:
+    """The quarantined rows that are none of these raw rows (table to rows)."""
+    kept = []
+    for table in TABLES:
+        rows, found = quarantined.filter(pl.col("table") == table), keys(table, quarantined)
+        with_keys = pl.concat([rows, found], how="horizontal")
+        kept.append(with_keys.join(raw[table], found.columns, "anti", nulls_equal=True).select(rows.columns))
+    return pl.concat(kept)
+
+
+def replace(lake: Lake, rows: Frame, nights: Collection[datetime]) -> None:
+    """Let the quarantine hold exactly `rows` for these nights; nothing is written when it does already."""
+    held = lake.read(TABLE).filter(pl.col("as_of").is_in(list(nights)))
     order = ["table", "row"]
     if not held.sort(order).equals(rows.select(held.columns).sort(order)):
-        lake.replace(TABLE, rows, f"as_of = {moment(as_of)}")
+        lake.replace(TABLE, rows, " OR ".join(f"as_of = {moment(as_of)}" for as_of in sorted(nights)))
 
 
 def summary(lake: Lake) -> dict[str, dict[str, int]]:

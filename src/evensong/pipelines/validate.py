@@ -3,7 +3,8 @@
 The order of the writes makes a kill at any moment harmless. A night that fails writes its quarantine and leaves the
 good rows unjudged, so a rerun judges the same rows and fails the same. A night that passes writes its quarantine, then
 its verdict (`validations/` in the lake), then the clean tables; a rerun that finds the verdict on the same raw rows
-only finishes the move. A row is judged once: one that is in quarantine stays there.
+only finishes the move. A row is judged once: one that a night which went on has quarantined stays there. What a night
+that stopped has quarantined counts again in the next one, which takes it over: nobody has let it pass.
 
 An import may come in between at any moment, on any machine. It writes items and users before their events, so events
 are read at a version that was taken before those of items and users: none is judged without what it is about.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,8 @@ from evensong.types import Frame, Night
 #: Items and users first: an event is judged by whether they exist.
 TABLES = ("items", "users", "interactions")
 SAMPLE_ROWS = 3
+#: Beside the verdict of a night that was judged again and has not gone on since.
+IN_DOUBT = ".in_doubt.json"
 REPEATS = (
     "if these are different events that a coarse clock (days, minutes) cannot tell apart, import them into a new home "
     "with --keep-order, or map an id of the row with --request"
@@ -52,32 +55,48 @@ def run(settings: Settings, night: Night) -> str:
     report_uri = settings.run_uri(night.run_id, "validation.json")
     verdict_uri = storage.join(settings.lake, "validations", f"{night.run_id}.json")
     verdict: dict[str, Any] = storage.read_json(verdict_uri) if storage.exists(verdict_uri) else {}
+    doubt_uri = storage.join(settings.lake, "validations", f"{night.run_id}{IN_DOUBT}")
     held = lake.read(quarantine.TABLE)
     own = held.filter(pl.col("as_of") == night.as_of)
     others = held.filter(pl.col("as_of") != night.as_of)
+    settled = pl.col("as_of").is_in(_settled(settings, others))
+    others, stopped = others.filter(settled), others.filter(~settled)
     rules, versions = _rules(settings), {RAW + table: lake.version(RAW + table) for table in reversed(TABLES)}
     pending = {table: _pending(lake, table, night, others, settings, versions[RAW + table]) for table in TABLES}
     nothing_new = all(_without(table, rows, own).is_empty() for table, rows in pending.items())
-    if nothing_new and verdict.get("rules") == rules:
+    in_doubt = storage.exists(doubt_uri)
+    if nothing_new and verdict.get("rules") == rules and not in_doubt:
         return storage.write_json(report_uri, verdict["report"])
     with tempfile.TemporaryDirectory() as folder:
         judge = Judge(Path(folder, docs_pages.DOCS))
         judged = _judge(lake, judge, pending, night, settings)
-        if verdict.get("rules") != rules or verdict.get("versions") != versions:
+        if in_doubt or verdict.get("rules") != rules or verdict.get("versions") != versions:
             accepted = _accepted(lake, verdict, own, others, night, settings)
             report = _report(lake, judge, judged, accepted, night, settings)
             docs_pages.publish(judge.build_docs(), report, settings.run_uri(night.run_id, docs_pages.DOCS))
-            bad = pl.concat([quarantine.rows_of(table, judged[table].bad, night.as_of) for table in TABLES])
-            quarantine.replace(lake, bad, night.as_of)
+            bad = [quarantine.rows_of(table, judged[table].bad, night.as_of) for table in TABLES]
+            left = quarantine.without(stopped, pending)
+            if verdict:
+                storage.write_json(doubt_uri, "the rows that this night holds are those of a later judgement")
+            quarantine.replace(lake, pl.concat([*bad, left]), {night.as_of, *stopped["as_of"]})
             if report["failed"]:
                 storage.write_json(report_uri, report)
                 raise ValidationFailedError(_failure(report, judged, night, settings, report_uri))
             verdict = {"rules": rules, "versions": versions, "report": report}
             storage.write_json(verdict_uri, verdict)
+            storage.remove(doubt_uri)
     for table in TABLES:
         if judged[table].good.height:
             lake.append_new(table, judged[table].good.drop(REPEAT))
     return storage.write_json(report_uri, verdict["report"])
+
+
+def _settled(settings: Settings, held: Frame) -> list[datetime]:
+    """Of the nights that hold these rows, those that went on after they had judged them."""
+    found = storage.list_files(storage.join(settings.lake, "validations"))
+    names = {uri.rpartition("/")[2] for uri in found}
+    nights = {as_of: Night(as_of=as_of).run_id for as_of in held["as_of"].unique()}
+    return [as_of for as_of, name in nights.items() if f"{name}.json" in names and f"{name}{IN_DOUBT}" not in names]
 
 
 def _refuse_too_early(lake: Lake, night: Night) -> None:
@@ -115,8 +134,8 @@ def _accepted(
 
 
 def _pending(lake: Lake, table: str, night: Night, others: Frame, settings: Settings, version: int | None) -> Frame:
-    """The raw rows of a version that are known at `as_of` and neither clean nor in another night's quarantine, in a
-    fixed order.
+    """The raw rows of a version that are known at `as_of` and neither clean nor in the quarantine of another night
+    that went on, in a fixed order.
 
     An event dated after `as_of` is looked at only when it is dated after its own arrival too, beyond what clocks may
     differ: then no later night will find it sound.

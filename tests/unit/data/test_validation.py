@@ -312,6 +312,97 @@ def test_too_many_bad_rows_stop_the_night_and_the_error_shows_them(settings: Set
     assert not json.loads(Path(report_uri).read_text())["success"]
 
 
+def broken_views(day: int, count: int = 40) -> Frame:
+    """A day's views a second time, without their users."""
+    return day_of_views(day, count).with_columns(
+        pl.col("event_timestamp") + timedelta(seconds=1), user_id=pl.lit(None, pl.String)
+    )
+
+
+def held_since(lake: Lake) -> list[tuple[datetime, int]]:
+    return lake.read("quarantine").group_by("as_of").len().sort("as_of").rows()
+
+
+def assert_each_row_is_in_one_place(lake: Lake) -> None:
+    held = quarantine.keys("interactions", lake.read("quarantine"))
+    assert held.is_duplicated().sum() == 0
+    clean = lake.read("interactions").with_columns(pl.lit(0, pl.Int32).alias("repeat"))
+    assert clean.select(held.columns).is_duplicated().sum() == 0
+    assert held.join(clean, held.columns, "semi", nulls_equal=True).is_empty()
+
+
+def test_bad_rows_that_stopped_a_night_count_again_in_the_next_one(settings: Settings, lake: Lake) -> None:
+    validate.run(settings, night(11))
+    lake.append_new("raw_interactions", broken_views(11))
+    stopped(settings, 12)
+    lake.append_new("raw_interactions", day_of_views(12))
+    assert "found 0.333333" in stopped(settings, 13), "40 of 120 rows, and nobody has corrected anything"
+    assert lake.read("interactions").height == 440
+    assert_each_row_is_in_one_place(lake)
+    before, versions = content(lake), lake.versions()
+    stopped(settings, 13)
+    assert lake.versions() == versions
+    assert all(before[table].equals(found) for table, found in content(lake).items())
+
+
+def test_a_night_that_goes_on_takes_over_what_stopped_the_one_before(settings: Settings, lake: Lake) -> None:
+    validate.run(settings, night(11))
+    lake.append_new("raw_interactions", broken_views(11))
+    stopped(settings, 12)
+    lake.append_new(
+        "raw_interactions", pl.concat([day_of_views(12), day_of_views(12).with_columns(session_id=pl.lit("x"))])
+    )
+    found = report(settings, 13)["tables"]["interactions"]
+    assert (found["judged"], found["quarantined"]) == (160, 40)
+    assert held_since(lake) == [(START + timedelta(days=13), 40)]
+    assert lake.read("interactions").height == 560
+    assert_each_row_is_in_one_place(lake)
+    before = content(lake)
+    assert report(settings, 12)["success"], "its bad rows are judged, by a night that went on"
+    validate.run(settings, night(13))
+    assert all(before[table].equals(found) for table, found in content(lake).items())
+    lake.append_new("raw_interactions", day_of_views(13))
+    assert report(settings, 14)["tables"]["interactions"]["quarantined"] == 0, "and count no more"
+
+
+def test_a_night_takes_over_only_what_it_sees(settings: Settings, lake: Lake) -> None:
+    validate.run(settings, night(11))
+    lake.append_new("raw_interactions", pl.concat([broken_views(11, 5), day_of_views(12, 10), broken_views(12)]))
+    stopped(settings, 13)
+    assert report(settings, 12)["tables"]["interactions"]["quarantined"] == 5
+    assert held_since(lake) == [(START + timedelta(days=12), 5), (START + timedelta(days=13), 40)]
+    assert "found 0.8" in stopped(settings, 13), "40 of 50"
+    assert_each_row_is_in_one_place(lake)
+
+
+def test_a_rule_that_changes_lets_rows_out_that_stopped_a_night(settings: Settings, lake: Lake) -> None:
+    validate.run(settings, night(11))
+    lake.append_new(
+        "raw_interactions", broken_views(11).with_columns(user_id=pl.lit("u1"), event_type=pl.lit("listen"))
+    )
+    stopped(settings, 12)
+    mine = settings.model_copy(update={"validation": ValidationSettings(event_types=("view", "listen"))})
+    lake.append_new("raw_interactions", day_of_views(12))
+    assert report(mine, 13)["success"]
+    assert lake.read("quarantine").is_empty()
+    assert lake.read("interactions").height == 560
+
+
+def test_a_night_that_went_on_and_is_stopped_by_later_rows_stays_stopped(settings: Settings, lake: Lake) -> None:
+    lake.append_new("raw_interactions", bad(user_id=None))
+    validate.run(settings, night(12))
+    late = pl.concat([broken_views(11), *[broken_views(day, 48) for day in range(5, 11)]])
+    lake.append_new("raw_interactions", late)
+    said = stopped(settings, 12)
+    assert stopped(settings, 12) == said
+    lake.append_new("raw_interactions", day_of_views(12))
+    stopped(settings, 13)
+    wide = settings.model_copy(update={"validation": ValidationSettings(max_quarantined_share=0.9)})
+    assert report(wide, 13)["success"]
+    assert lake.read("quarantine").height == late.height + 1
+    assert_each_row_is_in_one_place(lake)
+
+
 def test_a_wider_bound_lets_the_stopped_night_pass(settings: Settings, lake: Lake) -> None:
     lake.append_new("raw_interactions", day_of_views(11).with_columns(item_id=pl.lit("nothing")))
     strict = settings.model_copy(update={"validation": ValidationSettings(max_quarantined_share=0.01)})
