@@ -47,10 +47,9 @@ def test_every_component_runs_the_command_of_make_up(settings: Settings) -> None
 
 
 def from_file(service: dict[str, Any]) -> dict[str, str]:
-    """What Compose reads from the file that the service names."""
-    if "env_file" not in service:
-        return {}
-    return dict(re.findall(r"(?m)^([A-Z_]+)=(.*)$", (ROOT / service["env_file"]).read_text()))
+    """What Compose reads from the files that the service names, where .env names no other."""
+    paths = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", path) for path in service["env_file"]]
+    return dict(re.findall(r"(?m)^([A-Z_]+)=(.*)$", "\n".join((ROOT / path).read_text() for path in paths)))
 
 
 def test_every_component_has_the_variables_of_make_up(settings: Settings) -> None:
@@ -122,7 +121,7 @@ def test_the_image_runs_as_nobody_special_and_holds_no_secret() -> None:
     assert re.search(r"(?m)^HEALTHCHECK ", lines)
     assert not re.search(r"(?m)^(?:ENV|ARG) .*(PASSWORD|SECRET|KEY|TOKEN)", lines)
     ignored = (ROOT / ".dockerignore").read_text().split()
-    assert {".git", ".venv", ".env", "var"} <= set(ignored)
+    assert {".git", ".venv", ".env", "settings.env", "var"} <= set(ignored)
 
 
 def _docker_compose(folder: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -130,7 +129,8 @@ def _docker_compose(folder: Path, variables: dict[str, str]) -> subprocess.Compl
     if command is None:
         pytest.skip("no docker-compose on this machine: install the package docker-compose to run this test")
     # alone in its folder, so that no .env answers
-    shutil.copy(ROOT / "docker-compose.yml", folder)
+    for name in ("docker-compose.yml", "settings.env.example"):
+        shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "mlflow", folder / "mlflow")
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder)} | variables
     return subprocess.run([command, "config"], cwd=folder, env=environment, capture_output=True, text=True)
@@ -143,6 +143,37 @@ def test_compose_accepts_the_file(tmp_path: Path) -> None:
     services = yaml.safe_load(answer.stdout)["services"]
     assert services.keys() == SERVICES.keys()
     assert "given@postgres" in services["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
+
+
+def test_settings_and_passwords_of_a_file_reach_every_container_of_ours(tmp_path: Path) -> None:
+    names = set(re.findall(r"\$\{([A-Z0-9_]+):\?", TEXT))
+    given = {
+        "EVENSONG_SPLIT__HOLDOUT_DAYS": "2",
+        "SOURCE_ORDERS_PASSWORD": "hidden",
+        "SHOP_DATABASE": "mysql://shop/db",
+    }
+    lines = [f"{name}={value}" for name, value in given.items()]
+    (tmp_path / "settings.env").write_text("\n".join([*lines, "EVENSONG_HOME=/elsewhere"]))
+    answer = _docker_compose(tmp_path, dict.fromkeys(names, "given") | {"SETTINGS_ENV_FILE": "settings.env"})
+    assert answer.returncode == 0, answer.stderr
+    services = yaml.safe_load(answer.stdout)["services"]
+    ours = [name for name, service in services.items() if service["image"].startswith("evensong:")]
+    assert len(ours) == 7
+    for name in ours:
+        assert given.items() <= services[name]["environment"].items()
+        assert services[name]["environment"]["EVENSONG_HOME"] == "/var/lib/evensong", (
+            "the file does not move the volume"
+        )
+    for name in services.keys() - set(ours):
+        assert not given.keys() & services[name].get("environment", {}).keys()
+    assert services["mlflow"]["environment"]["MLFLOW_SERVE_ARTIFACTS"] == "false"
+
+
+def test_a_file_of_settings_that_is_missing_is_named(tmp_path: Path) -> None:
+    names = set(re.findall(r"\$\{([A-Z0-9_]+):\?", TEXT))
+    answer = _docker_compose(tmp_path, dict.fromkeys(names, "given") | {"SETTINGS_ENV_FILE": "mistyped.env"})
+    assert answer.returncode != 0
+    assert "mistyped.env" in answer.stderr
 
 
 def test_compose_refuses_to_start_without_a_secret(tmp_path: Path) -> None:
