@@ -169,6 +169,15 @@ def test_settings_and_passwords_of_a_file_reach_every_container_of_ours(tmp_path
     assert services["mlflow"]["environment"]["MLFLOW_SERVE_ARTIFACTS"] == "false"
 
 
+def test_behind_a_proxy_mlflow_answers_to_the_name_that_people_open(tmp_path: Path) -> None:
+    names = set(re.findall(r"\$\{([A-Z0-9_]+):\?", TEXT))
+    proxy = {"MLFLOW_URL": "https://mlflow.example", "MLFLOW_ALLOWED_HOSTS": "mlflow.example,127.0.0.1:*"}
+    answer = _docker_compose(tmp_path, dict.fromkeys(names, "given") | proxy)
+    given = yaml.safe_load(answer.stdout)["services"]["mlflow"]["environment"]
+    assert given["MLFLOW_SERVER_ALLOWED_HOSTS"] == "mlflow.example,127.0.0.1:*"
+    assert given["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == "https://mlflow.example"
+
+
 def test_a_file_of_settings_that_is_missing_is_named(tmp_path: Path) -> None:
     names = set(re.findall(r"\$\{([A-Z0-9_]+):\?", TEXT))
     answer = _docker_compose(tmp_path, dict.fromkeys(names, "given") | {"SETTINGS_ENV_FILE": "mistyped.env"})

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from evensong.errors import ConfigurationError, LaunchError
 from evensong.launch import secrets
@@ -52,6 +53,9 @@ AIRFLOW = {
 _KEPT_BACK = ("AIRFLOW_HOME", "AIRFLOW_CONFIG", "AIRFLOW_ADMIN_PASSWORD", "AIRFLOW_CTX_")
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+#: What MLflow answers as long as nobody names its hosts.
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1")
+PRIVATE_HOSTS = ("192.168.*", "10.*", *(f"172.{second}.*" for second in range(16, 32)))
 
 
 @dataclass(frozen=True)
@@ -147,8 +151,26 @@ def mlflow_variables(settings: Settings) -> dict[str, str]:
     return {
         "MLFLOW_BACKEND_STORE_URI": settings.tracking,
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": settings.model_artifacts,
+        **_answered(settings),
         **_read_variables(project_root() / "mlflow" / "server.env"),
     }
+
+
+def _answered(settings: Settings) -> dict[str, str]:
+    """Whom the tracking server answers where people open it through a proxy, unless the environment says so itself.
+
+    By itself it refuses every host but this machine and private networks, and what another origin would write.
+    """
+    address = urlsplit(settings.mlflow_url or "")
+    if not address.hostname:
+        return {}
+    names = [address.hostname, *LOOPBACK_HOSTS]
+    hosts = [*names, *(f"{name}:*" for name in names), *PRIVATE_HOSTS]
+    found = {
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"{address.scheme}://{address.netloc}",
+    }
+    return found | {name: os.environ[name] for name in found if os.environ.get(name)}
 
 
 def common_variables(settings: Settings) -> dict[str, str]:

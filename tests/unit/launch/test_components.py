@@ -103,6 +103,30 @@ def test_people_open_airflow_where_the_setting_says_and_we_where_it_listens(tmp_
     assert parts["mlflow"].address == "https://ml.example"
 
 
+def test_behind_a_proxy_mlflow_answers_to_the_name_that_people_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.server import security_utils as mlflow_rules
+
+    for name, value in components.mlflow_variables(load_settings(home=tmp_path)).items():
+        monkeypatch.setenv(name, value)
+    assert mlflow_rules.get_allowed_hosts_from_env() is None, "without a proxy MLflow's own rule holds"
+    settings = load_settings(home=tmp_path, mlflow_url="https://mlflow.example/")
+    for name, value in components.mlflow_variables(settings).items():
+        monkeypatch.setenv(name, value)
+    hosts, origins = mlflow_rules.get_allowed_hosts_from_env(), mlflow_rules.get_allowed_origins_from_env()
+    assert hosts is not None
+    ours = ("mlflow.example", "mlflow.example:8443", "127.0.0.1:5000", "localhost:5000", "10.0.0.7:5000", "172.20.0.2")
+    for host in ours:
+        assert mlflow_rules.is_allowed_host_header(hosts, host), host
+    for host in ("evil.example", "mlflow.example.evil", "172.32.0.1"):
+        assert not mlflow_rules.is_allowed_host_header(hosts, host), host
+    assert not mlflow_rules.should_block_cors_request("https://mlflow.example", "POST", origins)
+    assert mlflow_rules.should_block_cors_request("https://evil.example", "POST", origins)
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "other.example")
+    assert components.mlflow_variables(settings)["MLFLOW_SERVER_ALLOWED_HOSTS"] == "other.example"
+
+
 def test_no_command_line_carries_a_secret(tmp_path: Path) -> None:
     url = "postgresql://user:hidden@db/mlflow"
     settings = load_settings(home=tmp_path, mlflow_tracking_uri=url, airflow={"database_url": url})
