@@ -5,6 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 INSTALLED := $(VENV)/.installed
+# Installing takes minutes: uv says what it does, but not in a log that nobody watches.
+QUIET := $(if $(CI),--quiet)
+# uv does not read pip's configuration. Where pip finds packages is handed on as uv's own variables while a recipe runs,
+# unless they are set; of several indexes uv then takes the best version, as pip does.
+AS_PIP = pip="$$($(BIN)/python -m pip config list 2>/dev/null)"; \
+	said() { echo $$(printf '%s\n' "$$pip" | sed -nE "s/^[^.]*\.$$1='(.*)'$$/\1/p" | head -n 1 | sed 's/\\n/ /g'); }; \
+	give() { [ -n "$$(printenv $$1)" ] || [ -z "$$2" ] || export "$$1=$$2"; }; \
+	give UV_DEFAULT_INDEX "$$(said index-url)"; \
+	give UV_INDEX "$$(said extra-index-url)"; \
+	give UV_INDEX_STRATEGY "$${UV_INDEX:+unsafe-best-match}"; \
+	give UV_FIND_LINKS "$$(said find-links | tr ' ' ,)"
 # Numeric libraries that each take every core only disturb one another here.
 export OMP_NUM_THREADS ?= 2
 # Without bytecode every process of Airflow and of the tests compiles its libraries anew, about half of its start.
@@ -23,9 +34,8 @@ $(INSTALLED): requirements.lock pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Evensong needs Python 3.11, $(PYTHON) is $$($(PYTHON) --version)" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment (Debian: apt install python3.11-venv)" >&2; rm -rf $(VENV); exit 2; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv==$(UV_VERSION)'
-	@# uv does not read pip's configuration: a folder of wheels named there is handed on
-	UV_FIND_LINKS="$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)" $(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@$(AS_PIP); $(BIN)/uv pip install $(QUIET) --python $(BIN)/python --requirement requirements.lock
+	@$(AS_PIP); $(BIN)/uv pip install $(QUIET) --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
 demo: $(INSTALLED) ## a simulated shop, three nights through Airflow, a champion, recommendations
@@ -53,7 +63,7 @@ FEAST_TESTS_NEED := minio==7.2.20 testcontainers==4.15.0 docker==7.2.0 wrapt==2.
 
 feast-suite: $(INSTALLED) ## Feast's own offline-store tests on ours: make feast-suite FEAST=a checkout of v0.67.0
 	@test -d "$(FEAST)/sdk/python/tests/universal/offline_store" || { echo "Feast ships its tests in no package: git clone --branch v0.67.0 https://github.com/feast-dev/feast, then make feast-suite FEAST=path/to/feast" >&2; exit 2; }
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --target "$(FEAST)/.suite" --no-deps $(FEAST_TESTS_NEED)
+	@$(AS_PIP); $(BIN)/uv pip install $(QUIET) --python $(BIN)/python --target "$(FEAST)/.suite" --no-deps $(FEAST_TESTS_NEED)
 	cd "$(FEAST)/sdk/python" && FULL_REPO_CONFIGS_MODULE=evensong_offline_stores FEAST_IS_LOCAL_TEST=True FEAST_USAGE=False \
 		PYTHONPATH="$(CURDIR)/src:$(CURDIR)/tests/feast_suite:$$PWD:$(abspath $(FEAST))/.suite" \
 		"$(abspath $(BIN))/python" -m pytest --integration tests/universal/offline_store --ignore tests/universal/offline_store/test_dqm_validation.py
@@ -85,7 +95,7 @@ docs: $(INSTALLED) ## write the settings guide anew
 	$(BIN)/python -m evensong.cli settings --markdown > docs/guides/settings.md
 
 lock: ## resolve pyproject.toml anew into requirements.lock
-	UV_FIND_LINKS="$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)" $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --extra dev --extra text --no-annotate --no-header pyproject.toml --output-file requirements.lock.new
+	@$(AS_PIP); $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --extra dev --extra text --no-annotate --no-header pyproject.toml --output-file requirements.lock.new
 	@# the local label of a CPU build exists only where that file is at hand
 	{ echo "# The environment that runs. \`make lock\` writes this file anew; \`make install\` installs it."; sed -E 's/^([a-z0-9-]+==[^+ ]+)\+[a-z0-9]+/\1/; /^(nvidia|cuda|triton)-?/d' requirements.lock.new; } > requirements.lock
 	@rm requirements.lock.new
