@@ -1,7 +1,7 @@
 """The command line: one command a step, each with `--json` for one JSON document on stdout; logs go to stderr.
 
-Exit codes: 0 done, 1 refused by a rule (validation, gate), 2 wrong use or something that this needs is not there,
-70 a defect of ours, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 refused by a rule (validation, a promotion that it forbids), 2 wrong use or something that
+this needs is not there, 70 a defect of ours, 130 stopped by Ctrl-C. A night whose gate keeps the champion is done.
 """
 
 from __future__ import annotations
@@ -303,8 +303,8 @@ def nightly(
                 notes.print(f"begin {name}", highlight=False)
 
         result = run_night(load_settings(), night, tell)
+    # a champion that stays is the gate's ordinary answer, not a failed command (docs/decisions/0020-exit-codes.md)
     _answer(result.model_dump(mode="json"), as_json, _show_night)
-    # a champion that stays is the gate's ordinary answer, not a failed command
 
 
 def _show_night(result: dict[str, Any]) -> None:

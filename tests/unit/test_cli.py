@@ -208,6 +208,29 @@ def test_a_night_refused_by_validation_exits_with_1_and_its_run_says_why(tmp_pat
     assert run.data.tags["evensong.failure"].startswith("ValidationFailedError: ")
 
 
+@pytest.mark.parametrize("promote", [True, False])
+def test_a_night_is_done_with_0_whether_the_gate_promotes_or_keeps_the_champion(tmp_path: Path, promote: bool) -> None:
+    from evensong.pipelines import night
+    from evensong.types import PromotionDecision
+
+    decision = PromotionDecision(promote=promote, reasons=["recall_at_20 is 0.1, the champion's 0.2"])
+    result = night.NightResult(
+        as_of="2026-02-01T00:00:00+00:00",
+        run_uri="runs/1",
+        version="2",
+        decision=decision,
+        champion="1",
+        metrics={"challenger": {"recall_at_20": 0.1}},
+        seconds={"ingest": 0.1},
+    )
+    with mock.patch.object(night, "run_night", return_value=result):
+        done = evensong(tmp_path, "nightly", "--as-of", "2026-02-01", "--json")
+        told = evensong(tmp_path, "nightly", "--as-of", "2026-02-01")
+    assert done.returncode == told.returncode == 0
+    assert json.loads(done.stdout)["decision"]["promote"] is promote
+    assert ("not promoted; champion is version 1" in told.stdout) is not promote
+
+
 def test_events_are_imported_by_a_mapping_and_only_once(tmp_path: Path) -> None:
     source = tmp_path / "orders.csv"
     source.write_text("who,what,moment\nann,tea,2026-01-01T10:00:00\nbob,jam,2026-01-02 11:00\n")
