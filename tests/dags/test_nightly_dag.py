@@ -6,29 +6,20 @@ import json
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pendulum import DateTime
+from tests.dags.conftest import ROOT, Probe
 
-ROOT = Path(__file__).resolve().parents[2]
+from evensong.types import Night
 
-#: Imports the DAG in a process of its own, and prints what the tests ask about.
-PROBE = """
-import importlib.util, json, sys, time
-import airflow.sdk
-sys.path.insert(0, "plugins")
-before, start = set(sys.modules), time.perf_counter()
-spec = importlib.util.spec_from_file_location("nightly", "dags/nightly_retraining.py")
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-seconds = time.perf_counter() - start
-new = sorted({name.split(".")[0] for name in set(sys.modules) - before})
-dag = module.nightly_retraining()
-print(json.dumps({
-    "seconds": seconds,
-    "new_modules": new,
+#: What the tests ask about.
+QUESTIONS = """{
     "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
     "params": {name: dict(dag.params.get_param(name).schema, description=dag.params.get_param(name).description,
                           default=dag.params.get_param(name).value) for name in dag.params},
@@ -38,29 +29,17 @@ print(json.dumps({
     "trigger_rules": {task.task_id: str(task.trigger_rule.value) for task in dag.tasks},
     "hours": {task.task_id: task.execution_timeout and task.execution_timeout.total_seconds() / 3600
               for task in dag.tasks},
-    "links": {task.task_id: [link.name for link in task.operator_extra_links] for task in dag.tasks},
     "callbacks": {task.task_id: [call.__name__ for call in task.on_failure_callback] for task in dag.tasks},
     "max_active_runs": dag.max_active_runs,
     "catchup": dag.catchup,
     "first_run_within": str(dag.timetable.run_immediately),
     "start_date": str(dag.start_date),
-    "doc_md": dag.doc_md,
-}))
-"""
+}"""
 
 
 @pytest.fixture(scope="module")
-def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("airflow")
-
-
-@pytest.fixture(scope="module")
-def dag(airflow_home: Path) -> dict[str, Any]:
-    environment = os.environ | {"AIRFLOW_HOME": str(airflow_home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
-    words = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert words.returncode == 0, words.stderr
-    probed: dict[str, Any] = json.loads(words.stdout.splitlines()[-1])
-    return probed
+def dag(probe: Probe) -> dict[str, Any]:
+    return probe("nightly_retraining.py", "nightly_retraining", QUESTIONS)
 
 
 def test_parsing_imports_nothing_heavy(dag: dict[str, Any]) -> None:
@@ -129,8 +108,6 @@ def test_form_is_typed_and_described(dag: dict[str, Any]) -> None:
 
 
 def test_form_offers_the_defaults_of_a_night(dag: dict[str, Any]) -> None:
-    from evensong.types import Night
-
     night = Night(as_of=datetime(2026, 1, 15, tzinfo=UTC))
     offered = {name: param["default"] for name, param in dag["params"].items()}
     assert offered.pop("as_of") is None
@@ -169,11 +146,6 @@ def test_task_that_fails_tells_the_log_and_mlflow(dag: dict[str, Any]) -> None:
     assert set(map(tuple, dag["callbacks"].values())) == {("tell_failure", "record_failure")}
 
 
-def test_tasks_that_made_something_to_look_at_have_a_button(dag: dict[str, Any]) -> None:
-    assert dag["links"]["validate"] == ["Data Docs"]
-    assert dag["links"]["register"] == ["MLflow version"]
-
-
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch, airflow_home: Path) -> Any:
     monkeypatch.setenv("AIRFLOW_HOME", str(airflow_home))
@@ -181,6 +153,62 @@ def plugin(monkeypatch: pytest.MonkeyPatch, airflow_home: Path) -> Any:
     import evensong_airflow
 
     return evensong_airflow
+
+
+@pytest.fixture
+def night_of(plugin: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Night]:
+    """The night that a run with this logical date plans; `start` is the moment at which Airflow starts it."""
+    monkeypatch.setenv("EVENSONG_HOME", str(tmp_path))
+
+    def plan(logical_date: datetime | None, *, start: datetime, **form: Any) -> Night:
+        run = SimpleNamespace(logical_date=logical_date, run_after=start)
+        params = {"as_of": None, "source": "all", "train_from": "scratch", "refit": True, "seed": 7} | form
+        context = {"params": params, "dag_run": run, "run_id": f"run of {start}"}
+        monkeypatch.setattr(plugin, "get_current_context", lambda: context)
+        night: Night = plugin.night_of_run()
+        return night
+
+    return plan
+
+
+def test_a_scheduled_run_is_the_night_that_begins_its_day(plugin: Any, night_of: Callable[..., Night]) -> None:
+    from airflow.timetables.base import DataInterval, TimeRestriction
+    from airflow.timetables.trigger import CronTriggerTimetable
+
+    # what Airflow's scheduler makes of the DAG's schedule, the evening after the last night
+    timetable = CronTriggerTimetable("0 2 * * *", timezone="UTC", run_immediately=timedelta(0))
+    due = timetable.next_dagrun_info(
+        last_automated_data_interval=DataInterval.exact(DateTime(2026, 1, 14, 2, tzinfo=UTC)),
+        restriction=TimeRestriction(earliest=None, latest=None, catchup=True),
+    )
+    assert due is not None
+    night = night_of(due.logical_date, start=due.run_after)
+    assert due.run_after == datetime(2026, 1, 15, 2, tzinfo=UTC)
+    assert night == Night(as_of=datetime(2026, 1, 15, tzinfo=UTC))
+    assert night.run_id == "2026-01-15T000000"
+
+
+def test_a_scheduled_run_that_starts_late_keeps_its_own_as_of(night_of: Callable[..., Night]) -> None:
+    """The scheduler was down, or other nights were before it: it is the night of when it was due."""
+    late = datetime(2026, 1, 17, 9, 30, tzinfo=UTC)
+    assert night_of(datetime(2026, 1, 15, 2, tzinfo=UTC), start=late).as_of == datetime(2026, 1, 15, tzinfo=UTC)
+
+
+def test_the_day_of_a_run_is_that_of_utc(night_of: Callable[..., Night]) -> None:
+    elsewhere = timezone(timedelta(hours=9))
+    night = night_of(datetime(2026, 1, 15, 8, 59, tzinfo=elsewhere), start=datetime(2026, 1, 15, tzinfo=UTC))
+    assert night.as_of == datetime(2026, 1, 14, tzinfo=UTC)
+
+
+def test_a_run_without_a_date_is_the_night_before_its_start_and_the_form_may_name_any(
+    plugin: Any, night_of: Callable[..., Night], tmp_path: Path
+) -> None:
+    start = datetime(2026, 1, 15, 17, 20, tzinfo=UTC)
+    assert night_of(None, start=start).as_of == datetime(2026, 1, 15, tzinfo=UTC)
+    night = night_of(start, start=start, as_of="2026-01-10T06:00:00Z", seed=3, train_from="champion")
+    assert night == Night(as_of=datetime(2026, 1, 10, 6, tzinfo=UTC), seed=3, train_from="champion")
+    # and it stands in the queue before any step asks for its turn
+    assert json.loads((tmp_path / "turn.json").read_text())["waiting"] == {f"run of {start}": night.as_of.isoformat()}
 
 
 def test_the_first_to_ask_has_its_turn_and_the_rest_wait(plugin: Any) -> None:

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.dags.conftest import Probe
 
-ROOT = Path(__file__).resolve().parents[2]
-
-PROBE = """
-import importlib.util, json, sys
-import airflow.sdk
-sys.path.insert(0, "plugins")
-before = set(sys.modules)
-spec = importlib.util.spec_from_file_location("retention_dag", "dags/retention.py")
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-new = sorted({name.split(".")[0] for name in set(sys.modules) - before})
-dag = module.retention()
-print(json.dumps({
-    "new_modules": new,
+#: What the tests ask about.
+QUESTIONS = """{
     "tasks": [task.task_id for task in dag.tasks],
     "documented": [task.task_id for task in dag.tasks if task.doc_md],
     "params": {name: dict(dag.params.get_param(name).schema) for name in dag.params},
@@ -34,18 +18,12 @@ print(json.dumps({
     "catchup": dag.catchup,
     "max_active_runs": dag.max_active_runs,
     "retries": [task.retries for task in dag.tasks],
-    "doc_md": dag.doc_md,
-}))
-"""
+}"""
 
 
 @pytest.fixture(scope="module")
-def dag(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    environment = os.environ | {"AIRFLOW_HOME": str(tmp_path_factory.mktemp("airflow"))}
-    words = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert words.returncode == 0, words.stderr
-    probed: dict[str, Any] = json.loads(words.stdout.splitlines()[-1])
-    return probed
+def dag(probe: Probe) -> dict[str, Any]:
+    return probe("retention.py", "retention", QUESTIONS)
 
 
 def test_nothing_is_removed_unless_the_form_says_so(dag: dict[str, Any]) -> None:

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.dags.conftest import Probe
 
-ROOT = Path(__file__).resolve().parents[2]
-
-PROBE = """
-import importlib.util, json, sys
-import airflow.sdk
-sys.path.insert(0, "plugins")
-before = set(sys.modules)
-spec = importlib.util.spec_from_file_location("rollback", "dags/rollback_champion.py")
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-new = sorted({name.split(".")[0] for name in set(sys.modules) - before})
-dag = module.rollback_champion()
-print(json.dumps({
-    "new_modules": new,
+#: What the tests ask about.
+QUESTIONS = """{
     "upstream": {task.task_id: sorted(task.upstream_task_ids) for task in dag.tasks},
     "params": {name: dict(dag.params.get_param(name).schema) for name in dag.params},
     "schedule": str(dag.schedule),
-    "doc_md": dag.doc_md,
-}))
-"""
+}"""
 
 
 @pytest.fixture(scope="module")
-def dag(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    environment = os.environ | {"AIRFLOW_HOME": str(tmp_path_factory.mktemp("airflow"))}
-    words = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert words.returncode == 0, words.stderr
-    probed: dict[str, Any] = json.loads(words.stdout.splitlines()[-1])
-    return probed
+def dag(probe: Probe) -> dict[str, Any]:
+    return probe("rollback_champion.py", "rollback_champion", QUESTIONS)
 
 
 def test_it_notes_the_champion_before_it_moves_so_that_a_retry_moves_once(dag: dict[str, Any]) -> None:
