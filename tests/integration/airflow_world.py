@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,6 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from tests.unit.registry.conftest import make_bundle, night, write_materialized
 from tests.unit.registry.test_promotion_steps import evaluate
@@ -24,7 +22,6 @@ from evensong.launch.prepare import prepare
 from evensong.launch.supervisor import Supervisor
 from evensong.settings import Settings, load_settings
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 #: Far from now, so that no night falls due while the tests run.
 DUE_HOUR = (datetime.now(UTC).hour + 12) % 24
 #: What the last steps of a night need; the tests set the others to success.
@@ -177,16 +174,3 @@ def eventually(claim: Callable[[], Any], seconds: float = 120.0) -> Any:
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.2)
     return found
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine: install the package chromium to run this test")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield browser
-        browser.close()

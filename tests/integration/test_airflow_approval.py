@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from tests.browser import chromium
 from tests.integration import airflow_world as world
 
 from evensong.launch.airflow_api import DAG, AirflowApi
@@ -37,7 +38,7 @@ def test_a_click_on_required_actions_makes_the_night_s_version_champion(
     from evensong.registry import ledger, tracking, versions
 
     service = httpx.Client(base_url=f"http://127.0.0.1:{settings.serving.port}", trust_env=False, timeout=30)
-    with world.chromium() as browser, AirflowApi(settings) as api:
+    with chromium() as browser, AirflowApi(settings) as api:
         api.wait_ready(180)
         api.start(NIGHT, RUN)
         world.eventually(lambda: api.tasks(RUN).get("review", {}).get("state") == "deferred", NIGHT_SECONDS)

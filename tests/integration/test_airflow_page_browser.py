@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.browser import chromium
 from tests.integration import airflow_world as world
 
 from evensong.settings import Settings
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.airflow, pytest.mark.browser, pytest.mark.slow, pytest
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with world.chromium() as browser:
+    with chromium() as browser:
         yield browser
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from tests.browser import chromium
 from tests.unit.evaluation.gate_world import FIRST, SOUND, figures, report_of
 
 from evensong.evaluation.dossier import Dossier, Example, ServedDifference, Shift, build, changes
@@ -257,35 +257,21 @@ def test_gain_of_a_slice_is_of_its_users_only() -> None:
     assert gain.num_users == 200
 
 
-def chromium() -> str | None:
-    return shutil.which("chromium") or shutil.which("chromium-browser")
-
-
 @pytest.mark.browser
-@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_fits_a_phone_by_day_and_by_night(tmp_path: Path, scheme: str) -> None:
-    from playwright.sync_api import sync_playwright
-
     (tmp_path / "dossier.html").write_text(render(made(**FULL)))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium(), args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        page = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme=scheme)
         page.goto(f"file://{tmp_path}/dossier.html")
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 24, 28)")
-        browser.close()
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_paper_holds_the_lists_of_all_ten_users_and_whole_tables(tmp_path: Path, scheme: str) -> None:
-    from playwright.sync_api import sync_playwright
-
     users = [
         Example(user_id=f"user {n}", history=["Red shoe"], challenger=[f"Ours {n}"], champion=[f"Theirs {n}"])
         for n in range(10)
@@ -293,12 +279,9 @@ def test_paper_holds_the_lists_of_all_ten_users_and_whole_tables(tmp_path: Path,
     (tmp_path / "dossier.html").write_text(
         render(made(**{**FULL, "examples": users}, slices=("item.colour=chartreuse",)))
     )
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium(), args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
+    with chromium() as browser:
         # a sheet of A4 between its margins, at 96 dots an inch
-        page = browser.new_page(viewport={"width": 718, "height": 1046}, color_scheme=scheme)  # type: ignore[arg-type]
+        page = browser.new_page(viewport={"width": 718, "height": 1046}, color_scheme=scheme)
         page.goto(f"file://{tmp_path}/dossier.html")
         page.emulate_media(media="print")
         for number in range(10):
@@ -309,4 +292,3 @@ def test_paper_holds_the_lists_of_all_ten_users_and_whole_tables(tmp_path: Path,
         assert page.evaluate(f"{cut}.map(e => e.outerHTML.slice(0, 80))") == []
         assert page.evaluate("getComputedStyle(document.querySelector('.wide')).overflowX") == "visible"
         assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
-        browser.close()
