@@ -98,6 +98,17 @@ def test_user_that_nobody_knows_gets_popular_items_and_the_reason(client: httpx.
     assert sample(client, 'evensong_fallbacks_total{reason="unknown_user"}') == before + 1
 
 
+@pytest.mark.parametrize("user_id", ["au3", "stranger"])
+def test_who_has_seen_everything_or_excludes_it_is_told_that_nothing_is_left(
+    client: httpx.Client, world: Any, user_id: str
+) -> None:
+    everything = ids(client.post("/recommend", json={"user_id": "a stranger", "k": 50}))
+    unseen = [f"{taste}i{number}" for taste in "ab" for number in range(15)]
+    body = {"user_id": user_id, "k": 5, "exclude_item_ids": [*everything, *unseen]}
+    answer = schemas.Recommendations.model_validate_json(client.post("/recommend", json=body).content)
+    assert (answer.items, answer.reason) == ([], "nothing_left")
+
+
 def test_items_of_the_session_tell_the_taste_of_a_stranger(client: httpx.Client) -> None:
     session = ["bi2", "bi3", "bi4", "bi5"]
     body = {"user_id": "stranger", "k": 5, "context": {"recent_item_ids": session, "surface": "home"}}

@@ -16,6 +16,7 @@ from evensong.data import storage
 from evensong.data.lake import Lake
 from evensong.errors import BundleError
 from evensong.evaluation import report, slices
+from evensong.features import filtering
 from evensong.models.inputs import encode_items
 from evensong.models.popularity import Popularity
 from evensong.models.saved import TowerWeights
@@ -194,12 +195,7 @@ def popular_lists(popularity: Popularity, user_ids: list[str], k: int, hidden: d
 
 def excluded(users: Frame, rule: str) -> dict[str, Collection[str]]:
     """What the filter rule hides from each user."""
-    columns = {"seen": ["seen_item_ids", "purchased_item_ids"], "purchased": ["purchased_item_ids"], "none": []}[rule]
-    hidden: dict[str, Collection[str]] = {user_id: set() for user_id in users["user_id"].to_list()}
-    for column in columns:
-        for user_id, item_ids in users.select("user_id", column).iter_rows():
-            hidden[user_id] = {*hidden[user_id], *(item_ids or [])}
-    return hidden
+    return filtering.hidden(users, rule)
 
 
 def covariate_means(settings: Settings, training_set_uri: str, window_start: datetime) -> dict[str, float]:

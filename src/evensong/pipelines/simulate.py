@@ -3,7 +3,7 @@ champion's slates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from evensong.data.simulator import (
 )
 from evensong.data.simulator.world import Generator
 from evensong.errors import ConfigurationError
+from evensong.features import filtering
 from evensong.pipelines.night import hold_home
 from evensong.settings import Settings
 from evensong.types import TABLES, Night, Value
@@ -227,13 +228,9 @@ def champion_policy(settings: Settings, shop: Shop, bundle: Path) -> Policy:
         offered = set(available_item_ids)
         gone = [item_id for item_id in known if item_id not in offered]
         asked = list(dict.fromkeys(user_ids))
-        hidden: dict[str, list[str]] = {user_id: [] for user_id in asked}
+        hidden: dict[str, Collection[str]] = dict.fromkeys(asked, ())
         if rule != "none":
-            seen = online.seen(asked)
-            hidden = {
-                user_id: items or []
-                for user_id, items in zip(seen["user_id"], seen[f"{rule}_item_ids"].to_list(), strict=True)
-            }
+            hidden = filtering.hidden(online.seen(asked), rule)
         chosen = recommender.recommend(
             online.users(asked), items, now=at, k=k, exclude={user: [*gone, *hidden[user]] for user in asked}
         ).sort("user_id", "rank")

@@ -13,6 +13,7 @@ import polars as pl
 from evensong.data import splits, storage
 from evensong.data.lake import Lake
 from evensong.errors import NothingToLearnError
+from evensong.features import filtering
 from evensong.settings import Settings
 from evensong.types import TIMESTAMP, Frame, Night
 
@@ -156,7 +157,6 @@ def _targets(settings: Settings, labels: Frame, users: Frame) -> Frame:
     What a policy was bound to show can only confirm that policy: nothing else could be clicked. So where some positives
     were shown by chance, only those count; the others would keep any champion on its own slates for ever.
     """
-    rule = settings.serving.filter
     held_out = labels.filter(pl.col("part") == "holdout")
     by_chance = pl.col("propensity").is_null() | (pl.col("propensity") < settings.split.max_propensity)
     fair = held_out.filter(by_chance)
@@ -166,8 +166,7 @@ def _targets(settings: Settings, labels: Frame, users: Frame) -> Frame:
         )
         fair = held_out
     targets = fair.select("user_id", "item_id", "event_timestamp", "event_type")
-    hidden = {"none": [], "purchased": ["purchased_item_ids"], "seen": ["seen_item_ids", "purchased_item_ids"]}[rule]
-    for column in hidden:
+    for column in filtering.HIDDEN[settings.serving.filter]:
         pairs = users.select("user_id", pl.col(column).alias("item_id")).explode("item_id").drop_nulls()
         targets = targets.join(pairs, on=["user_id", "item_id"], how="anti", maintain_order="left")
     return targets.sort("user_id", "event_timestamp", "item_id", "event_type")

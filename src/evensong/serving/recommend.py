@@ -6,12 +6,13 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from evensong.features import filtering
 from evensong.features.views import USER_FEATURES
 from evensong.recommender.session import continued
 from evensong.serving.metrics import Metrics
@@ -63,7 +64,7 @@ class UserReader:
         self._lock = threading.Lock()
         self._failures, self._paused_until = 0, 0.0
 
-    def read(self, features: OnlineFeatures | None, user_id: str) -> tuple[Frame | None, Sequence[str]]:
+    def read(self, features: OnlineFeatures | None, user_id: str) -> tuple[Frame | None, Collection[str]]:
         """The user's features and the items that the filter rule hides; None and nothing when they cannot be read."""
         if features is None or not self._may_ask():
             return None, ()
@@ -73,7 +74,7 @@ class UserReader:
             self._failed(error)
             return None, ()
         self._failures, self._paused_until = 0, 0.0
-        return users, self._hidden(seen)
+        return users, self._hidden(seen, user_id)
 
     def _may_ask(self) -> bool:
         """Whether this request reads the store. After a pause one of them finds out for all whether it is back."""
@@ -85,10 +86,10 @@ class UserReader:
                 self._paused_until = now + self._pause
             return True
 
-    def _hidden(self, seen: Frame) -> Sequence[str]:
+    def _hidden(self, seen: Frame, user_id: str) -> Collection[str]:
         if self._filter == "none":
             return ()
-        return seen[f"{self._filter}_item_ids"].to_list()[0] or ()
+        return filtering.hidden(seen, self._filter)[user_id]
 
     def _failed(self, error: Exception) -> None:
         self._metrics.feature_errors.labels("users").inc()
@@ -117,7 +118,8 @@ def recommend(
 ) -> Reply:
     """Answer one request from the model in use.
 
-    A user without history, or whose features cannot be read, gets popular items and the reason.
+    A user without history, or whose features cannot be read, gets popular items and the reason; where everything that
+    could be recommended is hidden or excluded, the list is empty and the reason says that.
     """
     with metrics.stage("features"):
         stored, hidden = reader.read(features, ask.user_id)
@@ -131,7 +133,7 @@ def recommend(
     with metrics.stage("answer"):
         items = [_item(row, in_use) for row in chosen.iter_rows(named=True)]
     source = "model" if any(item["source"] == "model" for item in items) else "popularity"
-    reason = None if source == "model" else failed or _reason(stored)
+    reason = None if source == "model" else failed or _reason(stored, items)
     if reason:
         metrics.fallbacks.labels(reason).inc()
     answer = {
@@ -199,9 +201,11 @@ def _choose(ask: Ask, in_use: InUse, users: Frame, exclude: set[str], now: datet
     return rows, None
 
 
-def _reason(stored: Frame | None) -> str:
+def _reason(stored: Frame | None, items: Sequence[dict[str, Any]]) -> str:
     if stored is None:
         return "features_unavailable"
+    if not items:
+        return "nothing_left"
     known = [name for name in stored.columns if name != "user_id"]
     if stored.select(pl.all_horizontal(pl.col(known).is_null())).item():
         return "unknown_user"

@@ -13,6 +13,7 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r
 Reason = Literal[
     "unknown_user",
     "no_history",
+    "nothing_left",
     "features_unavailable",
     "item_features_unavailable",
     "features_redefined",

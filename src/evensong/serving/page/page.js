@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const SOURCES = {
   unknown_user: "Nobody knows this user yet, so these are the popular items.",
   no_history: "This user has no history to learn from yet, so these are the popular items.",
+  nothing_left: "This user has seen, or the request excludes, everything that could be recommended.",
   features_unavailable: "This user's features cannot be read at the moment, so these are the popular items.",
   features_redefined: "The features have another meaning than this version learnt, so these are the popular items.",
   item_features_unavailable: "Item features cannot be read at the moment, so these are the popular items.",
