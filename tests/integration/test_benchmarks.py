@@ -12,6 +12,12 @@ from typing import Any
 import pytest
 
 import benchmarks
+from benchmarks import nightly
+from evensong.data import storage
+from evensong.registry import versions
+from evensong.registry.versions import ModelVersion
+from evensong.settings import Settings
+from evensong.types import EvaluationReport, ModelReport, Night
 
 SMALL: dict[str, list[str]] = {
     "gate": ["--nights", "4", "--users", "40"],
@@ -67,6 +73,48 @@ def test_the_nightly_benchmark_ends_with_its_line(shared_data: Path) -> None:
     line = json.loads(done.stdout.splitlines()[-1])
     assert line["benchmark"] == "nightly"
     assert line["ratio"] > 0
+    assert line["digest"]
+    assert 0 < line["airflow_overhead_share_of_its_own_steps"] < 1
+    assert line["seconds_by_step_in_airflow"].keys() == line["seconds_by_step"].keys()
+
+
+def test_the_nightly_benchmark_compares_the_bundles_and_not_the_metrics_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night = Night.model_validate({"as_of": "2026-01-15"})
+    homes = [Settings(home=tmp_path / name) for name in ("process", "airflow")]
+    digests = dict(zip([settings.home for settings in homes], ["abc", "abc"], strict=True))
+
+    def listed(settings: Settings) -> list[ModelVersion]:
+        known = {"version": "1", "as_of": night.as_of, "run_id": "r", "created_at": night.as_of}
+        return [ModelVersion.model_validate(known | {"digest": digests[settings.home]})]
+
+    monkeypatch.setattr(versions, "listed", listed)
+    for settings in homes:
+        write_evaluation(settings, night, recall=0.25)
+    assert nightly._differences(*homes, night) == []
+    digests[homes[1].home] = "other"
+    assert nightly._differences(*homes, night) == ["digest abc and other"]
+    digests[homes[1].home] = "abc"
+    write_evaluation(homes[1], night, recall=0.5)
+    assert nightly._differences(*homes, night) == ["metrics {'recall_at_20': 0.25} and {'recall_at_20': 0.5}"]
+
+
+def write_evaluation(settings: Settings, night: Night, recall: float) -> None:
+    challenger = ModelReport(model="challenger", metrics={"recall_at_20": recall})
+    report = EvaluationReport(
+        as_of=night.as_of,
+        window_start=night.as_of,
+        window_end=night.as_of,
+        num_users=1,
+        num_events=1,
+        challenger=challenger,
+    )
+    storage.write_json(settings.run_uri(night.run_id, "evaluation.json"), report.model_dump(mode="json"))
+
+
+def test_overhead_is_the_share_of_a_night_that_is_in_no_step() -> None:
+    assert nightly._overhead(100.0, {"ingest": 20.0, "validate": 55.0}) == 0.25
 
 
 def test_every_benchmark_is_run_small() -> None:
