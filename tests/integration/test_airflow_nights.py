@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.browser import chromium
 from tests.integration import airflow_world as world
 
 from evensong.data import storage
@@ -65,7 +66,7 @@ def test_a_person_fills_in_the_form_watches_it_turn_green_and_the_service_has_th
     service = httpx.Client(base_url=f"http://127.0.0.1:{settings.serving.port}", trust_env=False, timeout=30)
     assert service.get("/readyz").status_code == 503
     process = everything.pids()["service"]
-    with world.chromium() as browser:
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(120_000)
         page.goto(f"{airflow.address}/dags/{DAG}")
@@ -229,29 +230,46 @@ def test_the_schedule_starts_no_night_that_was_not_due(airflow: AirflowApi) -> N
     assert dag["next_dagrun_run_after"].endswith(f"T{world.DUE_HOUR:02d}:00:00Z")
 
 
-@pytest.mark.slow  # three more runs of the DAG
-def test_a_backfill_gives_each_night_its_own_as_of_one_after_the_other(settings: Settings, airflow: AirflowApi) -> None:
-    # before the shop opened, so that each night ends early: what counts here is which nights they are, and when
-    command = ["backfill", "create", "--dag-id", DAG, "--from-date", "2025-11-03", "--to-date", "2025-11-05T23:59"]
+@pytest.mark.slow  # two more nights of the DAG
+def test_a_backfill_makes_up_for_past_nights_one_after_the_other_and_leaves_the_champion(
+    settings: Settings, airflow: AirflowApi, first_night: Night
+) -> None:
+    from evensong.registry import versions
+    from evensong.serving.freshness import materialized
+
+    champion, online = versions.champion(settings), materialized(settings)
+    assert champion is not None
+    command = ["backfill", "create", "--dag-id", DAG, "--from-date", "2026-01-07", "--to-date", "2026-01-08T23:59"]
     environment = {"PATH": os.environ["PATH"], "AIRFLOW_HOME": settings.place("airflow")}
     done = subprocess.run([components.executable("airflow"), *command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     runs: list[dict[str, Any]] = []
     deadline = time.monotonic() + NIGHT_SECONDS
-    while len(runs) < 3 or any(run["state"] in ("queued", "running") for run in runs):
+    while len(runs) < 2 or any(run["state"] in ("queued", "running") for run in runs):
         assert time.monotonic() < deadline, runs
         time.sleep(1)
         answer = airflow._call("GET", f"/api/v2/dags/{DAG}/dagRuns?run_type=backfill&order_by=logical_date")
         runs = answer["dag_runs"]
-    as_of = [airflow.returned(run["dag_run_id"], "plan")["as_of"] for run in runs]
-    assert as_of == ["2025-11-03T00:00:00Z", "2025-11-04T00:00:00Z", "2025-11-05T00:00:00Z"]
-    tasks = [airflow.tasks(run["dag_run_id"]) for run in runs]
-    assert [night["promote"]["state"] for night in tasks] == ["upstream_failed"] * 3
+    nights = [run["dag_run_id"] for run in runs]
+    assert [run["state"] for run in runs] == ["success"] * 2
+    as_of = ["2026-01-07T00:00:00Z", "2026-01-08T00:00:00Z"]
+    assert [airflow.returned(night, "plan")["as_of"] for night in nights] == as_of
+    # each night is registered and judged
+    made = [versions.get(settings, str(airflow.returned(night, "register"))) for night in nights]
+    assert [version.as_of for version in made] == [Night.model_validate({"as_of": moment}).as_of for moment in as_of]
+    # and one that is older than the champion's moves nothing
+    for night in nights:
+        assert airflow.returned(night, "gate")["checks"]
+        moved = airflow.returned(night, "promote")
+        assert (moved["champion"], moved["moved"]) == (champion.version, False)
+        assert "the champion is of a later night" in moved["reason"]
+    after = versions.champion(settings)
+    assert after is not None
+    assert after.version == champion.version
+    assert materialized(settings) == online
     # one night after the other: no step of a night has ended before the last of the night before
-    ends = [
-        [task["end_date"] for name, task in night.items() if task["state"] != "upstream_failed" and name != "plan"]
-        for night in tasks
-    ]
+    tasks = [airflow.tasks(night) for night in nights]
+    ends = [[task["end_date"] for name, task in night.items() if name not in ("plan", "review")] for night in tasks]
     for earlier, later in itertools.pairwise(ends):
         assert max(earlier) < min(later)
 
