@@ -1,7 +1,7 @@
 """Makes a place ready before its components start: secrets, databases, buckets. `python -m evensong.launch.prepare`.
 
-On a laptop there is only Airflow's SQLite file to migrate; on a server the PostgreSQL databases and the S3 buckets
-that the settings name are made first, where they are missing. Running it again changes nothing.
+On a laptop there are only the SQLite files of Airflow and MLflow to make; on a server the PostgreSQL databases and the
+S3 buckets that the settings name are made first, where they are missing. Running it again changes nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,17 @@ def prepare(settings: Settings) -> None:
     for uri in (settings.lake, settings.artifacts, settings.model_artifacts):
         if uri.startswith("s3://"):
             create_bucket(uri)
+    make_tracking_store(settings)
     migrate(settings)
+
+
+def make_tracking_store(settings: Settings) -> None:
+    """Make MLflow's SQLite database where there is none: its server and the service would each make one at once."""
+    path = Path(settings.tracking.removeprefix("sqlite:///"))
+    if settings.tracking.startswith("sqlite:///") and not path.exists():
+        from evensong.registry import tracking
+
+        tracking.client(settings)
 
 
 def migrate(settings: Settings) -> None:

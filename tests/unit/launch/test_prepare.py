@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import pytest
 
 from evensong.errors import LaunchError, StorageError
 from evensong.launch import components, secrets
-from evensong.launch.prepare import create_bucket, create_database, write_airflow_config
+from evensong.launch.prepare import create_bucket, create_database, make_tracking_store, write_airflow_config
 from evensong.settings import load_settings
 
 
@@ -87,3 +89,18 @@ def test_a_shell_with_the_home_s_airflow_reads_the_launcher_s_configuration(tmp_
     )
     jwt_secret = secrets.airflow_secrets(settings)["AIRFLOW__API_AUTH__JWT_SECRET"]
     assert words.stdout.splitlines()[-1].split() == ["8123", url, jwt_secret]
+
+
+def test_mlflows_database_is_whole_before_its_server_and_the_service_look_for_it(tmp_path: Path) -> None:
+    settings = load_settings(home=tmp_path / "home")
+    make_tracking_store(settings)
+    database = Path(settings.tracking.removeprefix("sqlite:///"))
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+    assert {"experiments", "registered_models", "alembic_version"} <= tables
+    made = database.stat()
+    make_tracking_store(settings)
+    assert database.stat().st_ino == made.st_ino
+    # what lies elsewhere makes its own
+    make_tracking_store(load_settings(home=tmp_path / "other", mlflow_tracking_uri="http://mlflow.example"))
+    assert not (tmp_path / "other").exists()
