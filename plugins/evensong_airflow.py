@@ -43,7 +43,11 @@ def night_of_run() -> Night:
 
     The date is the logical date: when a scheduled run was due, the night that a backfill repeats, or what the person
     who triggered it chose (now, unless changed); a run that was started without one has the moment of its start.
+
+    Raises:
+        AirflowFailException: that moment has not come yet.
     """
+    from evensong.pipelines.night import refuse_future
     from evensong.settings import load_settings
     from evensong.types import Night
 
@@ -53,9 +57,11 @@ def night_of_run() -> Night:
         run = context["dag_run"]
         date = (run.logical_date or run.run_after).astimezone(UTC)
         fields["as_of"] = date.replace(hour=0, minute=0, second=0, microsecond=0)
-    night = Night.model_validate(fields)
+    night, settings = Night.model_validate(fields), load_settings()
+    with refusals():
+        refuse_future(settings, night)
     # runs that start together are in the queue before the first of them asks for its turn
-    _change(_book(load_settings()), lambda turns: in_queue(turns, context["run_id"], night.as_of.isoformat()))
+    _change(_book(settings), lambda turns: in_queue(turns, context["run_id"], night.as_of.isoformat()))
     return night
 
 

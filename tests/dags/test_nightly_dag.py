@@ -211,6 +211,18 @@ def test_a_run_without_a_date_is_the_night_before_its_start_and_the_form_may_nam
     assert json.loads((tmp_path / "turn.json").read_text())["waiting"] == {f"run of {start}": night.as_of.isoformat()}
 
 
+def test_a_night_of_the_future_is_refused_and_stands_in_no_queue(
+    plugin: Any, night_of: Callable[..., Night], tmp_path: Path
+) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    with pytest.raises(AirflowFailException, match="expected a moment that has come"):
+        night_of(None, start=datetime.now(UTC), as_of=tomorrow.isoformat())
+    assert not (tmp_path / "turn.json").exists()
+    assert night_of(datetime.now(UTC), start=datetime.now(UTC)).as_of <= datetime.now(UTC)
+
+
 def test_the_first_to_ask_has_its_turn_and_the_rest_wait(plugin: Any) -> None:
     running = {"a", "b", "c"}
     turns: dict[str, Any] = {}

@@ -11,11 +11,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from evensong.errors import BusyError, EvensongError
+from evensong.errors import BusyError, ConfigurationError, EvensongError
 from evensong.settings import Settings, without_password
 from evensong.types import Night, PromotionDecision, Value
 
@@ -44,6 +44,7 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
     """Run every step of the night; `on_step` hears each step's name as it starts, and with its seconds as it ends.
 
     Raises:
+        ConfigurationError: the night's `as_of` has not come yet.
         BusyError: another night runs in this home.
         ValidationFailedError: too much of the data is bad; nothing was trained.
         LeakFoundError: the join shows what was not known at the time, or loses rows; nothing was trained.
@@ -80,6 +81,7 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
             on_step(name, seconds[name])
         return result
 
+    refuse_future(settings, night)
     with hold_home(settings), failures_told(settings, night):
         begin(settings, night)
         step("ingest", ingest.run)
@@ -111,6 +113,29 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
         metrics={name: model.metrics for name, model in models.items() if model},
         seconds=seconds,
     )
+
+
+def refuse_future(settings: Settings, night: Night, now: datetime | None = None) -> None:
+    """Refuse a night whose `as_of` has not come yet: it would learn from half a day as if that were all, and its model
+    would count as newer than the next scheduled night's, which then moves nothing.
+
+    A simulated shop may be ahead of the clock: its nights go up to the end of the last day that it has lived.
+
+    Raises:
+        ConfigurationError: neither the clock nor such a shop has reached `as_of`.
+    """
+    now = now or datetime.now(UTC)
+    if night.as_of <= now + timedelta(seconds=settings.validation.max_clock_skew_seconds):
+        return
+    from evensong.pipelines import simulate
+
+    lived = simulate.lived_until(settings, night)
+    if lived is None or lived < night.as_of:
+        shop = "" if lived is None else f", and the simulated shop has lived up to {lived:%Y-%m-%d %H:%M}"
+        raise ConfigurationError(
+            f"as_of {night.as_of:%Y-%m-%d %H:%M} UTC: expected a moment that has come, it is {now:%Y-%m-%d %H:%M} "
+            f"UTC{shop}; choose an earlier one"
+        )
 
 
 def begin(settings: Settings, night: Night) -> None:

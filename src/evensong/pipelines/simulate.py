@@ -135,11 +135,18 @@ def live_on(settings: Settings, night: Night) -> int:
 
 def days_owed(settings: Settings, night: Night) -> list[date]:
     """The whole days up to a night's `as_of` that the shop has not lived; none where the night does not read it."""
+    until = lived_until(settings, night)
+    if until is None:
+        return []
+    return [until.date() + timedelta(days=number) for number in range((night.as_of - until).days)]
+
+
+def lived_until(settings: Settings, night: Night) -> datetime | None:
+    """The end of the last day that the shop has lived; none where there is no shop, or the night does not read it."""
     location = settings.place("simulator")
     if night.source not in (SOURCE, sources.EVERY) or not storage.exists(storage.join(location, SHOP)):
-        return []
-    first = _next_day(location, _config(location, None, None, None))
-    return [first + timedelta(days=number) for number in range((night.as_of.date() - first).days)]
+        return None
+    return datetime.combine(_next_day(location, _config(location, None, None, None)), time(), UTC)
 
 
 def advice(settings: Settings, night: Night) -> str | None:
