@@ -45,7 +45,7 @@ def night_of_run() -> Night:
     who triggered it chose (now, unless changed); a run that was started without one has the moment of its start.
 
     Raises:
-        AirflowFailException: that moment has not come yet.
+        AirflowFailException: that moment lies after the coming midnight.
     """
     from evensong.pipelines.night import refuse_future
     from evensong.settings import load_settings

@@ -216,9 +216,9 @@ def test_a_night_of_the_future_is_refused_and_stands_in_no_queue(
 ) -> None:
     from airflow.sdk.exceptions import AirflowFailException
 
-    tomorrow = datetime.now(UTC) + timedelta(days=1)
-    with pytest.raises(AirflowFailException, match="expected a moment that has come"):
-        night_of(None, start=datetime.now(UTC), as_of=tomorrow.isoformat())
+    later = datetime.now(UTC) + timedelta(days=2)
+    with pytest.raises(AirflowFailException, match="expected a moment of today"):
+        night_of(None, start=datetime.now(UTC), as_of=later.isoformat())
     assert not (tmp_path / "turn.json").exists()
     assert night_of(datetime.now(UTC), start=datetime.now(UTC)).as_of <= datetime.now(UTC)
 

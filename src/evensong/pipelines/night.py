@@ -44,7 +44,7 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
     """Run every step of the night; `on_step` hears each step's name as it starts, and with its seconds as it ends.
 
     Raises:
-        ConfigurationError: the night's `as_of` has not come yet.
+        ConfigurationError: the night's `as_of` lies after the coming midnight.
         BusyError: another night runs in this home.
         ValidationFailedError: too much of the data is bad; nothing was trained.
         LeakFoundError: the join shows what was not known at the time, or loses rows; nothing was trained.
@@ -116,8 +116,8 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
 
 
 def refuse_future(settings: Settings, night: Night, now: datetime | None = None) -> None:
-    """Refuse a night whose `as_of` has not come yet: it would learn from half a day as if that were all, and its model
-    would count as newer than the next scheduled night's, which then moves nothing.
+    """Refuse a night of a coming day: its model would count as newer than the next scheduled night's, which then moves
+    nothing. The coming midnight, which ends today, is no other night than the one that is scheduled next.
 
     A simulated shop may be ahead of the clock: its nights go up to the end of the last day that it has lived.
 
@@ -125,7 +125,8 @@ def refuse_future(settings: Settings, night: Night, now: datetime | None = None)
         ConfigurationError: neither the clock nor such a shop has reached `as_of`.
     """
     now = now or datetime.now(UTC)
-    if night.as_of <= now + timedelta(seconds=settings.validation.max_clock_skew_seconds):
+    midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    if night.as_of <= max(midnight, now + timedelta(seconds=settings.validation.max_clock_skew_seconds)):
         return
     from evensong.pipelines import simulate
 
@@ -133,7 +134,7 @@ def refuse_future(settings: Settings, night: Night, now: datetime | None = None)
     if lived is None or lived < night.as_of:
         shop = "" if lived is None else f", and the simulated shop has lived up to {lived:%Y-%m-%d %H:%M}"
         raise ConfigurationError(
-            f"as_of {night.as_of:%Y-%m-%d %H:%M} UTC: expected a moment that has come, it is {now:%Y-%m-%d %H:%M} "
+            f"as_of {night.as_of:%Y-%m-%d %H:%M} UTC: expected a moment of today at the latest, it is {now:%Y-%m-%d %H:%M} "
             f"UTC{shop}; choose an earlier one"
         )
 
