@@ -134,8 +134,8 @@ def refuse_future(settings: Settings, night: Night, now: datetime | None = None)
     if lived is None or lived < night.as_of:
         shop = "" if lived is None else f", and the simulated shop has lived up to {lived:%Y-%m-%d %H:%M}"
         raise ConfigurationError(
-            f"as_of {night.as_of:%Y-%m-%d %H:%M} UTC: expected a moment of today at the latest, it is {now:%Y-%m-%d %H:%M} "
-            f"UTC{shop}; choose an earlier one"
+            f"as_of {night.as_of:%Y-%m-%d %H:%M} UTC: expected a moment of today at the latest, it is "
+            f"{now:%Y-%m-%d %H:%M} UTC{shop}; choose an earlier one"
         )
 
 

@@ -31,10 +31,9 @@ EXPECTED = {
 class Online:
     """An online store of these users."""
 
-    def users(self, user_ids: list[str]) -> pl.DataFrame:
-        return USERS.filter(pl.col("user_id").is_in(user_ids))
-
-    seen = users
+    def users_and_seen(self, user_ids: list[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+        found = USERS.filter(pl.col("user_id").is_in(user_ids))
+        return found, found
 
 
 @pytest.mark.parametrize("rule", EXPECTED)
