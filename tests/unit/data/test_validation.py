@@ -365,6 +365,34 @@ def test_a_night_that_goes_on_takes_over_what_stopped_the_one_before(settings: S
     assert report(settings, 14)["tables"]["interactions"]["quarantined"] == 0, "and count no more"
 
 
+def test_a_night_killed_while_it_takes_over_ends_as_an_undisturbed_one(
+    settings: Settings, lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = Settings(home=tmp_path / "undisturbed")
+    for table in ("raw_items", "raw_users", "raw_interactions"):
+        Lake(undisturbed.lake).replace(table, lake.read(table))
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    for home in (undisturbed, settings):
+        Lake(home.lake).append_new("raw_interactions", broken_views(11, 20))
+        strict = home.model_copy(update={"validation": ValidationSettings(max_quarantined_share=0.01)})
+        stopped(strict, 12)
+        Lake(home.lake).append_new("raw_interactions", day_of_views(12))
+        if home is settings:
+            with monkeypatch.context() as patch:
+                # the quarantine is written, the verdict is not
+                patch.setattr(validate.storage, "write_json", killed)
+                with pytest.raises(Killed):
+                    validate.run(home, night(13))
+            assert held_since(lake) == [(START + timedelta(days=13), 20)]
+            stopped(strict, 12)
+        validate.run(home, night(13))
+    assert_each_row_is_in_one_place(lake)
+    assert all(content(lake)[table].equals(found) for table, found in content(Lake(undisturbed.lake)).items())
+
+
 def test_a_night_takes_over_only_what_it_sees(settings: Settings, lake: Lake) -> None:
     validate.run(settings, night(11))
     lake.append_new("raw_interactions", pl.concat([broken_views(11, 5), day_of_views(12, 10), broken_views(12)]))
