@@ -217,20 +217,17 @@ def _inputs(policy: PromotionPolicy, inputs: GateInputs) -> Iterator[Check]:
         if not inputs.passed[name]:
             said = inputs.messages.get(name, "did not pass")
             yield Check(name=f"input.{name}", passed=False, message=f"{name}: {said}")
-    if policy.inputs.max_skew is not None:
-        figure = first(inputs.figures.get("max_skew"))
-        if figure is None:
-            yield missing("input.skew", "the difference between served and offline features")
-        else:
-            passed = figure <= policy.inputs.max_skew
-            yield Check(
-                name="input.skew",
-                passed=passed,
-                figure=figure,
-                bound=policy.inputs.max_skew,
-                message=f"served and offline features differ by at most {figure:.3g}, "
-                f"allowed {policy.inputs.max_skew:.3g}",
-            )
+    figure, allowed = first(inputs.figures.get("max_skew")), policy.inputs.max_skew
+    if figure is None:
+        yield missing("input.skew", "the difference between served and offline features")
+        return
+    yield Check(
+        name="input.skew",
+        passed=figure <= allowed,
+        figure=figure,
+        bound=allowed,
+        message=f"served and offline features differ by at most {figure:.3g}, allowed {allowed:.3g}",
+    )
 
 
 def _off_policy(policy: PromotionPolicy, inputs: GateInputs) -> Iterator[Check]:
