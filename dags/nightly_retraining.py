@@ -32,7 +32,8 @@ PARAMS = {
         format="date-time",
         title="As of",
         description="The cutoff (UTC), the coming midnight at the latest: the run sees what was known then, "
-        "and nothing later. Empty: the midnight at the start of the logical date above, which is the last one unless you change it.",
+        "and nothing later. Empty: the midnight at the start of the logical date above, which is "
+        "the last one unless you change it.",
     ),
     "source": Param(
         "all",
