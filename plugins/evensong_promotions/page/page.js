@@ -295,7 +295,7 @@ function nights(overview) {
   const rows = [
     ...overview.nights.map((row) => ({ at: row.as_of, cells: nightCells(row) })),
     ...shown.runs.filter((run) => run.state in RUNS && !known.has(run.run_id) && !known.has(Date.parse(run.as_of))).map((run) => ({ at: run.as_of ?? run.at, cells: runCells(run) })),
-  ].sort((one, other) => (one.at < other.at ? 1 : -1));
+  ].sort((one, other) => (one.at < other.at) - (one.at > other.at)); // of one night the newest version first, as they come
   const head = [["Night"], ["Outcome"], ["Challenger", "figure"], ["Champion", "figure"]];
   at("nights").replaceChildren(
     make(
