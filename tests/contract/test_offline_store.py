@@ -627,7 +627,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(params=["parquet", "folder", "delta"])
+@pytest.fixture(
+    params=[pytest.param("parquet", marks=pytest.mark.slow), pytest.param("folder", marks=pytest.mark.slow), "delta"]
+)
 def remote(request: pytest.FixtureRequest, bucket: str, tmp_path: Path) -> World:
     return World(tmp_path, OURS, request.param, root=bucket)
 

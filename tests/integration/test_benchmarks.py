@@ -32,7 +32,7 @@ SMALL: dict[str, list[str]] = {
 }
 #: Runs a night through Airflow over real data, and has a test of its own.
 ELSEWHERE = {"nightly"}
-SLOW = SMALL.keys() - {"online_features"}
+SLOW = SMALL.keys() - {"simulator"}
 
 
 #: What must stand beside the figure, whatever the machine.

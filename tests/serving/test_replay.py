@@ -264,7 +264,14 @@ def apart(world: Any, tmp_path: Path) -> Settings:
     return settings
 
 
-@pytest.mark.parametrize("views", [["user_activity", "item_content"], ["item_popularity"], ["user_seen"]])
+@pytest.mark.parametrize(
+    "views",
+    [
+        ["user_activity", "item_content"],
+        pytest.param(["item_popularity"], marks=pytest.mark.slow),
+        pytest.param(["user_seen"], marks=pytest.mark.slow),
+    ],
+)
 def test_store_that_is_just_being_filled_is_no_skew(
     apart: Settings, serve: Serve, wait_for: Any, views: list[str]
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 
 from evensong.data import quarantine
 from evensong.data.lake import Lake
@@ -56,6 +57,7 @@ def test_online_retail_is_cleaned_and_nothing_is_lost(shared_data: Path, tmp_pat
     assert reasons["value is not between -100000 and 100000"] == 2
 
 
+@pytest.mark.slow
 def test_ml_1m_through_import_events_is_incremental_and_keeps_its_rows(shared_data: Path, tmp_path: Path) -> None:
     whole = shared_data / "ml-1m" / "interactions.parquet"
     settings = Settings(home=tmp_path / "home")

@@ -208,6 +208,7 @@ def with_dirt(lake: Lake) -> None:
     lake.append_new("raw_items", items("postage", attributes='{"product": false}'))
 
 
+@pytest.mark.slow
 def test_a_night_killed_at_any_write_ends_as_an_undisturbed_one(
     settings: Settings, lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

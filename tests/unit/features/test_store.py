@@ -101,6 +101,7 @@ def test_a_redis_url_becomes_feasts_connection_string(uri: str, connection: str)
     assert redis_connection(uri) == connection
 
 
+@pytest.mark.slow
 def test_feasts_own_command_line_applies_the_repository(tmp_path: Path) -> None:
     environment = {**os.environ, "EVENSONG_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
     (tmp_path / "feast").mkdir()

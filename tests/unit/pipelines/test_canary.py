@@ -100,6 +100,7 @@ def test_sound_join_passes_and_says_what_was_planted(settings: Settings) -> None
     assert "none leaked and none was lost" in told["message"]
 
 
+@pytest.mark.slow
 def test_the_same_night_writes_the_same_bytes_and_leaves_the_real_tables_alone(settings: Settings) -> None:
     before = (
         Lake(settings.lake).versions(),

@@ -170,6 +170,7 @@ def test_line_that_another_hand_put_beside_the_copies_is_told(machines: tuple[Se
     assert commands.verify(two)["sound"]
 
 
+@pytest.mark.slow
 def test_many_readers_beside_one_writer_leave_the_ledger_sound(
     machines: tuple[Settings, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
