@@ -22,6 +22,7 @@ from evensong.types import Value
 
 _FITTED = "evensong.features.fitted_columns:fit"
 _APPLIED = "evensong.features.fitted_columns:FittedColumns"
+_PAIRS = "evensong.features.pair_crosses:PairCrosses"
 _ENTITIES = {"users": "user_id", "items": "item_id"}
 
 
@@ -96,6 +97,7 @@ def build_dictionary(settings: Settings) -> Dictionary:
         is_served = not view.optional or view.name in active
         entries.extend(_of_view(view, settings, (view.service,) if is_served else ()))
     entries.extend(_of_columns(settings))
+    entries.extend(_of_pairs(settings))
     return Dictionary(features=tuple(sorted(entries, key=lambda entry: entry.name)))
 
 
@@ -213,6 +215,32 @@ def _of_columns(settings: Settings) -> Iterator[FeatureEntry]:
                 services=(),
                 version=short_hash([table, declaration, encoder, code]),
             )
+
+
+def _of_pairs(settings: Settings) -> Iterator[FeatureEntry]:
+    """The crosses of what a user is with what an item is."""
+    pairs = declared(settings.features).pairs
+    parts = {
+        f"{table}.{column.name}": column.model_dump(mode="json")
+        for table, columns in (("users", pairs.users), ("items", pairs.items))
+        for column in columns.root
+    }
+    for cross in pairs.crosses:
+        yield FeatureEntry(
+            name=f"columns_pairs.{cross.name}",
+            type="cross",
+            entity="user_id, item_id",
+            owner="you",
+            description=f"Your own column: {' x '.join(cross.columns)}.",
+            source=", ".join(cross.columns),
+            window="",
+            function=_PAIRS,
+            parameters={"columns": text(list(cross.columns)), "num_buckets": text(cross.num_buckets)},
+            services=(),
+            version=short_hash(
+                [cross.model_dump(mode="json"), [parts[name] for name in cross.columns], code_hash(_PAIRS)]
+            ),
+        )
 
 
 def _said_of(column: Column) -> str:

@@ -202,3 +202,19 @@ def test_peoples_own_columns_are_listed(tmp_path: Path, now: Dictionary) -> None
     path.write_text("users: [{kind: categorical, name: city, source: attributes.city, min_count: 4}]")
     again = build_dictionary(Settings(features=FeatureSettings(columns_path=path)))
     assert "version" in diff(mine, again).changed[0].fields
+
+
+def test_crosses_of_users_and_items_are_listed(tmp_path: Path, now: Dictionary) -> None:
+    path = tmp_path / "columns.yaml"
+    declaration = """
+users: [{kind: categorical, name: land, source: attributes.land}]
+crosses: [{name: land_x_cat, columns: [users.land, items.category_1], num_buckets: 100}]
+"""
+    path.write_text(declaration)
+    mine = build_dictionary(Settings(features=FeatureSettings(columns_path=path)))
+    assert diff(now, mine).added == ("columns_pairs.land_x_cat", "columns_users.land")
+    cross = mine.show("land_x_cat")
+    assert (cross.entity, cross.source) == ("user_id, item_id", "users.land, items.category_1")
+    path.write_text(declaration.replace("attributes.land", "attributes.country"))
+    again = build_dictionary(Settings(features=FeatureSettings(columns_path=path)))
+    assert {change.name for change in diff(mine, again).changed} == {"columns_pairs.land_x_cat", "columns_users.land"}
