@@ -375,6 +375,9 @@ def registry_list(as_json: AsJson = False) -> None:
 
 
 def _show_versions(versions: list[dict[str, Any]]) -> None:
+    if not versions:
+        screen.print("no version yet; `evensong nightly --as-of DATE` registers one", markup=False)
+        return
     columns = ["version", "night", "champion", "gate", "review", "blocked", "digest"]
     rows = [
         {
@@ -822,6 +825,11 @@ def _read_dictionary(path: Path) -> Any:
     from evensong.errors import SourceError
     from evensong.features.dictionary import Dictionary
 
+    if not path.exists():
+        raise SourceError(
+            f"{path}: expected a file that `evensong features list --json` wrote, there is none; "
+            "two versions are compared by `evensong registry diff V1 V2`"
+        )
     try:
         return Dictionary.model_validate({"features": json.loads(path.read_text())["features"]})
     except (OSError, ValueError, KeyError, TypeError) as error:

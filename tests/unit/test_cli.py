@@ -336,3 +336,11 @@ def test_a_title_in_brackets_is_shown_and_a_list_has_short_numbers(capsys: pytes
     said = capsys.readouterr().out
     assert "[rec] 2" in said
     assert "0.3333, 0.6667" in said
+
+
+def test_an_empty_registry_and_a_missing_dictionary_say_what_to_do(tmp_path: Path) -> None:
+    listed = evensong(tmp_path, "registry", "list")
+    assert (listed.returncode, "`evensong nightly --as-of DATE` registers one" in listed.stdout) == (0, True)
+    compared = evensong(tmp_path, "features", "diff", "1", "3")
+    assert compared.returncode == 2
+    assert "`evensong registry diff V1 V2`" in " ".join(compared.stderr.split())
