@@ -136,6 +136,19 @@ class EvaluationReport(Value):
     """Parquet: `model, user_id`, one column a metric, one boolean column `slice_<name>` a slice."""
 
 
+class Skew(Value):
+    """The largest difference of one served feature, or of the score, from the offline one, and where it was found."""
+
+    name: str
+    num_values: int
+    num_different: int
+    max_difference: float
+    request_id: str | None = None
+    """Of the largest difference."""
+    served: str | None = None
+    offline: str | None = None
+
+
 class Check(Value):
     """One question that the gate asked: the figure, the bound it was held against, the verdict."""
 

@@ -13,7 +13,7 @@ from evensong.evaluation.against_champion import Answer
 from evensong.evaluation.bootstrap import Interval
 from evensong.evaluation.evidence import GateInputs, OffPolicyEstimate
 from evensong.evaluation.policy import PromotionPolicy
-from evensong.types import EvaluationReport, Frame, ModelReport, PromotionDecision, Value
+from evensong.types import EvaluationReport, Frame, ModelReport, PromotionDecision, Skew, Value
 
 
 class Comparison(Value):
@@ -50,18 +50,6 @@ class Shift(Value):
     name: str
     psi: float
     verdict: str
-
-
-class ServedDifference(Value):
-    """The largest difference of a served feature, or of the score, from the offline one, and where it was found."""
-
-    name: str
-    num_values: int
-    num_different: int
-    max_difference: float
-    request_id: str | None = None
-    served: str | None = None
-    offline: str | None = None
 
 
 class Change(Value):
@@ -108,7 +96,7 @@ class Dossier(Value):
     validation: str = ""
     data_docs: str | None = None
     drift: list[Shift] = Field(default=[])
-    skew: list[ServedDifference] = Field(default=[])
+    skew: list[Skew] = Field(default=[])
     """Of each feature and of the score, the largest first."""
     skew_message: str = ""
     """What the skew check came to."""

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from evensong.monitoring.drift import Drift, column_drift, kind_of
-from evensong.monitoring.skew import Skew
-from evensong.types import Frame, Value
+from evensong.types import Frame, Skew, Value
 
 Score = Callable[[Frame], NDArray[Any]]
 Metric = Callable[[Frame, NDArray[Any]], float]

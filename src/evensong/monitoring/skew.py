@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from evensong.types import Value
+from evensong.types import Skew
 
 
 class _Absent:
@@ -17,19 +17,6 @@ class _Absent:
 
 
 ABSENT = _Absent()
-
-
-class Skew(Value):
-    """The largest difference of one feature, or of the score, and where it was found."""
-
-    name: str
-    num_values: int
-    num_different: int
-    max_difference: float
-    request_id: str | None = None
-    """Of the largest difference."""
-    served: str | None = None
-    offline: str | None = None
 
 
 def difference(served: Any, offline: Any) -> float:

@@ -17,14 +17,14 @@ import polars as pl
 from evensong.data import storage
 from evensong.errors import EvensongError
 from evensong.evaluation import dossier, dossier_page
-from evensong.evaluation.dossier import Example, ServedDifference, Shift
+from evensong.evaluation.dossier import Example, Shift
 from evensong.evaluation.evidence import GateInputs
 from evensong.evaluation.policy import PromotionPolicy
 from evensong.pipelines import docs_pages
 from evensong.registry import bundle, tracking, versions
 from evensong.registry.versions import ModelVersion
 from evensong.settings import Settings, without_password
-from evensong.types import EvaluationReport, Frame, Night, PromotionDecision
+from evensong.types import EvaluationReport, Frame, Night, PromotionDecision, Skew
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def skew(settings: Settings, night: Night) -> dict[str, Any]:
     """What the replay of served requests came to, and the largest difference of each feature and of the score."""
     said: dict[str, Any] = storage.read_json(settings.run_uri(night.run_id, "skew.json"))
     return {
-        "skew": [ServedDifference.model_validate(one) for one in said.get("largest", [])],
+        "skew": [Skew.model_validate(one) for one in said.get("largest", [])],
         "skew_message": str(said.get("message", "")),
     }
 

@@ -22,14 +22,13 @@ from evensong.models.inputs import USER_FEATURES, encode_items
 from evensong.models.saved import COLUMNS, load_ranker, load_towers
 from evensong.monitoring.feature_page import pictures, render
 from evensong.monitoring.feature_report import FeatureReport, Importance, build_report, permutation_importance
-from evensong.monitoring.skew import Skew
 from evensong.pipelines import evaluate, skew, train
 from evensong.recommender.funnel import ITEM_FEATURES, Recommender
 from evensong.registry import aliases, tracking
 from evensong.registry.versions import ModelVersion
 from evensong.retrieval.faiss_index import ItemIndex
 from evensong.settings import IndexSettings, Settings
-from evensong.types import Frame, Night
+from evensong.types import Frame, Night, Skew
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from evensong.data import storage
 from evensong.errors import EvensongError
 from evensong.monitoring import request_log
 from evensong.monitoring.request_log import Record
-from evensong.monitoring.skew import ABSENT, Skew, difference, distance, largest
+from evensong.monitoring.skew import ABSENT, difference, distance, largest
 from evensong.settings import Settings
-from evensong.types import TIMESTAMP, Frame, Night
+from evensong.types import TIMESTAMP, Frame, Night, Skew
 
 if TYPE_CHECKING:
     from evensong.recommender.funnel import ItemTable, Recommender

@@ -12,10 +12,11 @@ import pytest
 from tests.browser import chromium
 from tests.unit.evaluation.gate_world import FIRST, SOUND, figures, report_of
 
-from evensong.evaluation.dossier import Dossier, Example, ServedDifference, Shift, build, changes
+from evensong.evaluation.dossier import Dossier, Example, Shift, build, changes
 from evensong.evaluation.dossier_page import gain_picture, readable, render, words
 from evensong.evaluation.gate import GateInputs, decide
 from evensong.evaluation.policy import PromotionPolicy, load_policy
+from evensong.types import Skew
 
 POLICY = load_policy(Path("mlflow/promotion_policy.yaml").read_text())
 
@@ -41,7 +42,7 @@ FULL: dict[str, object] = {
     "data_docs": "/home/ada/var/gx/index.html",
     "drift": [Shift(name="num_events_7d", psi=0.3, verdict="much"), Shift(name="price", psi=0.01, verdict="stable")],
     "skew": [
-        ServedDifference(
+        Skew(
             name="item_events_7d",
             num_values=1400,
             num_different=3,
@@ -50,7 +51,7 @@ FULL: dict[str, object] = {
             served="3.0",
             offline="4.0",
         ),
-        ServedDifference(name="score", num_values=70, num_different=0, max_difference=0.0),
+        Skew(name="score", num_values=70, num_different=0, max_difference=0.0),
     ],
     "skew_message": "item_events_7d served otherwise than offline",
     "examples": [Example(user_id="u1", history=["Red shoe"], challenger=["Blue sock"], champion=["Green hat"])],
