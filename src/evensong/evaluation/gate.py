@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from evensong.evaluation import against_champion
 from evensong.evaluation.evidence import GateInputs, OffPolicyEstimate, figure_of, first, missing, named
-from evensong.evaluation.policy import PromotionPolicy
+from evensong.evaluation.policy import GuardrailRule, PromotionPolicy
 from evensong.types import Check, EvaluationReport, Frame, PromotionDecision
 
 __all__ = ["GateInputs", "OffPolicyEstimate", "decide"]
@@ -164,18 +164,21 @@ def _guardrails(report: EvaluationReport, policy: PromotionPolicy, inputs: GateI
         if rule.with_champion_only and report.champion is None:
             continue
         figure = first(report.guardrails.get(name), figure_of(report.challenger, name), inputs.figures.get(name))
-        champion = first(figure_of(report.champion, name), inputs.champion_figures.get(name))
-        relative = rule.min_ratio_to_champion is not None or rule.max_ratio_to_champion is not None
         if figure is None:
             yield missing(f"guardrail.{name}", f"{name} of the challenger")
             continue
-        if relative and report.champion is not None and champion is None:
-            yield missing(f"guardrail.{name}", f"{name} of the champion")
+        lowest, highest, unknown = [rule.min], [rule.max], ""
+        for other, asked, low_ratio, high_ratio in _ratios(name, rule, report, inputs):
+            if low_ratio is None and high_ratio is None:
+                continue
+            if asked is None:
+                unknown = other
+                continue
+            lowest.append(None if low_ratio is None else low_ratio * asked)
+            highest.append(None if high_ratio is None else high_ratio * asked)
+        if unknown:
+            yield missing(f"guardrail.{name}", f"{name} of {unknown}")
             continue
-        lowest, highest = [rule.min], [rule.max]
-        if report.champion is not None and champion is not None:
-            lowest.append(None if rule.min_ratio_to_champion is None else rule.min_ratio_to_champion * champion)
-            highest.append(None if rule.max_ratio_to_champion is None else rule.max_ratio_to_champion * champion)
         low = max((bound for bound in lowest if bound is not None), default=None)
         high = min((bound for bound in highest if bound is not None), default=None)
         if high is not None and rule.ignore_below is not None:
@@ -202,6 +205,17 @@ def _guardrails(report: EvaluationReport, policy: PromotionPolicy, inputs: GateI
             yield Check(
                 name=f"guardrail.{name}", passed=True, figure=figure, bound=bound, message=f"{name} {figure:.4g} {said}"
             )
+
+
+def _ratios(
+    name: str, rule: GuardrailRule, report: EvaluationReport, inputs: GateInputs
+) -> Iterator[tuple[str, float | None, float | None, float | None]]:
+    """Whom a figure is held against, what theirs is, and the least and the most that it may be of it."""
+    if report.champion is not None:
+        champion = first(figure_of(report.champion, name), inputs.champion_figures.get(name))
+        yield "the champion", champion, rule.min_ratio_to_champion, rule.max_ratio_to_champion
+    popularity = figure_of(report.baselines.get("popularity"), name)
+    yield "popularity", popularity, rule.min_ratio_to_popularity, rule.max_ratio_to_popularity
 
 
 def _inputs(policy: PromotionPolicy, inputs: GateInputs) -> Iterator[Check]:

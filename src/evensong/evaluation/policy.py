@@ -94,6 +94,9 @@ class GuardrailRule(Rule):
     max: float | None = None
     min_ratio_to_champion: float | None = Field(None, gt=0)
     max_ratio_to_champion: float | None = Field(None, gt=0)
+    min_ratio_to_popularity: float | None = Field(None, gt=0)
+    max_ratio_to_popularity: float | None = Field(None, gt=0)
+    """What popularity shows the same users is a bound that needs no champion."""
     ignore_below: float | None = None
     """Up to here the figure is good whatever the ratio says: twice a millisecond is two milliseconds."""
     with_champion_only: bool = False
@@ -101,18 +104,19 @@ class GuardrailRule(Rule):
 
     @model_validator(mode="after")
     def _has_bound(self) -> Self:
-        high = (self.max, self.max_ratio_to_champion)
-        if all(bound is None for bound in (self.min, self.min_ratio_to_champion, *high)):
-            raise ValueError("expected min, max, min_ratio_to_champion or max_ratio_to_champion: it would always pass")
+        low = (self.min, self.min_ratio_to_champion, self.min_ratio_to_popularity)
+        high = (self.max, self.max_ratio_to_champion, self.max_ratio_to_popularity)
+        if all(bound is None for bound in (*low, *high)):
+            raise ValueError("expected min, max, or a ratio to the champion or to popularity: it would always pass")
         if self.ignore_below is not None and all(bound is None for bound in high):
-            raise ValueError("ignore_below loosens max and max_ratio_to_champion, and there is neither")
+            raise ValueError("ignore_below loosens what a figure may be at most, and nothing bounds it from above")
         return self
 
 
 GUARDRAILS = {
-    "coverage": GuardrailRule(min_ratio_to_champion=0.5),
-    "novelty": GuardrailRule(min_ratio_to_champion=0.7),
-    "miscalibration": GuardrailRule(max_ratio_to_champion=1.5, ignore_below=1.0),
+    "coverage": GuardrailRule(min_ratio_to_champion=0.5, min_ratio_to_popularity=1.0),
+    "novelty": GuardrailRule(min_ratio_to_champion=0.7, min_ratio_to_popularity=0.95),
+    "miscalibration": GuardrailRule(max_ratio_to_champion=1.5, max_ratio_to_popularity=1.25, ignore_below=1.0),
     "index_recall": GuardrailRule(min=0.95),
     "exact_index_gain": GuardrailRule(max=0.005),
     "bundle_index_recall": GuardrailRule(min=0.95),

@@ -156,6 +156,7 @@ def report_of(per_user: Frame) -> EvaluationReport:
     """The evaluation report that such per-user figures come to."""
     as_of = datetime(2026, 1, 2, tzinfo=UTC)
     metrics = ["recall_at_20", "ndcg_at_10"]
+    popularity = {**dict.fromkeys(metrics, 0.01), "coverage": 0.05, "novelty": 7.0}
 
     def model(name: str) -> ModelReport:
         means = per_user.filter(pl.col("model") == name).select(metrics).mean().row(0, named=True)
@@ -170,7 +171,7 @@ def report_of(per_user: Frame) -> EvaluationReport:
         challenger=model(CHALLENGER),
         champion=model(CHAMPION),
         champion_version="1",
-        baselines={"popularity": ModelReport(model="popularity", metrics=dict.fromkeys(metrics, 0.01))},
+        baselines={"popularity": ModelReport(model="popularity", metrics=popularity)},
         guardrails={"index_recall": 1.0},
     )
 

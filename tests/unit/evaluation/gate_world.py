@@ -44,6 +44,9 @@ def figures(num_users: int = 400, gain: float = 0.1, seed: int = 0) -> Frame:
     return pl.concat(rows)
 
 
+SHOWN_BY_POPULARITY = {"coverage": 0.01, "novelty": 5.0, "miscalibration": 2.0}
+
+
 def report_of(
     per_user: Frame, *, with_champion: bool = True, popularity: float = 0.05, **changes: object
 ) -> EvaluationReport:
@@ -63,7 +66,7 @@ def report_of(
         "champion": model("champion v1") if with_champion else None,
         "champion_version": "1" if with_champion else None,
         "baselines": {
-            name: ModelReport(model=name, metrics=dict.fromkeys(METRICS, popularity) | {"coverage": 0.01})
+            name: ModelReport(model=name, metrics=dict.fromkeys(METRICS, popularity) | SHOWN_BY_POPULARITY)
             for name in ("popularity", "item_knn")
         },
         "guardrails": {"index_recall": 0.99, "exact_index_gain": 0.0},

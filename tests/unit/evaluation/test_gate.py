@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from tests.unit.evaluation.gate_world import AS_OF, FIRST, SOUND, figures, report_of
+from tests.unit.evaluation.gate_world import AS_OF, FIRST, METRICS, SOUND, figures, report_of
 
 from evensong.errors import ConfigurationError
 from evensong.evaluation.gate import GateInputs, OffPolicyEstimate, decide
-from evensong.evaluation.policy import PromotionPolicy, load_policy
-from evensong.types import EvaluationReport, PromotionDecision
+from evensong.evaluation.policy import GuardrailRule, PromotionPolicy, load_policy
+from evensong.types import EvaluationReport, ModelReport, PromotionDecision
 
 POLICY = load_policy(Path("mlflow/promotion_policy.yaml").read_text())
 GUARDED = {"exact_index_gain": 0.0}
@@ -431,14 +431,35 @@ def test_failed_input_keeps_the_champion_even_when_nobody_required_it() -> None:
     assert failed(decide(report_of(per_user), POLICY, per_user, inputs)) == ["input.drift"]
 
 
+@pytest.mark.parametrize(
+    ("name", "figure", "reason"),
+    [
+        ("coverage", 0.009, "coverage 0.009 is below 0.01"),
+        ("novelty", 4.7, "novelty 4.7 is below 4.75"),
+        ("miscalibration", 2.6, "miscalibration 2.6 is above 2.5"),
+    ],
+)
+def test_what_popularity_shows_bounds_a_first_champion(name: str, figure: float, reason: str) -> None:
+    per_user = figures()
+    report = report_of(per_user, with_champion=False)
+    poor = report.challenger.model_copy(update={"metrics": report.challenger.metrics | {name: figure}})
+    decision = decide(report.model_copy(update={"challenger": poor}), POLICY, per_user, FIRST)
+    assert failed(decision) == [f"guardrail.{name}"]
+    assert decision.reasons == [reason]
+    bare = {"popularity": ModelReport(model="popularity", metrics=dict.fromkeys(METRICS, 0.05))}
+    unknown = decide(report.model_copy(update={"baselines": report.baselines | bare}), POLICY, per_user, FIRST)
+    assert f"guardrail.{name} cannot be computed: it needs {name} of popularity" in unknown.reasons
+
+
 def test_guardrail_that_is_a_ratio_says_that_it_has_no_bound_without_a_champion() -> None:
     per_user = figures()
-    first = decide(report_of(per_user, with_champion=False), POLICY, per_user, FIRST)
+    guardrails = POLICY.guardrails | {"coverage": GuardrailRule(min_ratio_to_champion=0.5)}
+    policy = POLICY.model_copy(update={"guardrails": guardrails})
+    first = decide(report_of(per_user, with_champion=False), policy, per_user, FIRST)
     said = {check.name: check for check in first.checks}
-    for name in ("coverage", "novelty"):
-        check = said[f"guardrail.{name}"]
-        assert (check.passed, check.bound) == (True, None)
-        assert check.message.endswith("has no bound without a champion")
+    check = said["guardrail.coverage"]
+    assert (check.passed, check.bound) == (True, None)
+    assert check.message.endswith("has no bound without a champion")
     assert said["guardrail.index_recall"].message.endswith("is within its bounds")
     # one that has a bound of its own beside the ratio keeps it
     assert said["guardrail.bundle_megabytes"].bound == 4000
@@ -629,7 +650,7 @@ def test_same_evidence_gives_the_same_decision() -> None:
         ("guardrails: {coverage: {max: .nan}}", r"guardrails\.coverage\.max.*finite"),
         ("guardrails: {coverage: {min: -.inf}}", r"guardrails\.coverage\.min.*finite"),
         ("guardrails: {coverage: {}}", r"guardrails\.coverage.*it would always pass"),
-        ("guardrails: {coverage: {min: 1, ignore_below: 2}}", r"guardrails\.coverage.*there is neither"),
+        ("guardrails: {coverage: {min: 1, ignore_below: 2}}", r"guardrails\.coverage.*nothing bounds it from above"),
         ("inputs: {max_skew: null}", r"inputs\.max_skew: Input should be a valid number"),
         ("inputs: {max_skew: .inf}", r"inputs\.max_skew.*finite"),
         ("inputs: {max_skew: 1}", r"inputs\.max_skew.*less than 1"),
