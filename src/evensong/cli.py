@@ -321,9 +321,14 @@ def _show_night(result: dict[str, Any]) -> None:
             f'champion by your word: evensong registry promote {result["version"]} --reason "…"',
             markup=False,
         )
-    names = sorted({name for metrics in result["metrics"].values() for name in metrics})
-    rows = [{"model": model} | metrics for model, metrics in result["metrics"].items()]
-    _rows("held-out days", rows, ["model", *names])
+    _figures("held-out days", result["metrics"])
+
+
+def _figures(title: str, metrics: dict[str, dict[str, float]]) -> None:
+    """One line a metric, one column a model: there are few models, and a screen is narrow."""
+    names = sorted({name for of_model in metrics.values() for name in of_model})
+    rows = [{"metric": name} | {model: of_model.get(name) for model, of_model in metrics.items()} for name in names]
+    _rows(title, rows, ["metric", *metrics])
 
 
 @app.command()
@@ -477,7 +482,12 @@ def registry_promote(version: Version, reason: Reason, as_json: AsJson = False) 
     """Make the version champion by your word, whatever the gate said."""
     from evensong.registry import commands
 
-    _answer(commands.promote(load_settings(), version, reason=reason), as_json, _show_move)
+    found = load_settings()
+    answer = commands.promote(found, version, reason=reason)
+    _answer(answer, as_json, _show_move)
+    decision = None if as_json else commands.decision_of(found, version)
+    if decision and not decision["promote"] and not decision["needs_review"]:
+        screen.print(f"the gate would have kept the champion: {_decisive(decision['reasons'])}", markup=False)
 
 
 @registry.command("reject")
@@ -598,7 +608,35 @@ def registry_origin(version: Version, as_json: AsJson = False) -> None:
     """Where a version's answers come from: files, features, lake versions, code, runs, moves."""
     from evensong.registry import commands
 
-    _answer(commands.origin(load_settings(), version), as_json)
+    _answer(commands.origin(load_settings(), version), as_json, _show_origin)
+
+
+def _show_origin(answer: dict[str, Any]) -> None:
+    screen.print(f"[bold]version {answer['version']}[/bold], night of {_night_of(answer['as_of'])}", highlight=False)
+    known = answer["features"] or {}
+    lines = {
+        "bundle": answer["bundle_digest"],
+        "features": f"{answer['feature_service'] or 'unknown'}, "
+        f"dictionary {known.get('dictionary_version', 'collected')}",
+        "lake": ", ".join(f"{table} {version}" for table, version in sorted(answer["lake_versions"].items())),
+        "code": answer["code_commit"],
+        "seed": answer["seed"],
+        "MLflow run": answer["mlflow_run"],
+        "Airflow run": answer["airflow_run"] or "none: run by `evensong nightly`",
+        "decision": answer["decision_hash"] or "none",
+        "dossier": answer["dossier_hash"] or "none",
+    }
+    _lines({name: str(text) for name, text in lines.items()})
+    if answer["files"]:
+        files = [{"file": name, "sha256": f"{digest[:12]}…"} for name, digest in answer["files"].items()]
+        _rows("files (`--json` has the digests whole)", files, ["file", "sha256"])
+    else:
+        screen.print("its bundle is collected: the files are gone")
+    screen.print("\nmoves", style="italic")
+    if answer["moves"]:
+        _show_ledger(answer["moves"])
+    else:
+        screen.print("never the champion")
 
 
 @app.command()

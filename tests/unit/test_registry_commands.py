@@ -139,3 +139,18 @@ def test_home_without_a_version_is_told_what_to_do(
     monkeypatch.setenv("EVENSONG_HOME", str(tmp_path))
     assert run(evensong, "ledger", "--verify").exit_code == 0
     assert "no champion was ever chosen here" in " ".join(run(evensong, "ledger").stdout.split())
+
+
+def test_origin_is_for_people_and_whole_in_json(evensong: CliRunner, home: Settings) -> None:
+    text = run(evensong, "origin", "1").stdout
+    assert versions.get(home, "1").digest in text
+    assert "{" not in text
+    assert "promote: version none to 1, by rule:gate" in text
+    assert "never the champion" in run(evensong, "origin", "4").stdout
+    whole = json.loads(run(evensong, "origin", "1", "--json").stdout)
+    assert whole == json.loads(json.dumps(commands.origin(home, "1"), default=str))
+
+
+def test_who_promotes_what_the_gate_kept_back_is_told_so(evensong: CliRunner) -> None:
+    said = " ".join(run(evensong, "promote", "2", "--reason", "looked at it").stdout.split())
+    assert "the gate would have kept the champion: not shown to be better than champion v1" in said

@@ -34,7 +34,11 @@ def _component(settings: Settings, part: Component, is_up: bool) -> Look:
     assert part.health_url is not None
     log = settings.place("logs", f"{part.name}.log")
     if _answer(part.health_url) is not None:
-        yield "good", f"{part.name} answers at {part.address}"
+        if is_up:
+            yield "good", f"{part.name} answers at {part.address}"
+        else:
+            other = f"started by itself, or of another home, beside which this one needs another {part.port.variable}"
+            yield "warning", f"{part.name} answers at {part.address}, and no `evensong up` runs for this home: {other}"
         if part.name == "service":
             yield from _service(part.health_url.replace("/healthz", "/readyz"))
         if part.name == "airflow-api-server":

@@ -107,7 +107,8 @@ def _lake(settings: Settings) -> Look:
     if versions["interactions"] is None:
         yield "warning", f"{settings.lake}: empty; run `evensong import …` or `evensong simulate`, then a night"
         return
-    yield "good", f"{settings.lake}: {versions}, newest event {str(_newest_event(settings))[:16]}"
+    told = ", ".join(f"{table} {'none' if version is None else version}" for table, version in versions.items())
+    yield "good", f"{settings.lake}: versions {told}; newest event {str(_newest_event(settings))[:16]}"
 
 
 def _newest_event(settings: Settings) -> datetime | None:

@@ -6,8 +6,10 @@ import dataclasses
 import fcntl
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -191,6 +193,23 @@ def test_a_port_that_something_else_has_taken_is_named(sound: Settings, taken: s
     (message,) = found(sound, "components", "bad")
     assert f"port {sound.serving.port} on 127.0.0.1 is taken by something that is no service" in message
     assert "EVENSONG_SERVING__PORT" in message
+
+
+def test_a_service_that_answers_for_another_home_is_not_called_good(sound: Settings) -> None:
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", sound.serving.port), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (message,) = found(sound, "components", "warning")
+        server.shutdown()
+    assert "no `evensong up` runs for this home" in message
+    assert "of another home, beside which this one needs another EVENSONG_SERVING__PORT" in message
 
 
 def test_a_component_that_should_run_and_does_not_is_bad(sound: Settings) -> None:
