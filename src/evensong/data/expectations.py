@@ -225,9 +225,12 @@ def share_rule(table: str, limits: ValidationSettings, quarantined: int) -> Rule
     """At most this share of a night's rows is bad; a handful of `quarantined` ones says nothing about a source."""
     few = quarantined < limits.min_quarantined_rows
     most = 1.0 if few else limits.max_quarantined_share
-    message = f"expected at most a share of {most:g} of the rows to be quarantined"
+    message = f"expected a share of at most {most:g} of the rows to be quarantined"
     if few:
-        message += f" (any of fewer than {limits.min_quarantined_rows} rows, validation.min_quarantined_rows)"
+        message = (
+            f"expected any share of quarantined rows, since they are fewer than {limits.min_quarantined_rows} "
+            "(validation.min_quarantined_rows)"
+        )
     return Rule("ExpectColumnValuesToBeBetween", f"quarantined_share_of_{table}", message, {"max_value": most})
 
 

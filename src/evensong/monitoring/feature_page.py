@@ -96,9 +96,16 @@ rect.t{fill:var(--train)}rect.c{fill:var(--now)}rect.pos{fill:var(--now)}rect.ne
 """
 
 
+_NONE_MOVED = "None has moved far from the training set."
+_USUAL = (
+    "Counts, sums and windows of a shop that is young or grows move each night, since the training set reaches further "
+    "back: look first at shares, averages, prices and what is missing."
+)
+
+
 def _head(report: FeatureReport) -> str:
     moved = [one.name for one in report.drift if one.verdict == "much"]
-    said = f"{len(moved)} moved far: {', '.join(moved)}." if moved else "None has moved far from the training set."
+    said = f"{len(moved)} moved far: {', '.join(moved)}. {_USUAL}" if moved else _NONE_MOVED
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(report.title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
