@@ -216,6 +216,17 @@ def test_the_items_held_in_process_follow_the_materialization(shop: Settings) ->
     assert online.items(["a"])["item_events_total"].to_list() == [2]
 
 
+def test_all_items_are_a_view_of_the_file_that_every_worker_maps(shop: Settings) -> None:
+    night(shop, 3)
+    online = OnlineFeatures(shop)
+    whole, again, mixed = online.items(["a", "b", "ü"]), online.items(["a", "b", "ü"]), online.items(["ü", "b", "a"])
+    where = [frame["item_events_total"].to_arrow().buffers()[1].address for frame in (whole, again, mixed)]
+    assert where[0] == where[1] != where[2]
+    assert mixed.reverse().equals(whole)
+    assert online.items(["b", "ü"]).equals(whole[1:])
+    assert online.items(["b", "c"]).rows()[1][1:] == (None,) * (whole.width - 1)
+
+
 def test_a_store_that_was_emptied_is_written_whole(shop: Settings, online_uri: str) -> None:
     first = night(shop, 1)
     dump = dumped(online_uri, "evensong")

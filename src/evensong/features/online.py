@@ -197,8 +197,12 @@ class _Items:
         self._place = {item_id: place for place, item_id in enumerate(table["item_id"].to_list())}
 
     def rows(self, item_ids: Sequence[str]) -> Frame:
+        """One row an id. Neighbours of the table, such as all of it, are a view of the mapped file and no copy."""
         asked = list(item_ids)
-        places = pl.Series([self._place.get(item_id) for item_id in asked], dtype=pl.UInt32)
+        found_at = [self._place.get(item_id) for item_id in asked]
+        if found_at and (first := found_at[0]) is not None and found_at == list(range(first, first + len(asked))):
+            return self._table.slice(first, len(asked))
+        places = pl.Series(found_at, dtype=pl.UInt32)
         found = self._table.drop("item_id")[places]
         return found.insert_column(0, pl.Series("item_id", asked, dtype=pl.String))
 
