@@ -15,6 +15,7 @@ from evensong.features.columns import (
     CATEGORY_LEVELS,
     CATEGORY_PATH,
     CategoricalColumn,
+    Column,
     ImageColumn,
     NumericColumn,
     RateColumn,
@@ -23,6 +24,7 @@ from evensong.features.columns import (
     VectorColumn,
     bucketed,
     nearest,
+    places_of,
 )
 from evensong.features.item_features import category_levels
 from evensong.types import Frame
@@ -152,6 +154,16 @@ def texts(frame: Frame, column: TextColumn | ImageColumn, *, fitting: bool = Fal
     return values.cast(pl.String).to_list()
 
 
+def refuse_absent(frame: Frame, column: Column) -> None:
+    """Refuse a column that reads what no row of the frame has.
+
+    Raises:
+        SourceError: a place of the column is not in the frame; the error names what is.
+    """
+    for place in places_of(column):
+        _find(frame, column.name, place, fitting=True)
+
+
 def _groups(frame: Frame, column: CategoricalColumn) -> pl.Series:
     """The bucket of each number; other texts as they stand where they name a group, else none."""
     assert column.bins is not None
@@ -268,7 +280,10 @@ def _find(frame: Frame, name: str, place: str, fitting: bool) -> tuple[pl.Series
     except pl.exceptions.PolarsError as error:
         raise SourceError(f"column {name}: {place} is no place inside JSON: {error}") from error
     if fitting and len(values) and found.null_count() == len(values) and path[0] not in (seen := _keys(values)):
-        raise SourceError(f"column {name}: no row of {head} has {'.'.join(path)}{nearest(path[0], seen)}")
+        raise SourceError(
+            f"column {name}: no row of {head} has {'.'.join(path)}{nearest(path[0], seen, others=True)}; correct the "
+            "column, or import what it reads (--user-attributes, --item-attributes)"
+        )
     return found, True
 
 

@@ -347,13 +347,19 @@ def parse(model: type[ModelT], content: Any, where: str) -> ModelT:
         raise ConfigurationError(f"{where}: {'; '.join(lines)}; see docs/guides/columns.md") from error
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """What to add to an error about a name that is not there: the nearest ones, or all when they are few."""
+def nearest(name: str, names: Iterable[str], *, others: bool = False) -> str:
+    """What to add to an error about a name that is not there: the nearest ones, or all when they are few.
+
+    Args:
+        others: also say which others there are, after the nearest ones.
+    """
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return f"; there are {', '.join(names[:20])}" if names else "; there are none"
+    guess = f"; did you mean {' or '.join(close)}?" if close else ""
+    if close and not others:
+        return guess
+    listed = [*close, *(other for other in names if other not in close)][:20]
+    return f"{guess}{' There' if close else '; there'} are {', '.join(listed) or 'none'}"
 
 
 def bucket_names(bins: tuple[float, ...]) -> list[str]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import polars as pl
+
 from evensong.errors import ConfigurationError
+from evensong.features.column_values import refuse_absent
 from evensong.features.columns import (
     CategoricalColumn,
     Column,
@@ -23,9 +28,9 @@ from evensong.features.columns import (
 from evensong.features.item_features import CONVERSIONS
 from evensong.features.pair_crosses import PairCrosses
 from evensong.features.user_features import COUNTED, DAYS, HOURS
-from evensong.features.views import declared_views
+from evensong.features.views import declared_views, features_of
 from evensong.settings import FeatureSettings
-from evensong.types import Value
+from evensong.types import Frame, Value
 
 #: What columns call a feature by, where that is another name than the view's.
 ALIASES = {
@@ -88,6 +93,31 @@ def active_views(settings: FeatureSettings) -> frozenset[str]:
         for name, view in declared_views(settings).items()
         if view.optional and read[view.entity] & {feature.name for feature in view.features}
     )
+
+
+def check_sources(settings: FeatureSettings, users: Frame, items: Frame) -> None:
+    """Refuse a column that reads what is no feature, or an attribute that no row has, long before it is fitted.
+
+    Args:
+        users: the rows of the table; their `attributes` are read.
+        items: the same.
+
+    Raises:
+        SourceError: the error that fitting the column would raise.
+    """
+    found = declared(settings)
+    of_items = (*found.items.root, *found.moving.root, *found.pairs.items.root)
+    tables: tuple[tuple[str, Literal["user_id", "item_id"], Frame, tuple[Column, ...]], ...] = (
+        ("users", "user_id", users, (*found.users.root, *found.pairs.users.root)),
+        ("items", "item_id", items, of_items),
+    )
+    for table, key, rows, columns in tables:
+        named = {feature: alias for alias, feature in ALIASES[table].items()}
+        known = {key: pl.String(), **features_of(declared_views(settings).values(), key)}
+        nulls = {named.get(name, name): pl.lit(None, kind) for name, kind in known.items()}
+        frame = rows.select(**nulls | {"attributes": pl.col("attributes")})
+        for column in columns:
+            refuse_absent(frame, column)
 
 
 def read_features(table: str, *columns: ColumnSet) -> set[str]:

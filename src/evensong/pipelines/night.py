@@ -47,6 +47,7 @@ def run_night(settings: Settings, night: Night, on_step: OnStep | None = None) -
         ConfigurationError: the night's `as_of` lies after the coming midnight.
         BusyError: another night runs in this home.
         ValidationFailedError: too much of the data is bad; nothing was trained.
+        SourceError: the columns file names what no user or item has; nothing was trained.
         LeakFoundError: the join shows what was not known at the time, or loses rows; nothing was trained.
         NothingToLearnError: nothing was known at the night's `as_of`.
     """

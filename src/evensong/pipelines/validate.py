@@ -8,6 +8,8 @@ that stopped has quarantined counts again in the next one, which takes it over: 
 
 An import may come in between at any moment, on any machine. It writes items and users before their events, so events
 are read at a version that was taken before those of items and users: none is judged without what it is about.
+
+At last the columns file is held against the clean tables, so that a misspelt attribute stops the night here.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from evensong.data import expectations, quarantine, sources, storage
 from evensong.data.expectations import NO_USER, Judge, Judgement, Rule
 from evensong.data.lake import KEYS, RAW, REPEAT, Lake, in_order
 from evensong.errors import NothingToLearnError, ValidationFailedError
+from evensong.features.shop_columns import check_sources
 from evensong.pipelines import docs_pages, simulate
 from evensong.settings import Settings
 from evensong.types import Frame, Night
@@ -49,7 +52,17 @@ def run(settings: Settings, night: Night) -> str:
     Raises:
         NothingToLearnError: no event had happened by `as_of`.
         ValidationFailedError: too many rows are bad, the data is stale, or the last day's volume is out of proportion.
+        SourceError: a column of the columns file reads what no user or item has.
     """
+    report_uri = _judge_new(settings, night)
+    if settings.features.columns_path is not None:
+        lake = Lake(settings.lake)
+        users, items = (lake.scan(table, night.as_of).select("attributes").collect() for table in ("users", "items"))
+        check_sources(settings.features, users, items)
+    return report_uri
+
+
+def _judge_new(settings: Settings, night: Night) -> str:
     lake = Lake(settings.lake)
     _refuse_too_early(lake, night)
     report_uri = settings.run_uri(night.run_id, "validation.json")

@@ -15,9 +15,9 @@ import pytest
 from evensong.data import quarantine, sources
 from evensong.data.lake import Lake, conform
 from evensong.data.mapping import EventMapping
-from evensong.errors import NothingToLearnError, ValidationFailedError
+from evensong.errors import NothingToLearnError, SourceError, ValidationFailedError
 from evensong.pipelines import validate
-from evensong.settings import Settings, ValidationSettings
+from evensong.settings import FeatureSettings, Settings, ValidationSettings
 from evensong.types import Frame, Night
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -536,3 +536,66 @@ def test_data_docs_show_every_expectation(settings: Settings, lake: Lake) -> Non
     asked = {(o["table"], o["expectation"]) for o in found["expectations"]}
     assert ("interactions", "expect_column_values_to_not_be_null") in asked
     assert ("raw", "expect_column_values_to_be_in_set") in asked, "the schema"
+
+
+# ---------------------------------------------------------------- the columns file
+
+
+def with_columns_file(settings: Settings, lake: Lake, columns: str) -> Settings:
+    """The shop with attributes of its items and of one user, and a columns file."""
+    lake.append_new("raw_items", items("i5", attributes='{"brand": "oak", "colour": "red", "size": 3}'))
+    lake.append_new("raw_users", users("u10").with_columns(attributes=pl.lit('{"home": {"town": "Ulm"}}')))
+    path = settings.home / "columns.yaml"
+    path.write_text(columns)
+    return settings.model_copy(update={"features": FeatureSettings(columns_path=path)})
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (
+            "items: [{kind: categorical, name: brand, source: attributes.brnad}]",
+            "column brand: no row of attributes has brnad; did you mean brand? There are brand, colour, size; correct ",
+        ),
+        (
+            "users: [{kind: numeric, name: age, source: attributes.age}]",
+            "; there are home; correct the column, or import what it reads (--user-attributes, --item-attributes)",
+        ),
+        (
+            "crosses: [{name: x, columns: [users.attributes.hoem, items.category_1], num_buckets: 9}]",
+            "column attributes_hoem: no row of attributes has hoem; did you mean home?",
+        ),
+        ("items: [{kind: categorical, name: brand}]", "no such column; did you mean attributes.brand?"),
+        ("users: [{kind: numeric, name: x, source: spend_31d}]", "no such column; did you mean spend_1d or spend_30d"),
+    ],
+)
+def test_a_column_that_reads_what_nobody_has_stops_the_night_here(
+    settings: Settings, lake: Lake, columns: str, said: str
+) -> None:
+    mine = with_columns_file(settings, lake, columns)
+    with pytest.raises(SourceError) as raised:
+        validate.run(mine, night(12))
+    assert said in str(raised.value)
+    mine.features.columns_path.write_text("{}")  # type: ignore[union-attr]
+    assert report(mine, 12)["success"], "the rerun with a corrected file goes on"
+
+
+def test_a_columns_file_that_is_right_passes(settings: Settings, lake: Lake) -> None:
+    right = """
+users:
+  - {kind: categorical, name: town, source: attributes.home.town}
+  - {kind: numeric, name: spends, source: spend_30d}
+  - {kind: numeric, name: bought, source: bought_9d}
+items:
+  - {kind: categorical, name: brand, source: attributes.brand}
+  - {kind: categorical, name: shelf, source: category_1}
+  - {kind: text, name: title}
+  - {kind: image, name: picture, source: image_uri}
+  - {kind: numeric, name: week, source: item_events_7d}
+  - {kind: rate, name: sold, conversions: item_purchases_7d, trials: item_views_7d}
+crosses:
+  - {name: x, columns: [users.town, items.attributes.colour], num_buckets: 9}
+statistics:
+  - {name: bought_9d, entity: user, kind: window, window_days: 9, event_types: [purchase]}
+"""
+    assert report(with_columns_file(settings, lake, right), 12)["success"]
