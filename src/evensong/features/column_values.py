@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: A text with a number in it that is no number itself: `25-34`, `55+`, `under 18`.
 _GROUP = r"^[\p{L}\d <>=≤≥+,.–-]{1,20}$"
+#: Where so many of a column's values or more are no numbers, it is the declaration that is wrong.
+WRONG_SHARE = 0.5
 #: Rows in which the keys of a JSON column are looked for, to say which ones there are.
 _LOOKED_AT = 1000
 
@@ -67,10 +69,10 @@ def categories(frame: Frame, column: CategoricalColumn, *, fitting: bool = False
 
 
 def numbers(frame: Frame, column: NumericColumn, *, fitting: bool = False) -> pl.Series:
-    """The values as 64-bit floats, null where there is none or it is not finite.
+    """The values as 64-bit floats, null where there is none or it is no finite number.
 
     Raises:
-        SourceError: the frame lacks the column, or a value is no number.
+        SourceError: the frame lacks the column, or half of its values are no numbers (`WRONG_SHARE`).
     """
     return _numbers(frame, column.name, column.place, fitting, decimal=column.decimal, date_format=column.date_format)
 
@@ -136,7 +138,7 @@ def counts(frame: Frame, column: RateColumn, *, fitting: bool = False) -> tuple[
     """Conversions and trials, nothing counting as none.
 
     Raises:
-        SourceError: the frame lacks a column, or a value is no number.
+        SourceError: the frame lacks a column, or half of its values are no numbers.
     """
     conversions = _numbers(frame, column.name, column.conversions, fitting)
     return conversions.fill_null(0.0), _numbers(frame, column.name, column.trials, fitting).fill_null(0.0)
@@ -193,54 +195,77 @@ def _numbers(
     date_format: str | None = None,
     lenient: bool = False,
 ) -> pl.Series:
-    """The numbers; a text that is none is refused when the column is fitted, and is missing where it is applied.
+    """The numbers; what is none is missing. When fitted one line of the log counts such values, and a place that is
+    declared wrongly is refused.
 
     Args:
-        lenient: when fitted too it is missing, unless every text is such; the log tells.
+        lenient: only a place without any number is refused, and one of several units is not.
     """
     values, _ = _find(frame, name, place, fitting)
     kind = values.dtype
     if kind == pl.String:
-        texts = values.str.strip_chars().replace("", None)
-        parsed = written.days(texts, date_format) if date_format else written.numbers(texts, decimal)
-        bad = texts.filter(parsed.is_null() & texts.is_not_null())
-        some, around = parsed.null_count() < len(parsed), []
-        if fitting and not date_format:
-            around = written.units(texts, decimal)
-        if lenient and some and len(bad):
-            log.warning(
-                "column %s: %d of %d values in %s are no numbers, such as %r, and count as missing",
-                *(name, len(bad), len(values), place, bad[0]),
-            )
-        elif fitting and len(bad):
-            expected = f"dates such as {date_format}" if date_format else "numbers"
-            raise SourceError(
-                f"column {name}: expected {expected} in {place}, found {bad[0]!r} in {len(bad)} of {len(values)} rows; "
-                f"{_advice(bad, decimal)}"
-            )
-        if lenient and len(around) > 1:
-            log.warning(
-                "column %s: the numbers in %s are of %s, and count as if they were of one kind; bring them to one unit",
-                *(name, place, ", ".join(around[:5])),
-            )
-        elif len(around) > 1:
-            raise SourceError(
-                f"column {name}: expected numbers of one kind in {place}, found such of {', '.join(around[:5])}; "
-                "bring them to one unit, or declare it `kind: categorical`"
-            )
-        values = parsed
+        values = values.str.strip_chars().replace("", None)
+        read = written.days(values, date_format) if date_format else written.numbers(values, decimal)
     elif kind.is_temporal() and kind != pl.Time and kind != pl.Duration:
-        values = values.cast(pl.Datetime("us")).dt.epoch("us") / 86_400e6
-    elif not (kind.is_numeric() or kind in (pl.Boolean, pl.Null)):
+        read = values.cast(pl.Datetime("us")).dt.epoch("us") / 86_400e6
+    elif kind.is_numeric() or kind in (pl.Boolean, pl.Null):
+        read = values.cast(pl.Float64)
+    else:
         raise _wrong(name, place, "numbers", kind, "choose another `kind`")
-    values = values.cast(pl.Float64)
-    return values.set(~values.is_finite().fill_null(True), None)
+    read = read.cast(pl.Float64)
+    if fitting:
+        expected = f"dates such as {date_format}" if date_format else "numbers"
+        _count_bad(values, read, name, place, expected, decimal, lenient)
+    if fitting and kind == pl.String and not date_format:
+        _compare_units(values, name, place, decimal, lenient)
+    return read.set(~read.is_finite().fill_null(True), None)
+
+
+def _count_bad(
+    values: pl.Series, read: pl.Series, name: str, place: str, expected: str, decimal: str, lenient: bool
+) -> None:
+    """Tell of the values that are no finite numbers, and refuse a place where too many are something else.
+
+    Not a number says itself that there is none, so it is counted and never held against the declaration.
+    """
+    is_bad = values.is_not_null() & ~read.is_finite().fill_null(False)
+    bad, wrong = values.filter(is_bad), values.filter(is_bad & ~read.is_nan().fill_null(False))
+    if bad.is_empty():
+        return
+    num_values = len(values) - values.null_count()
+    known = num_values - len(bad) + len(wrong)
+    advice = _advice(bad.cast(pl.String), decimal)
+    if len(wrong) and len(wrong) >= (1.0 if lenient else WRONG_SHARE) * known:
+        raise SourceError(
+            f"column {name}: expected {expected} in {place}, found {wrong[0]!r} and the like in {len(wrong)} of "
+            f"{num_values} values; {advice}"
+        )
+    log.warning(
+        "column %s: %d of %d values in %s are no %s, such as %r, and count as missing%s",
+        *(name, len(bad), num_values, place, expected, bad[0], "" if lenient else f"; {advice}"),
+    )
+
+
+def _compare_units(texts: pl.Series, name: str, place: str, decimal: str, lenient: bool) -> None:
+    """Refuse numbers of several units, or only tell of them."""
+    around = written.units(texts, decimal)
+    if len(around) < 2:
+        return
+    if not lenient:
+        raise SourceError(
+            f"column {name}: expected numbers of one kind in {place}, found such of {', '.join(around[:5])}; "
+            "bring them to one unit, or declare it `kind: categorical`"
+        )
+    log.warning(
+        "column %s: the numbers in %s are of %s, and count as if they were of one kind; bring them to one unit",
+        *(name, place, ", ".join(around[:5])),
+    )
 
 
 def _advice(bad: pl.Series, decimal: str) -> str:
     """What to do about texts that are no numbers."""
     other = "," if decimal == "." else "."
-    if written.numbers(bad, other).null_count() < len(bad):
+    if written.numbers(bad, other).is_finite().any():
         return f"where the fraction stands behind `{other}`, say `decimal: '{other}'`"
     if written.days(bad, "iso").null_count() < len(bad):
         return "where they are dates, say `date_format: iso`, and they count as days"

@@ -478,6 +478,53 @@ def test_a_value_that_is_no_number_is_missing_where_columns_are_applied() -> Non
     assert found["size_missing"].tolist() == [0.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("values", "first"),
+    [
+        (["7", "large", "3", None, "", "inf", "nan"], "'large'"),
+        ([7.0, math.inf, 3.0, None, None, -math.inf, math.nan], "inf"),
+    ],
+)
+def test_values_that_are_no_numbers_are_missing_and_counted_in_one_line(
+    values: list[object], first: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = pl.DataFrame({"size": [*values, values[0]]})
+    columns = parse(ColumnSet, [{"kind": "numeric", "name": "size", "normalise": "none"}], "here").fit(frame)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"column size: 3 of 6 values in size are no numbers, such as {first}, and count as missing")
+    together = columns.transform(frame)
+    assert together["size_missing"].tolist() == [0, 1, 0, 1, 1, 1, 1, 0]
+    assert together["size"] == pytest.approx([7, 17 / 3, 3, *[17 / 3] * 4, 7])
+    for row in range(len(frame)):
+        assert columns.transform(frame[row])["size"][0] == together["size"][row]
+    assert len(caplog.records) == 1, "whoever applies the columns says nothing"
+
+
+def test_a_column_of_which_half_are_no_numbers_is_declared_wrongly() -> None:
+    columns = parse(ColumnSet, [{"kind": "numeric", "name": "size"}], "here")
+    columns.fit(pl.DataFrame({"size": ["1", "2", "3", "large", "huge"]}))
+    columns.fit(pl.DataFrame({"size": ["1", "nan", "nan", None]}))
+    with pytest.raises(SourceError, match="expected numbers in size, found 'large' and the like in 2 of 4"):
+        columns.fit(pl.DataFrame({"size": ["1", "2", None, "large", "huge"]}))
+    with pytest.raises(SourceError, match="found inf and the like in 1 of 1 values; correct them"):
+        columns.fit(pl.DataFrame({"size": [math.inf, None]}))
+
+
+def test_one_date_and_one_age_that_cannot_be_read_are_missing(caplog: pytest.LogCaptureFixture) -> None:
+    frame = pl.DataFrame({"since": ["2024-03-01", "2024-03-11", "soon"], "age": ["20", "old", "30"]})
+    declared = [
+        {"kind": "numeric", "name": "since", "date_format": "iso"},
+        {"kind": "categorical", "name": "age", "bins": [25]},
+    ]
+    found = parse(ColumnSet, declared, "here").fit(frame).transform(frame)
+    assert found["since_missing"].tolist() == [0, 0, 1]
+    assert found["age"].tolist() == [2, 0, 3]
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
+        "column since: 1 of 3 values in since are no dates such as iso",
+        "column age: 1 of 3 values in age are no numbers",
+    ]
+
+
 def test_columns_without_any_value_are_named_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     declarations = [
         {"kind": kind, "name": f"{kind}_of_nothing", "source": "attributes.nothing"}
