@@ -38,8 +38,10 @@ app = typer.Typer(
 importing = typer.Typer(
     help="Bring data in; a second import of a grown source adds just what is new.", no_args_is_help=True
 )
+quarantine = typer.Typer(help="Bad rows that hold nights back, and what a person says of them.", no_args_is_help=True)
 registry = typer.Typer(help="Versions, the champion, and the ledger of its moves.", no_args_is_help=True)
 app.add_typer(importing, name="import")
+app.add_typer(quarantine, name="quarantine")
 app.add_typer(registry, name="registry")
 features = typer.Typer(help="Every feature: what it means, where it comes from, its version.", no_args_is_help=True)
 app.add_typer(features, name="features")
@@ -271,6 +273,40 @@ def _with_mapping_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 importing.command("events")(_with_mapping_options(_import_events))
+
+
+@quarantine.command("list")
+def quarantine_list(as_json: AsJson = False) -> None:
+    """The bad rows of nights that stopped, which count until a night goes on; and what was released."""
+    from evensong.pipelines import quarantine as held_back
+
+    _answer(held_back.listed(load_settings()), as_json, _show_quarantine)
+
+
+def _show_quarantine(answer: dict[str, list[dict[str, Any]]]) -> None:
+    counting, released = answer["counting"], answer["released"]
+    if counting:
+        rows = [row | {"night": _night_of(row["as_of"])} for row in counting]
+        _rows("rows that count in the next night", rows, ["night", "table", "rows", "reason"])
+    else:
+        screen.print("no bad row counts in the next night")
+    if released:
+        rows = [row | {"at": _moment(row["at"])} for row in released]
+        _rows("released", rows, ["at", "by", "rows", "reason"])
+
+
+@quarantine.command("release")
+def quarantine_release(
+    reason: Annotated[str, typer.Option(help="Why they count no more, for the record.")], as_json: AsJson = False
+) -> None:
+    """Say that the bad rows that count now stop no night any more; bad as they are, they stay in the quarantine."""
+    from evensong.pipelines import quarantine as held_back
+
+    def show(answer: dict[str, Any]) -> None:
+        counts = ", ".join(f"{count} of {table}" for table, count in answer["rows"].items())
+        screen.print(f"released by {answer['by']}: {counts}", markup=False, highlight=False)
+
+    _answer(held_back.release(load_settings(), reason), as_json, show)
 
 
 # ---------------------------------------------------------------- nights

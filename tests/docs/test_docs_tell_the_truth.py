@@ -38,7 +38,7 @@ def test_every_command_named_exists(page: Path) -> None:
     for line in re.findall(r"(?m)^(?:    |`)evensong ([a-z-]+(?: [a-z-]+)?)", page.read_text()):
         first = line.split()[0]
         assert line in known or first in known, f"{page.name} names `evensong {line}`"
-        if first in {"import", "registry", "features"} and len(line.split()) > 1:
+        if first in {"import", "quarantine", "registry", "features"} and len(line.split()) > 1:
             assert line in known, f"{page.name} names `evensong {line}`"
 
 
@@ -63,7 +63,8 @@ def test_settings_guide_is_current() -> None:
 def test_every_option_that_the_guide_to_ones_own_data_names_exists() -> None:
     from evensong.data.mapping import EventMapping
 
-    known = {"--" + name.replace("_", "-") for name in EventMapping.model_fields} | {"--name", "--as-of", "--no-header"}
+    known = {"--" + name.replace("_", "-") for name in EventMapping.model_fields}
+    known |= {"--name", "--as-of", "--no-header", "--reason"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / "docs/guides/bring-your-own-data.md").read_text()))
     assert named <= known
     assert {"--time-zone", "--decimal", "--keep-order"} <= named

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import polars as pl
 import pytest
 
 from evensong import cli
@@ -57,6 +59,8 @@ def start(home: Path, *arguments: str, stdout: int) -> subprocess.Popen[str]:
     [
         (["import", "movielens", "nowhere"], "nowhere"),
         (["import", "remove", "nothing"], "no source 'nothing'"),
+        (["quarantine", "release"], "--reason"),
+        (["quarantine", "release", "--reason", "looked at"], "there is nothing to release"),
         (["import", "events", "https://x/e.csv", "--user", "u", "--item", "i", "--time", "t"], "https:// is not read"),
         (["simulate", "--start", "nonsense"], "start: expected a day such as 2026-01-15, got 'nonsense'"),
         (["nightly", "--as-of", "soon"], "as_of"),
@@ -79,6 +83,21 @@ def test_wrong_use_exits_with_2_and_says_what_came(tmp_path: Path, arguments: li
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_what_is_held_back_is_listed_and_released(tmp_path: Path) -> None:
+    from evensong.data import quarantine
+    from evensong.data.lake import Lake
+
+    row = {"table": "users", "reason": "user_id is missing", "row": "{}", "as_of": datetime(2026, 1, 2, tzinfo=UTC)}
+    Lake(str(tmp_path / "state" / "lake")).append_new(quarantine.TABLE, pl.DataFrame([row]))
+    assert "user_id is missing" in evensong(tmp_path, "quarantine", "list").stdout
+    done = evensong(tmp_path, "quarantine", "release", "--reason", "sent again", "--json")
+    answer = json.loads(done.stdout)
+    assert (answer["rows"], answer["reason"], done.returncode) == ({"users": 1}, "sent again", 0)
+    (said,) = json.loads(evensong(tmp_path, "quarantine", "list", "--json").stdout)["released"]
+    assert (said["by"], said["rows"]) == (answer["by"], 1)
+    assert "no bad row counts" in evensong(tmp_path, "quarantine", "list").stdout
 
 
 def test_an_error_is_json_too(tmp_path: Path) -> None:

@@ -29,16 +29,26 @@ QUARANTINE: dict[str, pl.DataType] = {
     "as_of": TIMESTAMP,
 }
 """What validation did not let through: a line a row, `row` the whole row as JSON, `as_of` the night that judged it."""
+RELEASED: dict[str, pl.DataType] = {
+    "table": pl.String(),
+    "row": pl.String(),
+    "at": TIMESTAMP,
+    "by": pl.String(),
+    "reason": pl.String(),
+}
+"""The rows of the quarantine that stop no night any more: the moment at which a person said so, who, and why."""
 
 SCHEMAS: dict[str, dict[str, pl.DataType]] = {
     **TABLES,
     **{RAW + name: {**schema, REPEAT: pl.Int32()} for name, schema in TABLES.items()},
     "quarantine": QUARANTINE,
+    "released": RELEASED,
 }
 KEYS: dict[str, tuple[str, ...]] = {
     **TABLE_KEYS,
     **{RAW + name: (*keys, REPEAT) for name, keys in TABLE_KEYS.items()},
     "quarantine": ("table", "row"),
+    "released": ("table", "row"),
 }
 ATTEMPTS = 20
 

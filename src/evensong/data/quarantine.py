@@ -10,7 +10,7 @@ import polars as pl
 from evensong.data.lake import KEYS, RAW, SCHEMAS, Lake, moment
 from evensong.types import TABLES, TIMESTAMP, Frame
 
-TABLE = "quarantine"
+TABLE, RELEASED = "quarantine", "released"
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%.6fZ"
 
 
@@ -60,6 +60,20 @@ def replace(lake: Lake, rows: Frame, nights: Collection[datetime]) -> None:
     order = ["table", "row"]
     if not held.sort(order).equals(rows.select(held.columns).sort(order)):
         lake.replace(TABLE, rows, " OR ".join(f"as_of = {moment(as_of)}" for as_of in sorted(nights)))
+
+
+def released(lake: Lake, quarantined: Frame) -> pl.Series:
+    """Of each of these rows of the quarantine, whether somebody has released it."""
+    key = list(KEYS[TABLE])
+    said = lake.read(RELEASED).select(*key, pl.lit(True).alias("released"))
+    found = quarantined.select(key).join(said, key, "left", maintain_order="left")
+    return found["released"].fill_null(False)
+
+
+def release(lake: Lake, rows: Frame, *, at: datetime, by: str, reason: str) -> int:
+    """Note in one commit that these rows of the quarantine, which stay there, stop no night; how many are new."""
+    said = [pl.lit(at, dtype=TIMESTAMP).alias("at"), pl.lit(by).alias("by"), pl.lit(reason).alias("reason")]
+    return lake.append_new(RELEASED, rows.select(*KEYS[TABLE], *said))
 
 
 def summary(lake: Lake) -> dict[str, dict[str, int]]:

@@ -243,7 +243,7 @@ def lineage(version: ModelVersion) -> dict[str, str]:
 
 def _validation(settings: Settings, night: Night) -> dict[str, Any]:
     said: dict[str, Any] = storage.read_json(settings.run_uri(night.run_id, "validation.json"))
-    counts = ("judged", "accepted", "quarantined", "guests")
+    counts = ("judged", "accepted", "quarantined", "guests", "released")
     return {
         "validation": "This night's validation passed." if said.get("success") else "This night's validation failed.",
         "data_docs": _data_docs(settings, night) if said.get("data_docs") else None,

@@ -4,7 +4,8 @@ The order of the writes makes a kill at any moment harmless. A night that fails 
 good rows unjudged, so a rerun judges the same rows and fails the same. A night that passes writes its quarantine, then
 its verdict (`validations/` in the lake), then the clean tables; a rerun that finds the verdict on the same raw rows
 only finishes the move. A row is judged once: one that a night which went on has quarantined stays there. What a night
-that stopped has quarantined counts again in the next one, which takes it over: nobody has let it pass.
+that stopped has quarantined counts again in the next one, which takes it over: nobody has let it pass. What a person
+has released (`pipelines/quarantine`) is judged again too, and counts on neither side where it is still bad.
 
 An import may come in between at any moment, on any machine. It writes items and users before their events, so events
 are read at a version that was taken before those of items and users: none is judged without what it is about.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +40,10 @@ IN_DOUBT = ".in_doubt.json"
 REPEATS = (
     "if these are different events that a coarse clock (days, minutes) cannot tell apart, import them into a new home "
     "with --keep-order, or map an id of the row with --request"
+)
+RELEASE = (
+    "bad rows count until a night goes on, also when their source was corrected since; then "
+    "`evensong quarantine release --reason WHY` says that they count no more"
 )
 #: Fewer days of history than this say nothing about what a usual day is: a week has days of its own.
 MIN_TRAILING_DAYS = 7
@@ -72,8 +77,7 @@ def _judge_new(settings: Settings, night: Night) -> str:
     held = lake.read(quarantine.TABLE)
     own = held.filter(pl.col("as_of") == night.as_of)
     others = held.filter(pl.col("as_of") != night.as_of)
-    settled = pl.col("as_of").is_in(_settled(settings, others))
-    others, stopped = others.filter(settled), others.filter(~settled)
+    others, stopped = gone_on(settings, others)
     rules, versions = _rules(settings), {RAW + table: lake.version(RAW + table) for table in reversed(TABLES)}
     pending = {table: _pending(lake, table, night, others, settings, versions[RAW + table]) for table in TABLES}
     nothing_new = all(_without(table, rows, own).is_empty() for table, rows in pending.items())
@@ -104,12 +108,14 @@ def _judge_new(settings: Settings, night: Night) -> str:
     return storage.write_json(report_uri, verdict["report"])
 
 
-def _settled(settings: Settings, held: Frame) -> list[datetime]:
-    """Of the nights that hold these rows, those that went on after they had judged them."""
+def gone_on(settings: Settings, held: Frame) -> tuple[Frame, Frame]:
+    """Of these rows of the quarantine, those of nights that went on after they had judged them, and the others."""
     found = storage.list_files(storage.join(settings.lake, "validations"))
     names = {uri.rpartition("/")[2] for uri in found}
     nights = {as_of: Night(as_of=as_of).run_id for as_of in held["as_of"].unique()}
-    return [as_of for as_of, name in nights.items() if f"{name}.json" in names and f"{name}{IN_DOUBT}" not in names]
+    went_on = [n for n, name in nights.items() if f"{name}.json" in names and f"{name}{IN_DOUBT}" not in names]
+    settled = pl.col("as_of").is_in(went_on)
+    return held.filter(settled), held.filter(~settled)
 
 
 def _refuse_too_early(lake: Lake, night: Night) -> None:
@@ -201,13 +207,14 @@ def _report(
     """
     guests = any(source.has_guests for source in sources.registered(settings.lake).values())
     volume = _volume(lake, judged["interactions"].good, night, settings.validation.trailing_days)
-    tables = {table: _counts(judged[table], accepted.get(table, 0), guests) for table in TABLES}
+    tables = {}
+    for table in TABLES:
+        released = quarantine.released(lake, quarantine.rows_of(table, judged[table].bad, night.as_of))
+        tables[table] = _counts(judged[table], accepted.get(table, 0), released, guests)
     figures = {f"quarantined_share_of_{table}": tables[table]["share"] for table in TABLES}
     figures |= {name: value for name, value in volume.items() if isinstance(value, (int, float))}
-    rules = {
-        table: [expectations.share_rule(table, settings.validation, found["quarantined"] - found["guests"])]
-        for table, found in tables.items()
-    }
+    counting = {table: found["quarantined"] - found["guests"] - found["released"] for table, found in tables.items()}
+    rules = {table: [expectations.share_rule(table, settings.validation, count)] for table, count in counting.items()}
     rules["interactions"] += _rules_in_time(volume, settings)
     of_tables = judge.schemas({RAW + table: lake.scan(RAW + table).collect_schema() for table in TABLES})
     of_tables += judge.whole(figures, rules)
@@ -223,18 +230,21 @@ def _report(
     }
 
 
-def _counts(judgement: Judgement, accepted: int, guests: bool) -> dict[str, Any]:
-    """How many rows were judged and what became of them; where guests are usual, their rows count on neither side."""
+def _counts(judgement: Judgement, accepted: int, released: pl.Series, guests: bool) -> dict[str, Any]:
+    """How many rows were judged and what became of them; bad ones that were released, and those of guests where guests
+    are usual, count on neither side."""
     bad = judgement.bad
     reasons = bad.group_by("reason").len().sort("len", "reason", descending=[True, False])
     judged = bad.height + judgement.good.height + accepted
-    no_user = bad.filter(pl.col("reason").str.contains(NO_USER, literal=True)).height if guests else 0
+    of_guests = bad["reason"].str.contains(NO_USER, literal=True) & guests
+    no_user, free = int(of_guests.sum()), int((released & ~of_guests).sum())
     return {
         "judged": judged,
         "accepted": judged - bad.height,
         "quarantined": bad.height,
         "guests": no_user,
-        "share": (bad.height - no_user) / max(1, judged - no_user),
+        "released": free,
+        "share": (bad.height - no_user - free) / max(1, judged - no_user - free),
         "reasons": dict(reasons.iter_rows()),
     }
 
@@ -286,6 +296,8 @@ def _failure(
                 lines.append(f"  {REPEATS}")
         rows = judged[table].bad if about_rows else judged[table].good
         lines += [f"  row {row}" for row in _sample(table, rows, night)]
+        if about_rows:
+            lines.append(f"  {RELEASE}")
     in_time = any(failed["column"] in IN_TIME for failed in report["failed"])
     if in_time and (advice := simulate.advice(settings, night)):
         lines.append(advice)

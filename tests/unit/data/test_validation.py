@@ -15,7 +15,8 @@ import pytest
 from evensong.data import quarantine, sources
 from evensong.data.lake import Lake, conform
 from evensong.data.mapping import EventMapping
-from evensong.errors import NothingToLearnError, SourceError, ValidationFailedError
+from evensong.errors import ConfigurationError, NothingToLearnError, SourceError, ValidationFailedError
+from evensong.pipelines import quarantine as held_back
 from evensong.pipelines import validate
 from evensong.settings import FeatureSettings, Settings, ValidationSettings
 from evensong.types import Frame, Night
@@ -91,7 +92,7 @@ def test_good_rows_reach_the_clean_tables_and_no_row_of_the_future_does(settings
     assert lake.read("items").height == 5
     assert lake.read("quarantine").is_empty()
     assert found["tables"]["interactions"] == {
-        "judged": 400, "accepted": 400, "quarantined": 0, "guests": 0, "share": 0.0, "reasons": {},
+        "judged": 400, "accepted": 400, "quarantined": 0, "guests": 0, "released": 0, "share": 0.0, "reasons": {},
     }  # fmt: skip
     validate.run(settings, night(12))
     assert lake.read("interactions").height == 480
@@ -440,6 +441,62 @@ def test_a_wider_bound_lets_the_stopped_night_pass(settings: Settings, lake: Lak
     assert lake.read("interactions").height == 480
     assert lake.read("quarantine").height == 40
     stopped(strict, 12)
+
+
+def test_released_rows_stop_no_night_and_stay_where_they_are(settings: Settings, lake: Lake) -> None:
+    validate.run(settings, night(11))
+    lake.append_new("raw_interactions", broken_views(11))
+    assert "`evensong quarantine release --reason WHY`" in stopped(settings, 12)
+    (row,) = held_back.listed(settings)["counting"]
+    assert row == {
+        "as_of": "2026-01-13T00:00:00+00:00", "table": "interactions", "reason": "user_id is missing", "rows": 40,
+    }  # fmt: skip
+    said = held_back.release(settings, " the shop sent them again ", by="person:ann")
+    assert said["rows"] == {"interactions": 40}
+    assert held_back.listed(settings) == {
+        "counting": [],
+        "released": [{"at": said["at"], "by": "person:ann", "reason": "the shop sent them again", "rows": 40}],
+    }
+    found = report(settings, 12)["tables"]["interactions"]
+    assert (found["judged"], found["quarantined"], found["released"], found["share"]) == (80, 40, 40, 0.0)
+    assert held_since(lake) == [(START + timedelta(days=12), 40)]
+    assert lake.read("interactions").height == 480
+    before, versions = content(lake), lake.versions()
+    assert report(settings, 12)["tables"]["interactions"] == found, "a rerun says the same"
+    assert lake.versions() == versions
+    assert all(before[table].equals(rows) for table, rows in content(lake).items())
+
+
+def test_a_release_is_of_the_rows_that_were_there_and_of_those_that_stay_bad(settings: Settings, lake: Lake) -> None:
+    validate.run(settings, night(11))
+    unknown = broken_views(11, 20).with_columns(user_id=pl.lit("u1"), item_id=pl.lit("late"), session_id=pl.lit("s"))
+    lake.append_new("raw_interactions", pl.concat([broken_views(11, 20), unknown]))
+    stopped(settings, 12)
+    held_back.release(settings, "looked at")
+    lake.append_new("raw_items", items("late"))
+    lake.append_new("raw_interactions", pl.concat([day_of_views(12), broken_views(12, 48)]))
+    assert "found 0.324324" in stopped(settings, 13), "48 of 148: those of before count on neither side"
+    held_back.release(settings, "looked at these too")
+    found = report(settings, 13)["tables"]["interactions"]
+    assert (found["accepted"], found["quarantined"], found["released"]) == (100, 68, 68), "what became sound is learnt"
+    assert [one["rows"] for one in held_back.listed(settings)["released"]] == [40, 48]
+    assert_each_row_is_in_one_place(lake)
+
+
+def test_a_release_needs_a_reason_and_rows_that_count(settings: Settings, lake: Lake) -> None:
+    with pytest.raises(ConfigurationError, match="found none that count: there is nothing to release"):
+        held_back.release(settings, "why not")
+    lake.append_new("raw_interactions", bad(user_id=None))
+    validate.run(settings, night(12))
+    with pytest.raises(ConfigurationError, match="nothing to release"):
+        held_back.release(settings, "a night went on from them")
+    lake.append_new("raw_interactions", pl.concat([broken_views(11), *[broken_views(day) for day in range(5, 11)]]))
+    stopped(settings, 12)
+    with pytest.raises(ConfigurationError, match="reason: expected some words, got none"):
+        held_back.release(settings, "  ")
+    held_back.release(settings, "looked at")
+    with pytest.raises(ConfigurationError, match="nothing to release"):
+        held_back.release(settings, "once more")
 
 
 def test_guests_count_only_where_they_are_usual(settings: Settings, lake: Lake) -> None:
