@@ -19,7 +19,9 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -34,6 +36,10 @@ _ROW, _KEY = "__row", "__key"
 _BITS = 63
 #: Of so many rows one may look like its neighbour before another sort is quicker.
 _FEW = 16
+#: Rows that are worked on at a time.
+_BLOCK = 1 << 16
+#: So many parts of the keys at most are searched side by side, each of so many rows at least.
+_MAX_PARTS, _PART_ROWS = 4, 600_000
 _NANOS = pl.Datetime("ns", "UTC")
 #: What nanoseconds in 64 bits reach.
 _FIRST_NANO, _LAST_NANO = datetime(1678, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
@@ -164,7 +170,56 @@ def _search(
     known_only: bool,
     ttl: int | None,
 ) -> Longs:
-    """The position of the right row that each left row matches, -1 for none."""
+    """The position of the right row that each left row matches, -1 for none; the keys in parts, side by side."""
+    parts = _num_parts(len(right_keys))
+    if parts == 1:
+        return _search_part(left_keys, moments, right_keys, events, created, known_only=known_only, ttl=ttl)
+    found = np.full(len(left_keys), -1, np.int64)
+    left_parts, right_parts = _parts(left_keys, parts), _parts(right_keys, parts)
+
+    def search(part: int) -> None:
+        left, right = np.flatnonzero(left_parts == part), np.flatnonzero(right_parts == part)
+        here = _search_part(
+            left_keys[left],
+            moments[left],
+            right_keys[right],
+            events[right],
+            None if created is None else created[right],
+            known_only=known_only,
+            ttl=ttl,
+        )
+        matched = here >= 0
+        found[left[matched]] = right[here[matched]]
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        for _ in threads.map(search, range(parts)):
+            pass
+    return found
+
+
+def _num_parts(num_rows: int) -> int:
+    """A power of two."""
+    return 1 << (min(_MAX_PARTS, max(1, num_rows // _PART_ROWS)).bit_length() - 1)
+
+
+def _parts(keys: Longs, parts: int) -> npt.NDArray[np.uint8]:
+    """Each key's part, by its last bits: neighbours in number go to different ones."""
+    found = np.empty(len(keys), np.uint8)
+    for block in _blocks(len(keys)):
+        np.bitwise_and(keys[block], parts - 1, out=found[block], casting="unsafe")
+    return found
+
+
+def _search_part(
+    left_keys: Longs,
+    moments: Longs,
+    right_keys: Longs,
+    events: Longs,
+    created: Longs | None,
+    *,
+    known_only: bool,
+    ttl: int | None,
+) -> Longs:
     if not len(left_keys) or not len(right_keys):
         return np.full(len(left_keys), -1, np.int64)
     known = np.maximum(events, created) if known_only and created is not None else events
@@ -176,7 +231,7 @@ def _search(
         late = np.flatnonzero((known_ != events_)[order])
         rows = order[late]
         current = _current(codes, late, known_[rows] - events_[rows])
-        codes, order = codes[current], order[current]
+        codes, order = _kept(codes, current), _kept(order, current)
     asked = _codes(left_keys, moments_, first, bits)
     sequence, _ = _nearly_sorted(asked)  # a search for sorted values walks through memory instead of jumping
     place = np.empty(len(asked), np.int64)
@@ -205,10 +260,33 @@ def _current(codes: Longs, late: Longs, delays: Longs) -> npt.NDArray[np.bool_]:
         late: the places of the rows that became known after their event.
         delays: how long after.
     """
-    newest = codes.copy()  # of key and event; a later key is above every earlier one
-    newest[late] -= delays
-    current: npt.NDArray[np.bool_] = newest >= np.maximum.accumulate(newest)
+    current = np.empty(len(codes), bool)
+    newest_yet = np.iinfo(np.int64).min
+    for block in _blocks(len(codes)):
+        newest = codes[block].copy()  # of key and event; a later key is above every earlier one
+        first, last = np.searchsorted(late, (block.start, block.stop))
+        newest[late[first:last] - block.start] -= delays[first:last]
+        newest_yet = max(newest_yet, newest[0])
+        upto = np.maximum(np.maximum.accumulate(newest), newest_yet)
+        np.greater_equal(newest, upto, out=current[block])
+        newest_yet = upto[-1]
     return current
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    """All places, as many at a time as fit a core's cache: fresh memory for all of them costs more than the work."""
+    for start in range(0, size, _BLOCK):
+        yield slice(start, min(start + _BLOCK, size))
+
+
+def _kept(values: Longs, wanted: npt.NDArray[np.bool_]) -> Longs:
+    """The wanted values, moved to the front of the same memory."""
+    size = 0
+    for block in _blocks(len(values)):
+        kept = values[block][wanted[block]]
+        values[size : size + len(kept)] = kept
+        size += len(kept)
+    return values[:size]
 
 
 def _fit(last_key: int, *times: Longs) -> tuple[Longs, Longs, Longs, int, int]:
@@ -248,9 +326,12 @@ def _nearly_sorted(codes: Longs) -> tuple[Longs, npt.NDArray[np.bool_]]:
     size = (len(codes) - 1).bit_length()
     packed = codes >> max(0, int(codes.max(initial=0)).bit_length() + size - _BITS)
     packed <<= size
-    packed |= np.arange(len(codes))
+    for block in _blocks(len(codes)):
+        packed[block] |= np.arange(block.start, block.stop)
     packed.sort()
-    alike = (packed[1:] ^ packed[:-1]) < 1 << size
+    alike = np.empty(max(0, len(codes) - 1), bool)
+    for block in _blocks(len(alike)):
+        np.less(packed[block.start + 1 : block.stop + 1] ^ packed[block], 1 << size, out=alike[block])
     packed &= (1 << size) - 1
     return packed, alike
 
@@ -308,8 +389,8 @@ def _small_numbers(left: pl.Series, right: pl.Series) -> tuple[Longs, Longs] | N
     def numbers(side: pl.Series) -> Longs:
         values = side.cast(pl.Int64)
         if not side.null_count():
-            return values.to_numpy() - low
-        near: Longs = values.fill_null(low).to_numpy() - low
+            return _longs(values, low)
+        near = _longs(values.fill_null(low), low)
         near[side.is_null().to_numpy()] = -1
         return near
 
@@ -321,7 +402,20 @@ def _small_numbers(left: pl.Series, right: pl.Series) -> tuple[Longs, Longs] | N
 def _numbers(moments: pl.Series) -> Longs:
     """The moments as numbers; a null, which only a time of creation may be here, is before all others."""
     numbers = moments.to_physical()
-    return (numbers.fill_null(np.iinfo(np.int64).min) if numbers.null_count() else numbers).to_numpy()
+    return _longs(numbers.fill_null(np.iinfo(np.int64).min) if numbers.null_count() else numbers)
+
+
+def _longs(column: pl.Series, zero: int | None = None) -> Longs:
+    """The numbers of a column without nulls, counted from `zero`; memory of their own unless nothing need be done."""
+    pieces = column.get_chunks()
+    if len(pieces) == 1 and zero is None:
+        return column.to_numpy()
+    numbers = np.empty(len(column), np.int64)
+    begin = 0
+    for piece in pieces:
+        np.subtract(piece.to_numpy(), zero or 0, out=numbers[begin : begin + len(piece)])
+        begin += len(piece)
+    return numbers
 
 
 def _as_key(column: pl.Series, dtype: pl.DataType, name: str) -> pl.Series:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -135,6 +136,35 @@ def test_a_float_key_of_pandas_with_a_gap_finds_its_integer() -> None:
     assert rows.to_list() == [0, None, 1, None]
     with pytest.raises(ValueError, match="convert the entity column to Int64"):
         match_rows(entities.with_columns(pl.col("k") + 0.5), features, keys={"k": "k"})
+
+
+@pytest.mark.parametrize("key", ["number", "text"])
+def test_many_rows_are_searched_in_parts_and_blocks_with_the_same_answer(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+
+    def rows(size: int, keys: int) -> Frame:
+        number = pl.Series(rng.integers(-5, keys, size)).set(pl.Series(rng.random(size) < 0.05), None)
+        hours = pl.Series(rng.integers(0, 200, size))
+        late = pl.Series(np.where(rng.random(size) < 0.3, rng.integers(0, 50, size), 0))
+        named = number if key == "number" else number.cast(pl.String)
+        return pl.DataFrame({"k": named, "hours": hours, "late": late}).select(
+            "k",
+            (pl.lit(T0) + pl.duration(hours=pl.col("hours"))).alias("event_timestamp"),
+            (pl.lit(T0) + pl.duration(hours=pl.col("hours") + pl.col("late"))).alias("created_timestamp"),
+        )
+
+    features = pl.concat([rows(1_500, 40), rows(2_500, 40)], rechunk=False)
+    entities = rows(2_000, 45)
+    for options in ({}, {"known_only": False}, {"ttl": timedelta(hours=9)}):
+        whole = match_rows(entities, features, keys={"k": "k"}, **options)  # type: ignore[arg-type]
+        with monkeypatch.context() as patch:
+            patch.setattr(point_in_time, "_PART_ROWS", 500)
+            patch.setattr(point_in_time, "_BLOCK", 64)
+            parts = match_rows(entities, features, keys={"k": "k"}, **options)  # type: ignore[arg-type]
+        assert 0 < whole.null_count() < len(whole)
+        assert parts.equals(whole)
 
 
 moments = st.integers(0, 6)
