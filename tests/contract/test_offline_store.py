@@ -38,6 +38,7 @@ from feast.types import Array, Float32, Float64, Int64, String
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from tests.variants import first_daily
 
 from evensong.data import storage
 from evensong.errors import StorageError
@@ -662,7 +663,7 @@ def test_features_are_logged_to_s3(bucket: str, tmp_path: Path) -> None:
     assert read_logs(world)["__request_id"].tolist() == ["r1", "r1", "r2", "r2"]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "folder", "delta"])
+@pytest.mark.parametrize("kind", first_daily(["delta", "parquet", "folder"]))
 def test_a_source_names_its_own_endpoint(
     kind: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,7 @@ def test_the_same_night_again_is_the_same_version(airflow: AirflowApi, first_nig
         assert airflow.returned(again, task_id) == airflow.returned(run_id(first_night), task_id)
 
 
+@pytest.mark.slow
 def test_bad_data_ends_the_night_at_once_and_nothing_is_trained(settings: Settings, airflow: AirflowApi) -> None:
     # nothing has come in for eleven days
     night = Night.model_validate({"as_of": "2026-01-20"})

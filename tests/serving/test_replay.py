@@ -267,7 +267,7 @@ def apart(world: Any, tmp_path: Path) -> Settings:
 @pytest.mark.parametrize(
     "views",
     [
-        ["user_activity", "item_content"],
+        pytest.param(["user_activity", "item_content"], marks=pytest.mark.slow),
         pytest.param(["item_popularity"], marks=pytest.mark.slow),
         pytest.param(["user_seen"], marks=pytest.mark.slow),
     ],

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.variants import first_daily
 
 from evensong.monitoring import request_log
 from evensong.pipelines import explain
@@ -151,7 +152,7 @@ def test_one_process_that_is_told_to_stop_answers_what_it_took_and_exits_with_0(
     assert len([line for line in lines if line.get("route") == "/recommend"]) == len(answers)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", first_daily(["2", "1"]))
 def test_a_taken_port_is_named_with_the_setting_that_moves_it(tmp_path: Path, workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

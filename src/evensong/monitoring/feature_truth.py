@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -282,14 +283,8 @@ class Truth:
                 yield from _left(one)
 
     def _user_profile(self, key: str, moment: datetime) -> Values | None:
-        from evensong.features.column_values import categories
-        from evensong.features.user_features import STATIC_COLUMNS
-
         newest = _newest(self._users.get(key, ()), moment)
-        if newest is None:
-            return None
-        row = pl.DataFrame([newest.values], schema={"attributes": pl.String})
-        return {column.name: categories(row, column, lenient=True)[0] for column in STATIC_COLUMNS.root}  # type: ignore[arg-type]
+        return None if newest is None else _profile(newest.values["attributes"])
 
     def _user_seen(self, key: str, moment: datetime) -> Values | None:
         known = [one for one in self._met.get(key, ()) if one.known <= moment]
@@ -466,6 +461,15 @@ class Untrue:
     name: str
     value: Any
     expected: Any
+
+
+@lru_cache(maxsize=10_000)
+def _profile(attributes: str | None) -> Values:
+    from evensong.features.column_values import categories
+    from evensong.features.user_features import STATIC_COLUMNS
+
+    row = pl.DataFrame({"attributes": [attributes]}, schema={"attributes": pl.String})
+    return {column.name: categories(row, column, lenient=True)[0] for column in STATIC_COLUMNS.root}  # type: ignore[arg-type]
 
 
 def untrue(

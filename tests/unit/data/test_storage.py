@@ -13,6 +13,7 @@ from pathlib import Path
 import boto3
 import polars as pl
 import pytest
+from tests.variants import first_daily
 
 from evensong.data import storage
 from evensong.data.lake import Lake, conform
@@ -144,7 +145,7 @@ def test_a_local_place_that_cannot_be_used_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["import", "list"], ["import", "remove", "x"], ["nightly", "--as-of", "2026-01-01"]]
+    "command", first_daily([["import", "list"], ["import", "remove", "x"], ["nightly", "--as-of", "2026-01-01"]])
 )
 def test_a_command_whose_lake_does_not_answer_ends_without_a_traceback(tmp_path: Path, command: list[str]) -> None:
     environment = {

@@ -210,6 +210,7 @@ def with_dirt(lake: Lake) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_night_killed_at_any_write_ends_as_an_undisturbed_one(
     settings: Settings, lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

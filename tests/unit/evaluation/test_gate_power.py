@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.variants import first_daily
 
 from evensong.evaluation.policy import PromotionPolicy, load_policy
 from evensong.evaluation.power import Population, simulate, smallest_detectable
@@ -19,8 +20,14 @@ def policy() -> PromotionPolicy:
     return read.model_copy(update={"primary": read.primary.model_copy(update={"resamples": 1000})})
 
 
-@pytest.mark.parametrize("heavy_tailed", [False, True], ids=["usual users", "heavy-tailed users"])
-@pytest.mark.parametrize("num_users", [50, 200])
+USERS = [
+    pytest.param(False, id="usual users"),
+    pytest.param(True, id="heavy-tailed users", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("heavy_tailed", USERS)
+@pytest.mark.parametrize("num_users", first_daily([200, 50]))
 def test_same_model_with_another_seed_is_promoted_in_at_most_one_night_of_a_hundred(
     policy: PromotionPolicy, heavy_tailed: bool, num_users: int
 ) -> None:
@@ -30,7 +37,7 @@ def test_same_model_with_another_seed_is_promoted_in_at_most_one_night_of_a_hund
     assert outcome.mean_gain == pytest.approx(0.0, abs=0.01)
 
 
-@pytest.mark.parametrize("heavy_tailed", [False, True], ids=["usual users", "heavy-tailed users"])
+@pytest.mark.parametrize("heavy_tailed", USERS)
 def test_stated_smallest_gain_is_promoted_in_eighty_nights_of_a_hundred(
     policy: PromotionPolicy, heavy_tailed: bool
 ) -> None:
@@ -41,17 +48,14 @@ def test_stated_smallest_gain_is_promoted_in_eighty_nights_of_a_hundred(
     assert 0.74 <= outcome.rate <= 0.92
 
 
-@pytest.mark.parametrize(
-    "heavy_tailed",
-    [pytest.param(False, id="usual users"), pytest.param(True, id="heavy-tailed users", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("heavy_tailed", USERS)
 def test_night_tried_until_it_passes_is_promoted_hardly_more_often(policy: PromotionPolicy, heavy_tailed: bool) -> None:
     population = Population(heavy_tailed=heavy_tailed)
     outcome = simulate(policy, population, nights=NIGHTS // 2, num_users=100, gain=0.0, seed=15, tries=4)
     assert outcome.rate <= 0.02
 
 
-@pytest.mark.parametrize("heavy_tailed", [False, True], ids=["usual users", "heavy-tailed users"])
+@pytest.mark.parametrize("heavy_tailed", USERS)
 def test_challenger_that_finds_half_for_forty_new_users_is_seldom_promoted_though_better_for_all_others(
     policy: PromotionPolicy, heavy_tailed: bool
 ) -> None:

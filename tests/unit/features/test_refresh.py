@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from tests.variants import first_daily
 
 from evensong.data.lake import Lake
 from evensong.features import changes, definitions, views
@@ -181,7 +182,7 @@ def test_a_night_in_the_middle_of_a_day_is_completed_by_the_next(shop: Settings,
     assert tables(shop) == from_scratch(shop, at(3), tmp_path / "other")
 
 
-@pytest.mark.parametrize("last", ["item_popularity", "user_dynamics", "item_conversion"])
+@pytest.mark.parametrize("last", first_daily(["user_dynamics", "item_popularity", "item_conversion"]))
 def test_a_refresh_that_was_killed_between_two_tables_is_repaired(
     shop: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
@@ -281,11 +282,18 @@ def test_rows_that_were_taken_away_are_missed(shop: Settings, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("module", "old", "new", "changed"),
-    [
-        ("user_features", '_stamps("known")', '_stamps("known")[:2]', {"user_sequence"}),
-        ("item_features", "then(0.5)", "then(0.25)", {"item_standing"}),
-        ("transformations", "-1 if name == leaving", "-2 + 1 if name == leaving", {"user_activity", "item_popularity"}),
-    ],
+    first_daily(
+        [
+            ("user_features", '_stamps("known")', '_stamps("known")[:2]', {"user_sequence"}),
+            ("item_features", "then(0.5)", "then(0.25)", {"item_standing"}),
+            (
+                "transformations",
+                "-1 if name == leaving",
+                "-2 + 1 if name == leaving",
+                {"user_activity", "item_popularity"},
+            ),
+        ]
+    ),
 )
 def test_changed_code_computes_its_views_anew_and_no_other(
     shop: Settings, monkeypatch: pytest.MonkeyPatch, module: str, old: str, new: str, changed: set[str]
@@ -317,12 +325,14 @@ def test_changed_words_compute_nothing_anew(shop: Settings, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("update", "changed"),
-    [
-        ({"half_life_days": 3.0}, {"user_dynamics", "item_conversion"}),
-        ({"num_top_categories": 1}, {"user_history", "user_dynamics"}),
-        ({"sequence_length": 3}, {"user_sequence"}),
-        ({"seen_length": 1}, {"user_seen"}),
-    ],
+    first_daily(
+        [
+            ({"half_life_days": 3.0}, {"user_dynamics", "item_conversion"}),
+            ({"num_top_categories": 1}, {"user_history", "user_dynamics"}),
+            ({"sequence_length": 3}, {"user_sequence"}),
+            ({"seen_length": 1}, {"user_seen"}),
+        ]
+    ),
 )
 def test_a_setting_computes_the_views_that_read_it_anew_and_no_other(
     shop: Settings, tmp_path: Path, update: dict[str, object], changed: set[str]
@@ -422,7 +432,7 @@ nights = st.lists(
 )
 
 
-@hypothesis_settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(nights)
 def test_any_order_of_imports_and_nights_ends_in_the_same_tables(
     tmp_path_factory: pytest.TempPathFactory, nights: list[tuple[list[tuple[str, str, float, int]], float]]

@@ -209,7 +209,7 @@ worlds = st.lists(
 ).map(lambda rows: [(user, item, day, day + late) for user, item, day, late in rows])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(worlds)
 def test_every_row_says_what_counting_again_at_its_moment_says(world: list[tuple[str, str, float, float]]) -> None:
     interactions = events(*world)
@@ -221,7 +221,7 @@ def test_every_row_says_what_counting_again_at_its_moment_says(world: list[tuple
         assert users == len({row[0] for row in _window(world, moment, 30) if row[1] == item})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(worlds)
 def test_between_two_rows_nothing_changed_at_midnight(world: list[tuple[str, str, float, float]]) -> None:
     told_of_all = popularity(events(*world), until=at(50)).sort("item_id", "event_timestamp")
@@ -236,7 +236,7 @@ def test_between_two_rows_nothing_changed_at_midnight(world: list[tuple[str, str
                 assert list(told.row(0)[1:5]) == counts
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(worlds, st.integers(0, 12) | st.integers(29, 45))  # late enough that events have left every window
 def test_the_rows_since_a_midnight_are_the_tail_of_all_rows(
     world: list[tuple[str, str, float, float]], day: int
@@ -286,7 +286,7 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("view", VIEWS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(world=worlds, cuts=st.lists(st.integers(0, 60).map(lambda n: n / 4 + 1 / 7), max_size=4))
 def test_however_many_updates_give_the_rows_and_the_state_of_one(
     view: str, world: list[tuple[str, str, float, float]], cuts: list[float]

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from tests.variants import first_daily
 
 from evensong.data import storage
 from evensong.data.lake import Lake
@@ -233,7 +234,10 @@ BROKEN: dict[str, Break] = {
 
 
 #: The others run among the slow tests.
-EVERY_DAY = {"ignores when a row became known", "sees the label's own moment", "takes the newest row there is"}
+EVERY_DAY = {
+    *("ignores when a row became known", "takes the newest row there is"),
+    *("user_history with the values of later", "spend of a later purchase", "newest rows lost", "items lost"),
+}
 
 
 @pytest.mark.parametrize(
@@ -272,13 +276,19 @@ def wraps_the_join(monkeypatch: pytest.MonkeyPatch, change: Callable[[Frame], Fr
 
 @pytest.mark.parametrize(
     ("how", "change"),
-    [
-        ("one row a user and moment", lambda rows: rows.unique(["user_id", "event_timestamp"], maintain_order=True)),
-        ("drops rows without features", lambda rows: rows.drop_nulls("num_interactions")),
-        ("sorts by user", lambda rows: rows.sort("user_id", nulls_last=True)),
-        ("repeats a row", lambda rows: pl.concat([rows, rows.tail(1)])),
-        ("forgets a feature", lambda rows: rows.drop("num_events_7d")),
-    ],
+    first_daily(
+        [
+            (
+                "one row a user and moment",
+                lambda rows: rows.unique(["user_id", "event_timestamp"], maintain_order=True),
+            ),
+            ("drops rows without features", lambda rows: rows.drop_nulls("num_interactions")),
+            ("sorts by user", lambda rows: rows.sort("user_id", nulls_last=True)),
+            ("repeats a row", lambda rows: pl.concat([rows, rows.tail(1)])),
+            ("forgets a feature", lambda rows: rows.drop("num_events_7d")),
+        ],
+        1,
+    ),
 )
 def test_lost_and_misplaced_rows_are_caught(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, how: str, change: Callable[[Frame], Frame]
@@ -288,7 +298,7 @@ def test_lost_and_misplaced_rows_are_caught(
     sings(settings)
 
 
-@pytest.mark.parametrize("entity", ["user_id", "item_id"])
+@pytest.mark.parametrize("entity", first_daily(["user_id", "item_id"]))
 def test_join_that_is_wrong_for_one_key_alone_is_caught(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, entity: str
 ) -> None:
@@ -365,18 +375,21 @@ def broken_targets(change: Callable[[Frame, Frame], Frame]) -> Callable[..., Fra
 
 @pytest.mark.parametrize(
     ("how", "change"),
-    [
-        (
-            "what the policy was bound to show",
-            lambda rows, labels: pl.concat([rows, held_out(labels, "canary-item-bound")]),
-        ),
-        ("what is seen already", lambda rows, labels: pl.concat([rows, held_out(labels, "canary-item-00")])),
-        ("not what was lost", lambda rows, labels: rows.head(-1)),
-        (
-            "what was wanted before",
-            lambda rows, labels: rows.with_columns(pl.col("event_timestamp") - timedelta(days=2)),
-        ),
-    ],
+    first_daily(
+        [
+            (
+                "what the policy was bound to show",
+                lambda rows, labels: pl.concat([rows, held_out(labels, "canary-item-bound")]),
+            ),
+            ("what is seen already", lambda rows, labels: pl.concat([rows, held_out(labels, "canary-item-00")])),
+            ("not what was lost", lambda rows, labels: rows.head(-1)),
+            (
+                "what was wanted before",
+                lambda rows, labels: rows.with_columns(pl.col("event_timestamp") - timedelta(days=2)),
+            ),
+        ],
+        1,
+    ),
 )
 def test_models_judged_by_something_else_are_caught(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, how: str, change: Callable[[Frame, Frame], Frame]
@@ -472,7 +485,9 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize("how", SPOILED)
+@pytest.mark.parametrize(
+    "how", [how if how in EVERY_DAY else pytest.param(how, marks=pytest.mark.slow) for how in SPOILED]
+)
 def test_feature_table_that_knows_too_much_or_too_little_is_caught(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -504,7 +519,10 @@ def only_of(entity: str, key: str, change: Callable[[Frame], Frame]) -> Callable
 
 
 @pytest.mark.parametrize(
-    "view", ["user_history", "user_activity", "user_dynamics", "user_sequence", "item_popularity", "item_conversion"]
+    "view",
+    first_daily(
+        ["user_dynamics", "user_history", "user_activity", "user_sequence", "item_popularity", "item_conversion"]
+    ),
 )
 def test_value_of_the_future_on_a_key_of_many_events_is_caught(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, view: str
@@ -520,12 +538,15 @@ def test_value_of_the_future_on_a_key_of_many_events_is_caught(
 
 @pytest.mark.parametrize(
     ("view", "name", "caught"),
-    [
-        ("user_activity", "num_events_1d", True),
-        ("item_conversion", "item_views_1d", True),
-        ("user_activity", "num_events_30d", False),
-        ("user_history", "num_interactions", False),
-    ],
+    first_daily(
+        [
+            ("user_activity", "num_events_1d", True),
+            ("item_conversion", "item_views_1d", True),
+            ("user_activity", "num_events_30d", False),
+            ("user_history", "num_interactions", False),
+        ],
+        1,
+    ),
 )
 def test_key_of_too_many_events_is_counted_in_the_window_that_can_be_read(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, view: str, name: str, caught: bool
@@ -581,7 +602,7 @@ STAMPED = {
 }
 
 
-@pytest.mark.parametrize("how", STAMPED)
+@pytest.mark.parametrize("how", first_daily(STAMPED))
 def test_one_row_is_found_whoever_is_in_the_sample(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:

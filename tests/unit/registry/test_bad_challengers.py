@@ -303,6 +303,7 @@ def test_bundle_without_a_refit_finds_what_the_judged_model_found(
     assert ratio["challenger"] == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_latency_is_measured_for_both_in_turn_and_does_not_count_who_else_is_busy(
     settings: Settings, night: Night, trained: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.variants import first_daily
 
 from evensong.training.losses import corrected_softmax, listwise_softmax
 from evensong.training.sampling import draw_pool
@@ -34,7 +35,7 @@ def learned(sign: float, num_uniform: int, seed: int = 0) -> np.ndarray:
     return torch.softmax(average / (steps - steps // 2), 0).numpy()
 
 
-@pytest.mark.parametrize("num_uniform", [0, 3])
+@pytest.mark.parametrize("num_uniform", first_daily([3, 0]))
 def test_corrected_softmax_recovers_the_true_conditional(num_uniform: int) -> None:
     assert np.abs(learned(1.0, num_uniform) - TRUTH).max() < 0.03
 
