@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from tests.unit.evaluation.gate_world import figures, report_of
 from tests.unit.registry.conftest import make_bundle, night, write_materialized
+from tests.variants import first_daily
 
 from evensong.data import storage
 from evensong.errors import ConfigurationError, PromotionRefusedError, RegistryError
@@ -116,7 +117,7 @@ def test_second_attempt_of_a_night_with_other_code_is_compared_with_the_first(
     assert ledger.read(settings)[-1].from_version == ("2" if champion == "3" else "1")
 
 
-@pytest.mark.parametrize("day", [1, 2], ids=["the first champion's night", "a later night"])
+@pytest.mark.parametrize("day", first_daily([2, 1]), ids=["a later night", "the first champion's night"])
 def test_same_night_with_another_seed_keeps_the_champion_of_the_first_in_auto(
     settings: Settings, run: Run, day: int
 ) -> None:
@@ -330,7 +331,7 @@ def test_version_of_an_airflow_run_says_which(settings: Settings, run: Run, monk
     assert b"scheduled__2026-03-01T02:00:00+00:00" in versions.read_attached(settings, version, "dossier.html")
 
 
-@pytest.mark.parametrize("where", ["configured", "in a run of Airflow", "neither"])
+@pytest.mark.parametrize("where", first_daily(["in a run of Airflow", "configured", "neither"]))
 def test_data_docs_of_the_dossier_open_in_airflow_where_it_is(
     settings: Settings, run: Run, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -389,11 +390,21 @@ ASKED_OF_USERS = {
 
 @pytest.mark.parametrize(
     ("damaged", "content", "said"),
-    [
-        ("per_user.parquet", None, "per_user: cannot be computed: .*per_user.parquet: expected a Parquet file"),
-        ("evaluation.json", '{"as_of": ', "evaluation: cannot be computed: .*evaluation.json: the file: Invalid JSON"),
-        ("evaluation.json", '{"num_users": 5}', "evaluation: cannot be computed: .*evaluation.json: as_of: Field req"),
-    ],
+    first_daily(
+        [
+            ("per_user.parquet", None, "per_user: cannot be computed: .*per_user.parquet: expected a Parquet file"),
+            (
+                "evaluation.json",
+                '{"as_of": ',
+                "evaluation: cannot be computed: .*evaluation.json: the file: Invalid JSON",
+            ),
+            (
+                "evaluation.json",
+                '{"num_users": 5}',
+                "evaluation: cannot be computed: .*evaluation.json: as_of: Field req",
+            ),
+        ]
+    ),
 )
 def test_figures_that_cannot_be_read_keep_the_champion_and_name_every_question(
     settings: Settings, run: Run, tmp_path: Path, damaged: str, content: str | None, said: str

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.unit.registry.conftest import Register, night
+from tests.variants import first_daily
 
 from evensong.errors import PromotionRefusedError, RegistryError
 from evensong.pipelines import night as nights
@@ -274,7 +275,7 @@ def test_asking_again_keeps_the_first_deadline(settings: Settings, ask: Ask) -> 
     assert review.waiting(settings, now=NOW)[0].deadline == NOW + timedelta(hours=12)
 
 
-@pytest.mark.parametrize("via", ["page", "command", "tag"])
+@pytest.mark.parametrize("via", first_daily(["page", "command", "tag"]))
 def test_approved_version_that_was_rolled_back_is_not_promoted_again_in_the_approver_s_name(
     settings: Settings, ask: Ask, via: str
 ) -> None:
@@ -396,7 +397,7 @@ def test_approval_by_tag_against_another_champion_is_told_and_nothing_is_answere
     assert champion(settings) == "2"
 
 
-@pytest.mark.parametrize("place", ["page", "command", "tag"])
+@pytest.mark.parametrize("place", first_daily(["page", "command", "tag"]))
 def test_champion_is_never_rejected_and_its_review_is_settled(settings: Settings, ask: Ask, place: str) -> None:
     version = ask()
     # what a command of an older release left when it was killed after its move
