@@ -1,5 +1,5 @@
 """The point-in-time join through Feast's API: our offline store against Feast's DuckDB store, reading and writing
-included.
+included, each in a process of its own.
 
 Two shapes against the peer: few entities with long histories (200,000 × 1,000,000 rows × 16 features over 6,000
 entities; the last line's `ratio`), and many with short ones (1 M × 5 M × 10 over 50,000). Then 2 M × 20 M rows alone,
@@ -51,10 +51,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="rows and entities, as a share of the full shapes")
     parser.add_argument("--shapes", default="small,large,huge")
     parser.add_argument("--runs", type=int, default=5, help="the best of so many runs counts, for ours and the peer")
-    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["ours", "peer", "alone"], help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.alone:
-        print(json.dumps(_alone(Path(options.alone))))
+    if options.side:
+        alone = options.side == "alone"
+        print(json.dumps(_alone(options.folder) if alone else _side(options.folder, options.side, options.runs)))
         return
     shapes = {name: _scaled(SHAPES[name], options.scale) for name in options.shapes.split(",")}
     figures: dict[str, Any] = {}
@@ -164,22 +166,40 @@ def join(store: Any, folder: Path, columns: int, name: str) -> float:
 
 
 def _compared(name: str, shape: Shape, runs: int) -> tuple[float, float]:
-    """The best seconds of ours and of the peer, in turn, after their answers were found equal."""
+    """The best seconds of ours and of the peer, whose answers are compared before the second round.
+
+    Each has a process of its own, as its user would: in one process each would pay for the memory that the other has
+    just given back. Two rounds, so that a slow minute of the machine does not fall on one side alone.
+    """
+    best = {"ours": float("inf"), "peer": float("inf")}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         say(f"{name}: {shape}: making the data")
         make(folder, shape)
-        ours, peer = (open_store(folder, kind, shape.columns) for kind in (OURS, PEER))
-        best = {"ours": float("inf"), "peer": float("inf")}
-        for run in range(runs):
-            for side, store in (("ours", ours), ("peer", peer)):
-                seconds = join(store, folder, shape.columns, side)
-                best[side] = min(best[side], seconds)
-                say(f"{name}: run {run + 1}: {side}: {seconds:.2f} s")
-            if run == 0:
+        (folder / "shape.json").write_text(json.dumps(shape))
+        for number, count in enumerate(filter(None, (runs - runs // 2, runs // 2))):
+            for side in best:
+                seconds = _in_a_process("--side", side, "--runs", str(count), "--folder", place)
+                best[side] = min(best[side], *seconds)
+                say(f"{name}: round {number + 1}: {side}: {', '.join(f'{one:.2f}' for one in seconds)} s")
+            if number == 0:
                 _check_equal(folder)
                 say(f"{name}: the answers are equal")
     return best["ours"], best["peer"]
+
+
+def _in_a_process(*options: str) -> Any:
+    """What this module prints last, as JSON, when it is run with the options."""
+    command = [sys.executable, "-m", "benchmarks", "point_in_time_join", *options]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(answer.splitlines()[-1])
+
+
+def _side(folder: Path, side: str, runs: int) -> list[float]:
+    """The seconds of each join by one side."""
+    shape = Shape(*json.loads((folder / "shape.json").read_text()))
+    store = open_store(folder, {"ours": OURS, "peer": PEER}[side], shape.columns)
+    return [join(store, folder, shape.columns, side) for _ in range(runs)]
 
 
 def _check_equal(folder: Path) -> None:
@@ -200,9 +220,7 @@ def _streamed(shape: Shape) -> dict[str, Any]:
         made += f"make(pathlib.Path(sys.argv[1]), Shape{tuple(shape)})"
         subprocess.run([sys.executable, "-c", made, place], check=True)
         Path(place, "shape.json").write_text(json.dumps(shape))
-        command = [sys.executable, "-m", "benchmarks", "point_in_time_join", "--alone", place]
-        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        figures: dict[str, Any] = json.loads(answer.splitlines()[-1])
+        figures: dict[str, Any] = _in_a_process("--side", "alone", "--folder", place)
         _check_sample(Path(place), shape)
         say(f"huge: {figures}; a sample agrees with the definition")
     return figures
