@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import polars as pl
 import pytest
+from tests.variants import first_daily
 
 from evensong.data.lake import Lake
 from evensong.features.online import OnlineFeatures
@@ -41,7 +42,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     server.shutdown()
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=first_daily(["sqlite", "redis"]))
 def online_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return str(tmp_path / "online.db")
@@ -119,6 +120,7 @@ def by_us(settings: Settings, users: list[str], items: list[str]) -> Frame:
     return frame
 
 
+@pytest.mark.parametrize("online_uri", ["sqlite", "redis"], indirect=True)
 def test_feast_reads_what_we_wrote_as_we_read_it(shop: Settings) -> None:
     night(shop, 1)
     users, items = ["u", "v", "nobody"], ["a", "ü", "nothing"]
@@ -144,6 +146,7 @@ def test_feast_reads_what_we_wrote_as_we_read_it(shop: Settings) -> None:
     assert of_seen.to_dict(as_series=False) == seen
 
 
+@pytest.mark.parametrize("online_uri", ["sqlite", "redis"], indirect=True)
 def test_we_read_what_feast_wrote(shop: Settings) -> None:
     features.build(shop, Night(as_of=at(1)))
     store = stock_store(open_store(shop))
@@ -173,6 +176,7 @@ def test_a_view_that_is_no_longer_computed_is_not_read(shop: Settings) -> None:
     assert row.keys() == OnlineFeatures(shop).users(["u"]).row(0, named=True).keys()
 
 
+@pytest.mark.parametrize("online_uri", ["sqlite", "redis"], indirect=True)
 def test_the_next_night_writes_the_changed_keys_only(shop: Settings) -> None:
     first = night(shop, 1)
     assert first["user_history"] == 2
@@ -503,6 +507,7 @@ def test_another_definition_may_lower_what_was_written_under_the_old(table: Tabl
     assert table.online("left", "a") == [0.25]
 
 
+@pytest.mark.parametrize("online_uri", ["sqlite", "redis"], indirect=True)
 def test_every_type_is_written_in_the_bytes_of_feast(tmp_path: Path, online_uri: str) -> None:
     rows = pl.DataFrame(
         {

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.browser import chromium
+from tests.variants import first_daily
 
 from evensong.settings import Settings
 
@@ -63,7 +64,7 @@ def titles(page: Any, part: str) -> list[str]:
 @pytest.mark.parametrize(
     "options", [{"viewport": {"width": 1280, "height": 900}}, {"viewport": {"width": 400, "height": 800}}]
 )
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", first_daily(["light", "dark"]))
 def test_chosen_user_has_history_beside_recommendations(
     client: httpx.Client, world: Any, open_page: Callable[..., Any], options: dict[str, Any], scheme: str
 ) -> None:

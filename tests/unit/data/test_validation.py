@@ -181,6 +181,7 @@ def test_a_rerun_of_a_night_changes_nothing(settings: Settings, lake: Lake) -> N
     assert all(before[table].equals(found) for table, found in content(lake).items())
 
 
+@pytest.mark.slow
 def test_an_earlier_night_after_a_later_one_takes_nothing_back(settings: Settings, lake: Lake) -> None:
     lake.append_new("raw_interactions", bad(user_id=None))
     validate.run(settings, night(12))
@@ -368,6 +369,7 @@ def test_a_night_that_goes_on_takes_over_what_stopped_the_one_before(settings: S
     assert report(settings, 14)["tables"]["interactions"]["quarantined"] == 0, "and count no more"
 
 
+@pytest.mark.slow
 def test_a_night_killed_while_it_takes_over_ends_as_an_undisturbed_one(
     settings: Settings, lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +421,7 @@ def test_a_rule_that_changes_lets_rows_out_that_stopped_a_night(settings: Settin
     assert lake.read("interactions").height == 560
 
 
+@pytest.mark.slow
 def test_a_night_that_went_on_and_is_stopped_by_later_rows_stays_stopped(settings: Settings, lake: Lake) -> None:
     lake.append_new("raw_interactions", bad(user_id=None))
     validate.run(settings, night(12))
@@ -500,6 +503,7 @@ def test_a_release_needs_a_reason_and_rows_that_count(settings: Settings, lake: 
         held_back.release(settings, "once more")
 
 
+@pytest.mark.slow
 def test_guests_count_only_where_they_are_usual(settings: Settings, lake: Lake) -> None:
     guests = day_of_views(11).with_columns(
         pl.col("event_timestamp") + timedelta(seconds=1), user_id=pl.lit(None, pl.String)

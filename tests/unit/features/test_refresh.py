@@ -432,7 +432,8 @@ nights = st.lists(
 )
 
 
-@hypothesis_settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
+@hypothesis_settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(nights)
 def test_any_order_of_imports_and_nights_ends_in_the_same_tables(
     tmp_path_factory: pytest.TempPathFactory, nights: list[tuple[list[tuple[str, str, float, int]], float]]

@@ -700,6 +700,7 @@ def test_late_events_that_never_count_are_caught(settings: Settings, monkeypatch
     assert "of planted rows" in sings(settings)
 
 
+@pytest.mark.slow
 def test_night_that_forgets_a_state_is_caught(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The views go on from half of what they knew."""
     only(monkeypatch, "_views")
@@ -732,6 +733,7 @@ def test_import_of_old_events_that_changes_nothing_is_caught(
 # ---------------------------------------------------------------- what is served, broken
 
 
+@pytest.mark.slow
 def test_night_that_serves_what_a_later_one_computed_is_caught(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
