@@ -521,7 +521,7 @@ def registry_promote(version: Version, reason: Reason, as_json: AsJson = False) 
     found = load_settings()
     answer = commands.promote(found, version, reason=reason)
     _answer(answer, as_json, _show_move)
-    decision = None if as_json else commands.decision_of(found, version)
+    decision = commands.decision_of(found, version) if answer["moved"] and not as_json else None
     if decision and not decision["promote"] and not decision["needs_review"]:
         screen.print(f"the gate would have kept the champion: {_decisive(decision['reasons'])}", markup=False)
 

@@ -23,6 +23,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,8 @@ import polars as pl
 from evensong.types import TIMESTAMP, Frame
 
 Longs = npt.NDArray[np.int64]
+#: Rows by whether they are wanted, or by their places; none: all.
+Chosen = npt.NDArray[np.bool_] | npt.NDArray[np.int64] | None
 
 _ROW, _KEY = "__row", "__key"
 _BITS = 63
@@ -115,15 +118,8 @@ def match_rows(
         late = events_ > moments_.max()
         if np.count_nonzero(late) > len(features) // 4:
             usable = ~late if usable is None else usable & ~late
-    found = _search(
-        _take(left_keys, asked),
-        _take(moments_, asked),
-        _take(right_keys, usable),
-        _take(events_, usable),
-        None if created is None else _take(_numbers(created), usable),
-        known_only=known_only,
-        ttl=_in_unit(ttl, moments.dtype),
-    )
+    sides = _Sides(left_keys, moments_, right_keys, events_, None if created is None else _numbers(created))
+    found = _search(sides.of(asked, usable), known_only=known_only, ttl=_in_unit(ttl, moments.dtype))
     if usable is not None:
         found = np.where(found >= 0, np.append(np.flatnonzero(usable), -1)[found], -1)
     if asked is not None:
@@ -160,38 +156,41 @@ def _in_one_unit(stamps: list[pl.Series]) -> list[pl.Series]:
     return [stamp.cast(TIMESTAMP) for stamp in stamps]
 
 
-def _search(
-    left_keys: Longs,
-    moments: Longs,
-    right_keys: Longs,
-    events: Longs,
-    created: Longs | None,
-    *,
-    known_only: bool,
-    ttl: int | None,
-) -> Longs:
+class _Sides(NamedTuple):
+    """What is searched for and in what: of each row of the left its key and moment, of the right its key and times."""
+
+    left_keys: Longs
+    moments: Longs
+    right_keys: Longs
+    events: Longs
+    created: Longs | None
+
+    def of(self, left: Chosen, right: Chosen) -> _Sides:
+        """Some rows of each side; all of a side for none."""
+        return _Sides(
+            _take(self.left_keys, left),
+            _take(self.moments, left),
+            _take(self.right_keys, right),
+            _take(self.events, right),
+            None if self.created is None else _take(self.created, right),
+        )
+
+
+def _search(sides: _Sides, *, known_only: bool, ttl: int | None) -> Longs:
     """The position of the right row that each left row matches, -1 for none; the keys in parts, side by side."""
-    parts = _num_parts(len(right_keys))
+    parts = _num_parts(len(sides.right_keys))
     if parts == 1:
-        return _search_part(left_keys, moments, right_keys, events, created, known_only=known_only, ttl=ttl)
-    found = np.full(len(left_keys), -1, np.int64)
-    left_parts, right_parts = _parts(left_keys, parts), _parts(right_keys, parts)
+        return _search_part(sides, known_only=known_only, ttl=ttl)
+    found = np.full(len(sides.left_keys), -1, np.int64)
+    left_parts, right_parts = _parts(sides.left_keys, parts), _parts(sides.right_keys, parts)
 
     def search(part: int) -> None:
         left, right = np.flatnonzero(left_parts == part), np.flatnonzero(right_parts == part)
-        here = _search_part(
-            left_keys[left],
-            moments[left],
-            right_keys[right],
-            events[right],
-            None if created is None else created[right],
-            known_only=known_only,
-            ttl=ttl,
-        )
+        here = _search_part(sides.of(left, right), known_only=known_only, ttl=ttl)
         matched = here >= 0
         found[left[matched]] = right[here[matched]]
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(min(parts, os.cpu_count() or 1)) as threads:
         for _ in threads.map(search, range(parts)):
             pass
     return found
@@ -210,16 +209,8 @@ def _parts(keys: Longs, parts: int) -> npt.NDArray[np.uint8]:
     return found
 
 
-def _search_part(
-    left_keys: Longs,
-    moments: Longs,
-    right_keys: Longs,
-    events: Longs,
-    created: Longs | None,
-    *,
-    known_only: bool,
-    ttl: int | None,
-) -> Longs:
+def _search_part(sides: _Sides, *, known_only: bool, ttl: int | None) -> Longs:
+    left_keys, moments, right_keys, events, created = sides
     if not len(left_keys) or not len(right_keys):
         return np.full(len(left_keys), -1, np.int64)
     known = np.maximum(events, created) if known_only and created is not None else events
@@ -345,7 +336,7 @@ def _present(keys: Longs, *stamps: pl.Series | None) -> npt.NDArray[np.bool_] | 
     return None if present.all() else present
 
 
-def _take(values: Longs, wanted: npt.NDArray[np.bool_] | None) -> Longs:
+def _take(values: Longs, wanted: Chosen) -> Longs:
     return values if wanted is None else values[wanted]
 
 
