@@ -27,12 +27,13 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
+# An environment that a kill left half made is made anew: of itself uv would take the Python that it was made from.
 install: $(INSTALLED) ## the environment in .venv, from requirements.lock
 
 $(INSTALLED): requirements.lock pyproject.toml Makefile
 	@command -v $(PYTHON) >/dev/null || { echo "Evensong needs Python 3.11: no $(PYTHON) on the PATH. Install it (Debian: apt install python3.11 python3.11-venv) or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Evensong needs Python 3.11, $(PYTHON) is $$($(PYTHON) --version)" >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment (Debian: apt install python3.11-venv)" >&2; rm -rf $(VENV); exit 2; }
+	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || { echo "$(PYTHON) cannot make a virtual environment (Debian: apt install python3.11-venv)" >&2; rm -rf $(VENV); exit 2; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv==$(UV_VERSION)'
 	@$(AS_PIP); $(BIN)/uv pip install $(QUIET) --python $(BIN)/python --requirement requirements.lock
 	@$(AS_PIP); $(BIN)/uv pip install $(QUIET) --python $(BIN)/python --no-deps --editable .

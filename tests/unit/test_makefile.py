@@ -41,8 +41,8 @@ def make(checkout: Path, target: str, pip_configuration: str = "", **variables: 
     configuration = checkout / "pip.conf"
     configuration.write_text(pip_configuration)
     environment = {name: os.environ[name] for name in ("PATH", "HOME")} | {"PIP_CONFIG_FILE": str(configuration)}
-    command = ["make", target, f"PYTHON={sys.executable}"]
-    subprocess.run(command, cwd=checkout, env=environment | variables, check=True, capture_output=True)
+    environment |= {"PYTHON": sys.executable} | variables
+    subprocess.run(["make", target], cwd=checkout, env=environment, check=True, capture_output=True)
     return (checkout / "told.txt").read_text()
 
 
@@ -91,3 +91,17 @@ def test_a_person_sees_what_is_installed_and_a_log_does_not(checkout: Path) -> N
     (checkout / ".venv" / ".installed").unlink()
     (checkout / "told.txt").unlink()
     assert "--quiet" in make(checkout, "install", CI="true")
+
+
+def test_an_environment_that_a_kill_left_half_made_is_made_anew(checkout: Path) -> None:
+    half, whole = checkout / ".venv", checkout / "whole"
+    half.rename(whole)
+    (half / "bin").mkdir(parents=True)
+    (half / "bin" / "python").symlink_to(sys._base_executable)  # type: ignore[attr-defined]  # and no pyvenv.cfg
+    python = checkout / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *"-m venv"*) exec cp -r {whole} {half};; esac\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    assert "pip install" in make(checkout, "install", PYTHON=str(python))
+    assert not (half / "bin" / "python").is_symlink()
