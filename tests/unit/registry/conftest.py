@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,12 +21,32 @@ from evensong.settings import Settings
 from evensong.types import Night
 
 Register = Callable[..., ModelVersion]
+Prepared = Callable[[Settings, Callable[[Settings, Register], None]], None]
 
 
 @pytest.fixture
 def settings(tmp_path: Path, empty_store: Path) -> Settings:
     """A home with the repository's policy, less the guardrails of what these bundles do not hold."""
-    home = tmp_path / "home"
+    return make_home(tmp_path / "home", empty_store)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Prepared:
+    """Puts into a new home what a function does to a home: done once, then copied, for registering takes a second."""
+    made: dict[Callable[[Settings, Register], None], Path] = {}
+
+    def call(settings: Settings, prepare: Callable[[Settings, Register], None]) -> None:
+        if prepare not in made:
+            place = tmp_path_factory.mktemp("prepared")
+            first = make_home(place / "home", empty_store)
+            prepare(first, registering(first, place))
+            made[prepare] = first.home
+        copy_home(made[prepare], settings.home)
+
+    return call
+
+
+def make_home(home: Path, empty_store: Path) -> Settings:
     (home / "mlflow").mkdir(parents=True)
     shutil.copy(empty_store, home / "mlflow" / "mlflow.db")
     policy = yaml.safe_load(Path("mlflow/promotion_policy.yaml").read_text())
@@ -32,6 +54,27 @@ def settings(tmp_path: Path, empty_store: Path) -> Settings:
     (home / "policy.yaml").write_text(yaml.safe_dump(policy))
     write_materialized(home)
     return Settings(home=home, registry={"policy_path": home / "policy.yaml"})  # type: ignore[arg-type]
+
+
+def copy_home(source: Path, target: Path) -> None:
+    """The files, and the database of MLflow, which names the home's folders, with the new ones in their place.
+
+    MLflow remembers in a process where a version's artifacts lie: what is copied is read, and nothing is added to it.
+    """
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("mlflow.db*"))
+    database = target / "mlflow" / "mlflow.db"
+    database.unlink()
+    with (
+        closing(sqlite3.connect(source / "mlflow" / "mlflow.db")) as old,
+        closing(sqlite3.connect(database)) as new,
+    ):
+        old.backup(new)
+        for (table,) in new.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            for _, column, kind, *_ in new.execute(f'PRAGMA table_info("{table}")').fetchall():
+                if kind.startswith(("VARCHAR", "TEXT")):
+                    change = f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?) WHERE instr("{column}", ?)'  # noqa: S608
+                    new.execute(change, (str(source), str(target), str(source)))
+        new.commit()
 
 
 def write_materialized(home: Path, day: int = 31, **changes: object) -> None:
@@ -75,9 +118,12 @@ def register_bundle(settings: Settings, day: int, directory: Path, **changes: ob
 @pytest.fixture
 def register(settings: Settings, tmp_path: Path) -> Register:
     """Register the bundle of a night; another content is another bundle."""
+    return registering(settings, tmp_path)
 
+
+def registering(settings: Settings, place: Path) -> Register:
     def call(day: int = 1, content: str | None = None, **changes: object) -> ModelVersion:
-        folder = tmp_path / "bundles" / f"{day}-{content}"
+        folder = place / "bundles" / f"{day}-{content}"
         if not folder.exists():
             make_bundle(folder, day, content or f"night {day}")
         return register_bundle(settings, day, folder, **changes)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.unit.registry.conftest import Register, night
+from tests.unit.registry.conftest import Prepared, Register, night
 from tests.variants import first_daily
 from typer.testing import CliRunner
 
@@ -19,7 +19,11 @@ from evensong.settings import Settings
 
 
 @pytest.fixture
-def three(register: Register) -> None:
+def three(settings: Settings, prepared: Prepared) -> None:
+    prepared(settings, register_three)
+
+
+def register_three(settings: Settings, register: Register) -> None:
     for day in (1, 2, 3):
         register(day=day)
 

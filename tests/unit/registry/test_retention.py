@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.unit.registry.conftest import Register, make_bundle, night, register_bundle
+from tests.unit.registry.conftest import Prepared, Register, make_bundle, night, register_bundle
 
 from evensong.data import storage
 from evensong.errors import BundleError, PromotionRefusedError, RegistryError
@@ -15,9 +15,18 @@ from evensong.types import PromotionDecision
 
 
 @pytest.fixture
-def seven(settings: Settings, register: Register) -> Settings:
+def seven(settings: Settings, prepared: Prepared) -> Settings:
     """Seven nights; 1, 2, 3 and 5 became champion, 2 and 5 were rolled back; a rule keeps two versions."""
-    kept = settings.model_copy(update={"registry": settings.registry.model_copy(update={"keep_versions": 2})})
+    prepared(settings, live_seven_nights)
+    return keeping_two(settings)
+
+
+def keeping_two(settings: Settings) -> Settings:
+    return settings.model_copy(update={"registry": settings.registry.model_copy(update={"keep_versions": 2})})
+
+
+def live_seven_nights(settings: Settings, register: Register) -> None:
+    kept = keeping_two(settings)
     for day in range(1, 8):
         register(day=day)
         storage.write_json(kept.run_uri(night(day).run_id, "bundle", "x.json"), {})
@@ -28,7 +37,6 @@ def seven(settings: Settings, register: Register) -> Settings:
     for version in ("3", "5"):
         aliases.move(kept, version, actor="rule:gate", reason="better")
     aliases.rollback(kept, actor="person:ada", reason="worse")
-    return kept
 
 
 def actions(settings: Settings) -> dict[str, str]:

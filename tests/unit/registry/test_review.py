@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.unit.registry.conftest import Register, night
+from tests.unit.registry.conftest import Prepared, Register, night
 from tests.variants import first_daily
 
 from evensong.errors import PromotionRefusedError, RegistryError
@@ -23,10 +23,9 @@ Ask = Callable[..., str]
 
 
 @pytest.fixture
-def ask(settings: Settings, register: Register) -> Ask:
+def ask(settings: Settings, register: Register, prepared: Prepared) -> Ask:
     """Version 1 is champion; the night's version waits for a person."""
-    first = register(day=1)
-    aliases.move(settings, first.version, actor="rule:gate", reason="the first")
+    prepared(settings, promote_the_first)
 
     def call(day: int = 2, promote: bool = True, default: str = "keep", why: str = "looks good") -> str:
         version = register(day=day)
@@ -39,6 +38,11 @@ def ask(settings: Settings, register: Register) -> Ask:
         return version.version
 
     return call
+
+
+def promote_the_first(settings: Settings, register: Register) -> None:
+    first = register(day=1)
+    aliases.move(settings, first.version, actor="rule:gate", reason="the first")
 
 
 def champion(settings: Settings) -> str:
