@@ -299,17 +299,33 @@ def _find(frame: Frame, name: str, place: str, fitting: bool) -> tuple[pl.Series
         return _inside_struct(values, name, place, path), False
     if values.dtype not in (pl.String, pl.Null):
         raise _wrong(name, head, f"JSON texts that hold {'.'.join(path)}", values.dtype, "correct `source`")
-    keys = "".join("['" + key.replace("\\", "\\\\").replace("'", "\\'") + "']" for key in path)
+    values = values.cast(pl.String)
     try:
-        found = values.cast(pl.String).str.json_path_match(f"${keys}")
+        found = values.str.json_path_match(_json_path(path))
     except pl.exceptions.PolarsError as error:
         raise SourceError(f"column {name}: {place} is no place inside JSON: {error}") from error
-    if fitting and len(values) and found.null_count() == len(values) and path[0] not in (seen := _keys(values)):
-        raise SourceError(
-            f"column {name}: no row of {head} has {'.'.join(path)}{nearest(path[0], seen, others=True)}; correct the "
-            "column, or import what it reads (--user-attributes, --item-attributes)"
-        )
+    if fitting and len(values) and found.null_count() == len(values):
+        _check_inside(values, name, head, path)
     return found, True
+
+
+def _check_inside(values: pl.Series, name: str, head: str, path: list[str]) -> None:
+    """Refuses a place inside JSON of which some part is in no row: a place that is there may well be empty."""
+    for depth, key in enumerate(path):
+        seen = _keys(values)
+        if depth and not seen:
+            return
+        if key not in seen:
+            raise SourceError(
+                f"column {name}: no row of {'.'.join([head, *path[:depth]])} has {'.'.join(path[depth:])}"
+                f"{nearest(key, seen, others=True)}; correct the column, or import what it reads "
+                "(--user-attributes, --item-attributes)"
+            )
+        values = values.str.json_path_match(_json_path([key]))
+
+
+def _json_path(path: list[str]) -> str:
+    return "$" + "".join("['" + key.replace("\\", "\\\\").replace("'", "\\'") + "']" for key in path)
 
 
 def _inside_struct(values: pl.Series, name: str, place: str, path: list[str]) -> pl.Series:

@@ -147,6 +147,25 @@ def test_struct_columns_are_read_like_json() -> None:
         fitted({"kind": "categorical", "name": "l", "source": "profile.levl.name"}, frame=frame)
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("attributes.hoem.city", r"no row of attributes has hoem\.city; did you mean home\?"),
+        ("attributes.home.ctiy", r"no row of attributes\.home has ctiy; did you mean city\?"),
+        ("attributes.home.city.name", None),
+        ("attributes.work.city", None),
+    ],
+)
+def test_every_part_of_a_place_inside_json_is_looked_for(source: str, message: str | None) -> None:
+    frame = pl.DataFrame({"attributes": ['{"home": {"city": null}, "work": null}', '{"home": {"city": ""}}', None]})
+    declared = {"kind": "categorical", "name": "city", "source": source}
+    if message is None:  # the place may be there, and empty in all rows
+        assert fitted(declared, frame=frame).transform(frame)["city"].tolist() == [0, 0, 0]
+    else:
+        with pytest.raises(SourceError, match=message):
+            fitted(declared, frame=frame)
+
+
 def test_what_was_saved_answers_the_same_and_saving_again_gives_the_same_bytes(tmp_path: Path) -> None:
     titles = [f"red scarf number {i % 7} of wool" for i in range(30)]
     frame = pl.DataFrame(
