@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from mlflow.tracking._tracking_service import utils as mlflow_utils
 
 from evensong.data import storage
 from evensong.features.dictionary import build_dictionary, for_manifest
@@ -57,10 +58,8 @@ def make_home(home: Path, empty_store: Path) -> Settings:
 
 
 def copy_home(source: Path, target: Path) -> None:
-    """The files, and the database of MLflow, which names the home's folders, with the new ones in their place.
-
-    MLflow remembers in a process where a version's artifacts lie: what is copied is read, and nothing is added to it.
-    """
+    """The files, and the database of MLflow, which names the home's folders, with the new ones in their place."""
+    mlflow_utils._artifact_repos_cache.clear()  # by the ids of runs and models, which are those of the source
     shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("mlflow.db*"))
     database = target / "mlflow" / "mlflow.db"
     database.unlink()

@@ -43,6 +43,7 @@ def ask(settings: Settings, register: Register, prepared: Prepared) -> Ask:
 def promote_the_first(settings: Settings, register: Register) -> None:
     first = register(day=1)
     aliases.move(settings, first.version, actor="rule:gate", reason="the first")
+    register(day=2)  # which most tests ask about
 
 
 def champion(settings: Settings) -> str:
@@ -240,32 +241,36 @@ def test_review_overtaken_by_a_later_night_is_closed(settings: Settings, ask: As
 
 
 def test_approval_against_another_champion_is_refused(settings: Settings, ask: Ask, register: Register) -> None:
-    register(day=1, content="other")
+    other = register(day=1, content="other").version
     version = ask(day=2)
-    commands.promote(settings, "2", reason="the other one", actor="person:ada")
-    with pytest.raises(PromotionRefusedError, match="was compared with version 1, the champion is version 2 now"):
+    commands.promote(settings, other, reason="the other one", actor="person:ada")
+    with pytest.raises(
+        PromotionRefusedError, match=f"was compared with version 1, the champion is version {other} now"
+    ):
         review.answer(settings, version, "approved", by="person:ada", via="page", comment="x", now=NOW)
     # nothing was answered: the person may still say no
     review.answer(settings, version, "rejected", by="person:ada", via="page", comment="too late", now=NOW)
-    assert champion(settings) == "2"
+    assert champion(settings) == other
 
 
 def test_approval_in_airflow_against_another_champion_settles_the_review_and_keeps_the_champion(
     settings: Settings, ask: Ask, register: Register
 ) -> None:
-    register(day=1, content="other")
+    other = register(day=1, content="other").version
     version = ask(day=2)
-    commands.promote(settings, "2", reason="the other one", actor="person:ada")
+    commands.promote(settings, other, reason="the other one", actor="person:ada")
     given = in_airflow.answer(settings, version, "approved", by="person:bob", comment="fine titles")
     assert (given.outcome, given.by, given.via) == ("rejected", "rule:overtaken", "overtaken")
     assert "person:bob approved it in Airflow (fine titles), too late" in given.comment
-    assert "was compared with version 1, the champion is version 2 now; evaluate its night again" in given.comment
+    assert (
+        f"was compared with version 1, the champion is version {other} now; evaluate its night again" in given.comment
+    )
     assert f"registry promote {version}" in given.comment
     # nobody's task waits for it any more, the night's last step goes through, and no rule is kept from it for ever
     assert review.waiting(settings) == []
     ended = promote.run(settings, night(2), version)
     assert (ended["champion"], ended["moved"], ended["reason"]) == (
-        "2",
+        other,
         False,
         f"rejected by {given.by}: {given.comment}",
     )
@@ -386,19 +391,21 @@ def test_approval_of_a_version_that_was_blocked_before_it_was_asked_about_is_a_p
 def test_approval_by_tag_against_another_champion_is_told_and_nothing_is_answered(
     settings: Settings, ask: Ask, register: Register
 ) -> None:
-    register(day=1, content="other")
+    other = register(day=1, content="other").version
     version = ask(day=2, default="promote")
-    commands.promote(settings, "2", reason="the other one", actor="person:ada")
+    commands.promote(settings, other, reason="the other one", actor="person:ada")
     set_tag(settings, version, "approved")
     (waiting,) = review.waiting(settings, now=NOW)
-    assert waiting.note.startswith("cannot be approved: was compared with version 1, the champion is version 2 now")
+    assert waiting.note.startswith(
+        f"cannot be approved: was compared with version 1, the champion is version {other} now"
+    )
     # nobody's silence replaces a champion that it was not compared with
     answer = review.settle(settings, version, now=NOW + timedelta(hours=12))
     assert answer is not None
     assert (answer.outcome, answer.by) == ("rejected", "rule:deadline")
-    assert "the champion is version 2 now" in answer.comment
+    assert f"the champion is version {other} now" in answer.comment
     assert promote.run(settings, night(2), version)["moved"] is False
-    assert champion(settings) == "2"
+    assert champion(settings) == other
 
 
 @pytest.mark.parametrize("place", first_daily(["page", "command", "tag"]))
