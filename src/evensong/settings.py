@@ -113,6 +113,11 @@ class FeatureSettings(Section):
         0.0, ge=0, description="Views that the prior of a conversion rate is worth; 0: estimated from the data."
     )
 
+    @field_validator("columns_path", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: object) -> object:
+        return value or None
+
 
 class PrivacySettings(Section):
     """Differentially private release of aggregated statistics; off until an epsilon is set."""

@@ -51,6 +51,11 @@ def test_missing_named_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
+def test_an_empty_variable_names_no_columns_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENSONG_FEATURES__COLUMNS_PATH", "")
+    assert load_settings().features.columns_path is None
+
+
 def test_places_are_absolute_and_below_home(empty_folder: Path) -> None:
     settings = load_settings(home=Path("state"))
     assert settings.lake == str(empty_folder / "state" / "lake")

@@ -384,10 +384,11 @@ def _problem(found: Any) -> str:
     if found["type"] == "extra_forbidden":
         message = f"unknown key{nearest(str(found['loc'][-1]), _keys_at(found['loc']))}"
     elif found["type"] == "union_tag_invalid":
-        kinds = str(context["expected_tags"]).replace("'", "").split(", ")
-        message = f"unknown kind {context['tag']}{nearest(str(context['tag']), kinds)}"
+        tags = str(context["expected_tags"]).replace("'", "").split(", ")
+        message = f"unknown kind {context['tag']}{nearest(str(context['tag']), tags)}"
     elif found["type"] == "union_tag_not_found":
-        message = "needs a `kind`, such as categorical, numeric or text"
+        kinds = "window or decay" if found["loc"][0] == "statistics" else "categorical, numeric or text"
+        message = f"needs a `kind`, such as {kinds}"
     elif found["type"] == "string_pattern_mismatch":
         first = ", a lower-case letter first" if str(context["pattern"]).startswith("^[a-z]") else ""
         message = f"expected letters, digits and underscores without blanks{first}, got {found['input']!r}"

@@ -7,7 +7,7 @@ from typing import Literal
 import polars as pl
 
 from evensong.errors import ConfigurationError
-from evensong.features.column_values import refuse_absent
+from evensong.features.column_values import number_at, refuse_absent
 from evensong.features.columns import (
     CategoricalColumn,
     Column,
@@ -96,10 +96,11 @@ def active_views(settings: FeatureSettings) -> frozenset[str]:
 
 
 def check_sources(settings: FeatureSettings, users: Frame, items: Frame) -> None:
-    """Refuse a column that reads what is no feature, or an attribute that no row has, long before it is fitted.
+    """Refuse a column or a statistic that reads what is no feature, or an attribute that no row has, long before it is
+    computed.
 
     Args:
-        users: the rows of the table; their `attributes` are read.
+        users: the rows of the table.
         items: the same.
 
     Raises:
@@ -118,6 +119,11 @@ def check_sources(settings: FeatureSettings, users: Frame, items: Frame) -> None
         frame = rows.select(**nulls | {"attributes": pl.col("attributes")})
         for column in columns:
             refuse_absent(frame, column)
+    statistics = load_columns(settings.columns_path).statistics if settings.columns_path else ()
+    for place in sorted({statistic.column for statistic in statistics if statistic.column}):
+        table, _, inside = place.partition(".")
+        if inside:  # else it is the event's own
+            number_at({"user": users, "item": items}[table], place, inside)
 
 
 def read_features(table: str, *columns: ColumnSet) -> set[str]:

@@ -44,7 +44,9 @@ def _component(settings: Settings, part: Component, is_up: bool) -> Look:
         if part.name == "airflow-api-server":
             yield from _airflow(settings)
     elif is_free(part.port.host, part.port.number):
-        if is_up:
+        if is_up and not Path(log).exists():
+            yield "good", f"{part.name} is no part of what runs here now, such as `make demo`"
+        elif is_up:
             yield "bad", f"{part.name} is down although `evensong up` runs, which starts it again; read {log}"
         else:
             yield "good", f"{part.name} does not run here, its port {part.port.number} is free; `make up` starts it"

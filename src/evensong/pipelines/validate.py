@@ -57,12 +57,12 @@ def run(settings: Settings, night: Night) -> str:
     Raises:
         NothingToLearnError: no event had happened by `as_of`.
         ValidationFailedError: too many rows are bad, the data is stale, or the last day's volume is out of proportion.
-        SourceError: a column of the columns file reads what no user or item has.
+        SourceError: a column or statistic of the columns file reads what no user or item has.
     """
     report_uri = _judge_new(settings, night)
     if settings.features.columns_path is not None:
         lake = Lake(settings.lake)
-        users, items = (lake.scan(table, night.as_of).select("attributes").collect() for table in ("users", "items"))
+        users, items = (lake.scan(table, night.as_of).collect() for table in ("users", "items"))
         check_sources(settings.features, users, items)
     return report_uri
 
@@ -302,7 +302,10 @@ def _failure(
     if in_time and (advice := simulate.advice(settings, night)):
         lines.append(advice)
     lines.append(f"report: {report_uri}; Data Docs: {report['data_docs']}")
-    lines.append("correct the source, choose another --as-of, or change the bound under `validation` in the settings")
+    lines.append(
+        "correct the source, choose another --as-of, or change the bound under `validation` in the settings, such as "
+        "EVENSONG_VALIDATION__MAX_QUARANTINED_SHARE or EVENSONG_VALIDATION__MAX_STALENESS_DAYS"
+    )
     return "\n".join(lines)
 
 

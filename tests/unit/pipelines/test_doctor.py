@@ -16,7 +16,7 @@ import pytest
 from tests.integration.airflow_world import free_port, live, make_settings
 
 from evensong.data import sources
-from evensong.launch import checks
+from evensong.launch import checks, components
 from evensong.pipelines import doctor
 from evensong.pipelines.doctor import Finding
 from evensong.pipelines.night import hold_home, holder
@@ -214,8 +214,15 @@ def test_a_service_that_answers_for_another_home_is_not_called_good(sound: Setti
 
 def test_a_component_that_should_run_and_does_not_is_bad(sound: Settings) -> None:
     assert found(sound, "components", "bad") == []
+    logs = Path(sound.place("logs"))
+    logs.mkdir(exist_ok=True)
     with Path(sound.place("launch.lock")).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        assert found(sound, "components", "bad") == [], (
+            "nothing of all this was ever started, as the demo starts no service"
+        )
+        for part in components.all_components(sound):
+            (logs / f"{part.name}.log").touch()
         messages = found(sound, "components", "bad")
     assert len(messages) == 3
     assert all("is down although `evensong up` runs" in message for message in messages)
