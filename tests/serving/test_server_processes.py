@@ -57,6 +57,12 @@ def is_ready(client: httpx.Client) -> bool:
         return False
 
 
+def num_swaps(client: httpx.Client) -> float:
+    """How many models began to answer, in all processes."""
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[1]) for line in lines if line.startswith("evensong_model_swaps_total"))
+
+
 def test_processes_swap_and_end_without_dropping_a_request(world: Any, wait_for: Any, tmp_path: Path) -> None:
     world.promote(world.first)
     log, began = tmp_path / "log", time.time()
@@ -87,9 +93,10 @@ def test_processes_swap_and_end_without_dropping_a_request(world: Any, wait_for:
             }
 
         # a slow start may serve the last good version until the registry has answered
-        wait_for(lambda: len(answers) > 80 and newest() == {world.first})
+        wait_for(lambda: len(answers) > 80 and newest() == {world.first} and num_swaps(client) >= 2)
         world.promote(world.second)
-        wait_for(lambda: newest() == {world.second})
+        # one process may swap, and answer alone for a while, before the other does
+        wait_for(lambda: newest() == {world.second} and num_swaps(client) >= 4)
         counted = client.get("/metrics").text
         stop_told.set()
         process.send_signal(signal.SIGTERM)
@@ -107,8 +114,6 @@ def test_processes_swap_and_end_without_dropping_a_request(world: Any, wait_for:
         line for line in counted.splitlines() if line.startswith("evensong_requests_total") and '"/recommend"' in line
     ]
     assert 40 < float(total.rsplit(" ", 1)[1]) <= len(answers)
-    (swaps,) = [line for line in counted.splitlines() if line.startswith("evensong_model_swaps_total")]
-    assert float(swaps.split()[1]) >= 4
     assert "feast_" not in counted
     # whichever process answered, the request is explained
     logged = Path(request_log.place(world.settings)).glob("*.jsonl")
