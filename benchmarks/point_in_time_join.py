@@ -150,9 +150,12 @@ def join(store: Any, folder: Path, columns: int, name: str) -> float:
     """Read the labels, join, let the store write the answer as a saved dataset; the seconds that took.
 
     Each store gets the labels as it takes them best: ours as they are read, the peer's as the pandas frame it asks for.
+    The dataset is a new one each time, as it is by Feast's default.
     """
     from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 
+    answer = folder / f"{name}.parquet"
+    answer.unlink(missing_ok=True)
     began = time.perf_counter()
     labels = pl.read_parquet(folder / "labels.parquet")
     ours = store.config.offline_store.type == OURS
@@ -161,7 +164,7 @@ def join(store: Any, folder: Path, columns: int, name: str) -> float:
         features=[f"view:f{i}" for i in range(columns)],
         filter_by_created_timestamp=True,
     )
-    job.persist(SavedDatasetFileStorage(str(folder / f"{name}.parquet")), allow_overwrite=True)
+    job.persist(SavedDatasetFileStorage(str(answer)))
     return time.perf_counter() - began
 
 

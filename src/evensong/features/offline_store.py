@@ -423,7 +423,8 @@ def latest_rows(
     else:
         latest = found.sort(*stamps, _ROW, nulls_last=False).tail(1)
     names = list(dict.fromkeys([*keys, *columns, *stamps]))
-    newest = _gather(rows, _count(rows), latest[_ROW], names, _read_whole(rows, names))
+    size = _count(rows)
+    newest = _gather(rows, size, latest[_ROW], names, _read_whole(rows, names, size))
     return newest if keys else newest.with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
 
 
@@ -458,9 +459,9 @@ class _Plan:
             # A row from before is as good as a row without a moment: it stays where it is and matches nothing.
             before = ~_inside(narrow, self.event, earliest, None)
             narrow = narrow.with_columns(pl.when(~before).then(pl.col(self.event)).alias(self.event))
-        with ThreadPoolExecutor(1) as ahead:
-            whole = ahead.submit(_read_whole, rows, columns)
-            known = narrow.collect(engine="streaming")
+        known = narrow.collect(engine="streaming")
+        with ThreadPoolExecutor(1) as beside:
+            whole = beside.submit(_read_whole, rows, columns, len(known))
             found = match_rows(
                 entities,
                 known,
@@ -547,11 +548,11 @@ def _inside(rows: pl.LazyFrame, column: str, start: datetime | None, end: dateti
     return inside
 
 
-def _read_whole(rows: pl.LazyFrame, columns: Sequence[str]) -> Frame | None:
-    """The columns of every row where all are of a fixed width and fit; none otherwise."""
+def _read_whole(rows: pl.LazyFrame, columns: Sequence[str], size: int) -> Frame | None:
+    """The columns of all `size` rows where they are of a fixed width and fit; none otherwise."""
     wanted = rows.select(columns)
     widths = [_WIDTHS.get(dtype.base_type()) for dtype in wanted.collect_schema().values()]
-    if None in widths or sum(filter(None, widths)) * _count(rows) > MAX_READ_BYTES:
+    if None in widths or sum(filter(None, widths)) * size > MAX_READ_BYTES:
         return None
     return wanted.collect().rechunk()  # a gather from one piece is several times quicker
 
@@ -579,7 +580,7 @@ def _gather(
     if whole is not None:
         if len(whole) != size:
             raise changed
-        return whole[positions]
+        return _rows_at(whole, positions)
     used = np.zeros(size, bool)
     used[positions.drop_nulls().to_numpy()] = True
     needed = pl.LazyFrame({_ROW: pl.Series(np.flatnonzero(used)).cast(pl.get_index_type())})
@@ -588,8 +589,13 @@ def _gather(
     if len(found) != used.sum():
         raise changed
     places = np.cumsum(used, dtype=np.uint32) - np.uint32(1)
-    known = positions.is_not_null()
-    return found[pl.Series(places[positions.fill_null(0).to_numpy()]).set(~known, None)]
+    return _rows_at(found, pl.Series(places[positions.fill_null(0).to_numpy()]).set(positions.is_null(), None))
+
+
+def _rows_at(frame: Frame, positions: pl.Series) -> Frame:
+    """The rows at the positions, nulls for null; a gather by positions without nulls is three times quicker."""
+    rows = frame[positions.fill_null(0)]
+    return rows.select(pl.when(positions.is_not_null()).then(pl.all())) if positions.null_count() else rows
 
 
 def _plain_arrow(frame: Frame) -> pa.Table:

@@ -221,17 +221,17 @@ def _search_part(sides: _Sides, *, known_only: bool, ttl: int | None) -> Longs:
     if known is not events:
         late = np.flatnonzero((known_ != events_)[order])
         rows = order[late]
-        current = _current(codes, late, known_[rows] - events_[rows])
-        codes, order = _kept(codes, current), _kept(order, current)
+        _pass_over(order, _outdated(codes, late, known_[rows] - events_[rows]))
     asked = _codes(left_keys, moments_, first, bits)
     sequence, _ = _nearly_sorted(asked)  # a search for sorted values walks through memory instead of jumping
-    place = np.empty(len(asked), np.int64)
-    place[sequence] = np.searchsorted(codes, asked[sequence], side="right") - 1
-    missing = (place < 0) | (codes[place] >> bits != left_keys)
-    found = order[place]
+    asked = asked[sequence]
+    places = np.searchsorted(codes, asked, side="right") - 1
+    rows = order[places]
+    rows[(places < 0) | (codes[places] >> bits != asked >> bits)] = -1
+    found = np.empty(len(asked), np.int64)
+    found[sequence] = rows
     if ttl:
-        missing |= moments - events[found] > ttl
-    found[missing] = -1
+        found[moments - events[found] > ttl] = -1
     return found
 
 
@@ -243,41 +243,42 @@ def _codes(keys: Longs, times: Longs, first: int, bits: int) -> Longs:
     return codes
 
 
-def _current(codes: Longs, late: Longs, delays: Longs) -> npt.NDArray[np.bool_]:
-    """Which rows, when they became known, were the newest known of their key; the others never match.
+def _outdated(codes: Longs, late: Longs, delays: Longs) -> Longs:
+    """The places of the rows that were not the newest of their key when they became known; they never match.
+
+    Only a row that became known after its event can be one: whatever was known before any other is older than it.
 
     Args:
         codes: of key and time of becoming known, sorted.
         late: the places of the rows that became known after their event.
         delays: how long after.
     """
-    current = np.empty(len(codes), bool)
-    newest_yet = np.iinfo(np.int64).min
-    for block in _blocks(len(codes)):
-        newest = codes[block].copy()  # of key and event; a later key is above every earlier one
-        first, last = np.searchsorted(late, (block.start, block.stop))
-        newest[late[first:last] - block.start] -= delays[first:last]
-        newest_yet = max(newest_yet, newest[0])
-        upto = np.maximum(np.maximum.accumulate(newest), newest_yet)
-        np.greater_equal(newest, upto, out=current[block])
-        newest_yet = upto[-1]
-    return current
+    outdated = np.empty(len(late), bool)
+    nothing = np.iinfo(np.int64).min
+    newest_yet, last = nothing, -1
+    for block in _blocks(len(late)):
+        places = late[block]
+        newest = codes[places] - delays[block]  # of key and event; a later key is above every earlier one
+        before = codes[places - 1]
+        before[np.diff(places, prepend=last) == 1] = nothing  # late itself, or none at all
+        np.maximum(before[1:], newest[:-1], out=before[1:])
+        before[0] = max(before[0], newest_yet)
+        np.maximum.accumulate(before, out=before)
+        np.less(newest, before, out=outdated[block])
+        newest_yet, last = max(before[-1], newest[-1]), places[-1]
+    return late[outdated]
+
+
+def _pass_over(order: Longs, places: Longs) -> None:
+    """Put in the places the nearest row before that stays; there is one, as a key's first row stays."""
+    stays = np.diff(places, prepend=-1) > 1
+    order[places] = order[np.maximum.accumulate(np.where(stays, places - 1, 0))]
 
 
 def _blocks(size: int) -> Iterator[slice]:
     """All places, as many at a time as fit a core's cache: fresh memory for all of them costs more than the work."""
     for start in range(0, size, _BLOCK):
         yield slice(start, min(start + _BLOCK, size))
-
-
-def _kept(values: Longs, wanted: npt.NDArray[np.bool_]) -> Longs:
-    """The wanted values, moved to the front of the same memory."""
-    size = 0
-    for block in _blocks(len(values)):
-        kept = values[block][wanted[block]]
-        values[size : size + len(kept)] = kept
-        size += len(kept)
-    return values[:size]
 
 
 def _fit(last_key: int, *times: Longs) -> tuple[Longs, Longs, Longs, int, int]:
