@@ -48,6 +48,8 @@ app.add_typer(features, name="features")
 
 log = logging.getLogger(__name__)
 screen = Console()
+#: Characters on a line from which tables show more.
+_WIDE = 130
 notes = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -802,13 +804,14 @@ def _show_move(answer: dict[str, Any]) -> None:
 
 @features.command("list")
 def features_list(as_json: AsJson = False) -> None:
-    """Every feature with type, source, window and version; the JSON is what `features diff` takes."""
+    """Every feature with type and window, on a wide screen also source and version; the JSON is what `diff` takes."""
     from evensong.features.dictionary import build_dictionary
 
     dictionary = build_dictionary(load_settings())
     answer = dictionary.model_dump(mode="json") | {"version": dictionary.version}
-    columns = ["name", "type", "entity", "source", "window", "version"]
-    _answer(answer, as_json, lambda found: _rows(f"dictionary {found['version']}", found["features"], columns))
+    columns = ["name", "type", "window", *(["entity", "source", "version"] if screen.width >= _WIDE else [])]
+    title = f"dictionary {dictionary.version}; all of one feature: `evensong features show NAME`"
+    _answer(answer, as_json, lambda found: _rows(title, found["features"], columns))
 
 
 @features.command("show")
@@ -817,6 +820,44 @@ def features_show(name: Annotated[str, typer.Argument(help="view.feature")], as_
     from evensong.features.dictionary import show
 
     _answer(show(load_settings(), name).model_dump(mode="json"), as_json)
+
+
+@features.command("check")
+def features_check(
+    path: Annotated[Path | None, typer.Argument(help="Your columns file; without it features.columns_path.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold your columns file against what was imported, in seconds; the validation of a night does the same."""
+    from evensong.errors import ConfigurationError
+    from evensong.features.columns import load_columns
+    from evensong.pipelines.validate import check_columns
+
+    settings = load_settings(**({"features": {"columns_path": path}} if path else {}))
+    file = settings.features.columns_path
+    if file is None:
+        raise ConfigurationError(
+            "expected a columns file, found none; name it here or in EVENSONG_FEATURES__COLUMNS_PATH, "
+            "see docs/guides/columns.md"
+        )
+    rows, found = check_columns(settings), load_columns(file)
+    declared = {
+        "columns of users": len(found.users.root),
+        "columns of items": len(found.items.root),
+        "crosses": len(found.crosses),
+        "statistics": len(found.statistics),
+    }
+    _answer({"file": str(file), "declared": declared, "rows": rows}, as_json, _show_check)
+
+
+def _show_check(answer: dict[str, Any]) -> None:
+    declared = ", ".join(f"{number} {what}" for what, number in answer["declared"].items())
+    users, items = answer["rows"]["users"], answer["rows"]["items"]
+    read = (
+        f"read from {users:,} rows of users and {items:,} of items"
+        if users + items
+        else ("nothing is imported yet to read them from: `evensong import`, then check again")
+    )
+    screen.print(f"{answer['file']}: {declared}; {read}", markup=False, soft_wrap=True)
 
 
 @features.command("diff")
@@ -867,7 +908,7 @@ def _show_report(report: dict[str, Any]) -> None:
         screen.print(f"say the same: {', '.join(group)}", markup=False)
     for note in report["notes"]:
         screen.print(note, markup=False)
-    screen.print(f"page: {report['page']}", markup=False)
+    screen.print(f"page: {report['page']}", markup=False, soft_wrap=True)
 
 
 @features.command("release")
@@ -907,8 +948,9 @@ def _read_dictionary(path: Path) -> Any:
     try:
         return Dictionary.model_validate({"features": json.loads(path.read_text())["features"]})
     except (OSError, ValueError, KeyError, TypeError) as error:
+        found = f"no {error}" if isinstance(error, KeyError) else str(error).split("\n")[0]
         raise SourceError(
-            f"{path}: expected what `evensong features list --json` prints, found {error}; write the file with it"
+            f"{path}: expected what `evensong features list --json` prints, found {found}; write the file with it"
         ) from error
 
 

@@ -348,6 +348,41 @@ def test_features_are_listed_shown_and_compared(tmp_path: Path) -> None:
     refused = evensong(tmp_path, "features", "diff", "nowhere.json")
     assert refused.returncode == 2
     assert "nowhere.json" in refused.stderr
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    refused = evensong(tmp_path, "features", "diff", "other.json")
+    assert (refused.returncode, "found no 'features'; write the file with it" in said(refused)) == (2, True)
+
+
+def test_a_columns_file_is_checked_before_a_night(tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text("who,what,when,brand\nann,tea,2026-01-02,oak\nbob,mug,2026-01-03,elm\n")
+    mapping = ("--user", "who", "--item", "what", "--time", "when", "--item-attributes", "brand")
+    (tmp_path / "c.yaml").write_text("items: [{kind: categorical, name: brand, source: attributes.brand}]\n")
+    early = evensong(tmp_path, "features", "check", "c.yaml")
+    assert (early.returncode, "`evensong import`, then check again" in " ".join(early.stdout.split())) == (0, True)
+    assert evensong(tmp_path, "import", "events", "e.csv", *mapping).returncode == 0
+    found = json.loads(evensong(tmp_path, "features", "check", "c.yaml", "--json").stdout)
+    assert found["rows"] == {"users": 2, "items": 2}
+    assert found["declared"]["columns of items"] == 1
+    for wrong, expected in (
+        ("items: [{kind: categorical, name: brand, source: attributes.bran}]", "did you mean brand?"),
+        ("items: [{kind: numeric, name: brand, source: attributes.brand}]", "found 'oak' and the like in 2 of 2"),
+        ("crosses: [{name: x, columns: [users.towm, items.category_1], num_buckets: 9}]", "users.towm is neither a"),
+        (
+            "statistics: [{name: n, entity: user, kind: window, window_days: 7, event_types: [purchse]}]",
+            "no events are of type purchse; did you mean purchase?",
+        ),
+    ):
+        (tmp_path / "c.yaml").write_text(wrong)
+        refused = evensong(tmp_path, "features", "check", "c.yaml")
+        assert (refused.returncode, expected in said(refused)) == (2, True), refused.stderr
+    assert "found none; name it here or in EVENSONG_FEATURES__COLUMNS_PATH" in said(
+        evensong(tmp_path, "features", "check")
+    )
+    assert "(features.columns_path), found none" in said(evensong(tmp_path, "features", "check", "absent.yaml"))
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    return " ".join(done.stderr.split())
 
 
 def test_a_title_in_brackets_is_shown_and_a_list_has_short_numbers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, cast
 
@@ -11,11 +12,21 @@ import polars as pl
 from evensong.data import batch, lake, sql, tabular, values
 from evensong.data.batch import Batch
 from evensong.data.mapping import EventMapping
+from evensong.data.tabular import EVENT_TYPES, TextFormat
 from evensong.errors import SourceError
 from evensong.types import TIMESTAMP, Frame
 
-#: Types that stand for themselves when no column has their name; any other constant is taken for a misspelt column.
-EVENT_TYPES = ("impression", "view", "click", "cart", "purchase", "rating", "return", "dwell")
+#: The options that name columns, where they are not called like what they fill.
+OPTIONS = {
+    "user_id": "--user",
+    "item_id": "--item",
+    "event_timestamp": "--time",
+    "created_timestamp": "--created",
+    "session_id": "--session",
+    "request_id": "--request",
+    "image_uri": "--image",
+    "event_type": "--event-type",
+}
 
 
 def read(location: str, mapping: EventMapping, now: datetime) -> Batch:
@@ -62,7 +73,7 @@ def _rows(location: str, mapping: EventMapping) -> Frame:
         columns |= {f"user {name}": name for name in mapping.user_attributes}
     if mapping.event_type not in EVENT_TYPES:
         columns["event_type"] = mapping.event_type
-    parts = _read(location, mapping.table, columns, mapping)
+    parts = _read(location, mapping.table, columns, mapping, _asked(columns), mapping.text)
     if mapping.keep_order:
         parts = [batch.keep_order(part) for part in parts]
     rows = _together(location, parts)
@@ -73,13 +84,27 @@ def _rows(location: str, mapping: EventMapping) -> Frame:
     return rows
 
 
-def _read(location: str, table: str | None, columns: Mapping[str, str], mapping: EventMapping) -> list[Frame]:
+def _read(
+    location: str,
+    table: str | None,
+    columns: Mapping[str, str],
+    mapping: EventMapping,
+    asked: Mapping[str, str],
+    text: TextFormat,
+) -> list[Frame]:
     """Each file's (or the SQL table's) columns, typed."""
     if sql.is_sql(location):
         where = f"{sql.shown(location)} table {table}"
-        return [_typed(sql.read(location, table, columns), where, mapping, columns)]
+        return [_typed(sql.read(location, table, columns, asked), where, mapping, columns)]
     uris = tabular.files(location)
-    return [_typed(tabular.read_file(uri, columns, mapping.text), uri, mapping, columns) for uri in uris]
+    return [_typed(tabular.read_file(uri, columns, text, asked), uri, mapping, columns) for uri in uris]
+
+
+def _asked(columns: Iterable[str]) -> dict[str, str]:
+    """The option by which each column was named."""
+    kinds = {"category": "--category", "item": "--item-attributes", "user": "--user-attributes"}
+    several = {name: kinds[name.partition(" ")[0]] for name in columns if " " in name}
+    return {name: several.get(name) or OPTIONS.get(name, f"--{name}") for name in columns}
 
 
 def _together(location: str, parts: list[Frame]) -> Frame:
@@ -169,7 +194,11 @@ def _catalogue(
     key = next(iter(columns))
     if time is not None:
         columns = columns | {"event_timestamp": time}
-    rows = _together(location, _read(location, table, columns, mapping))
+    which = "items" if key == "item_id" else "users"
+    asked = _asked(columns) | {key: f"--{which}-id", "event_timestamp": f"--{which}-time"}
+    # it may be written in another way than the events
+    text = replace(mapping.text, other_separators=True)
+    rows = _together(location, _read(location, table, columns, mapping, asked, text))
     if rows.is_empty():
         raise SourceError(f"{sql.shown(location)}: expected at least one row, found none; leave it out, or correct it")
     if time is not None:

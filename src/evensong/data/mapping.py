@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import zoneinfo
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -87,7 +89,9 @@ class EventMapping(Value):
     @classmethod
     def _a_zone(cls, value: str | None) -> str | None:
         if value is not None and not values.is_time_zone(value):
-            raise ValueError(f"no time zone {value!r}; expected a name such as Europe/Berlin")
+            near = difflib.get_close_matches(value, zoneinfo.available_timezones(), 1, 0.6)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"no time zone {value!r}; expected a name such as Europe/Berlin{hint}")
         return value
 
     @property
@@ -105,8 +109,10 @@ def read_mapping(**columns: Any) -> EventMapping:
     try:
         return EventMapping(**{key: value for key, value in columns.items() if value not in (None, (), [])})
     except ValidationError as error:
-        said = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
-        problems = [f"{place}: {text[:1].lower()}{text[1:]}" for place, text in said]
-        raise SourceError(
-            f"mapping: {'; '.join(problems)}; it may have {', '.join(EventMapping.model_fields)}"
-        ) from error
+        problems = []
+        for found in error.errors():
+            name, text = str(found["loc"][0]), found["msg"].removeprefix("Value error, ")
+            if found["type"] == "extra_forbidden":
+                text = f"no such column of a mapping; it may have {', '.join(EventMapping.model_fields)}"
+            problems.append(f"--{name.replace('_', '-')}: {text[:1].lower()}{text[1:]}")
+        raise SourceError("; ".join(problems)) from error

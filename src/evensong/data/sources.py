@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -303,5 +304,6 @@ def _name(kind: Kind, location: str, mapping: EventMapping | None) -> str:
         text = mapping.table
     else:
         text = location.rstrip("/").rpartition("/")[2].partition(".")[0]
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-._")
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()  # é is e
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", plain).strip("-._")
     return name if name not in ("", EVERY) else f"{kind}-{name}".rstrip("-")

@@ -30,8 +30,10 @@ def is_sql(location: str) -> bool:
     return location.startswith("env:") or ("://" in location and not storage.is_remote(location))
 
 
-def read(location: str, table: str | None, columns: Mapping[str, str]) -> Frame:
+def read(location: str, table: str | None, columns: Mapping[str, str], asked: Mapping[str, str] | None = None) -> Frame:
     """The table's `columns`, found by reflection, sorted so that the database's own order never matters.
+
+    `asked` says by what a person asked for each of them, for messages.
 
     Raises:
         SourceError: the URL, the driver, the server, the table or a column is not there. No message shows the password.
@@ -43,7 +45,8 @@ def read(location: str, table: str | None, columns: Mapping[str, str]) -> Frame:
         raise SourceError(f"{shown(location)}: an SQL source needs a table; name it with --table")
     try:
         reflected = _reflect(engine, table, location)
-        check_columns(f"{shown(location)} table {table}", [column.name for column in reflected.columns], columns)
+        there = [column.name for column in reflected.columns]
+        check_columns(f"{shown(location)} table {table}", there, columns, asked)
         query = sa.select(*(reflected.columns[name].label(wanted) for wanted, name in columns.items()))
         with engine.connect().execution_options(yield_per=BATCH_ROWS) as connection:
             parts = [_batch(rows, list(columns)) for rows in connection.execute(query).partitions()]

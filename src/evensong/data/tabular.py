@@ -49,8 +49,8 @@ OTHER_KINDS = {
     b"\x28\xb5\x2f\xfd": "a file packed by Zstandard",
     b"SQLite format 3": "a SQLite database, which is sqlite:///PATH",
 }
-#: What else could have been meant by a column that is not there.
-NOTES = {"event_type": " (which may also be one of impression, view, click, cart, purchase, rating, return, dwell)"}
+#: Types of events that stand for themselves, where one is asked for and no column has the name.
+EVENT_TYPES = ("impression", "view", "click", "cart", "purchase", "rating", "return", "dwell")
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,13 @@ class TextFormat:
     """How a text file is written, where that cannot be seen from itself."""
 
     separator: str | None = None
-    """None, or not in the first line: the most frequent one there."""
+    """None: the most frequent one in the first line."""
     encoding: str | None = None
     """None: by its mark, else UTF-8, else Windows-1252 line by line."""
     header: bool = True
     """Whether the first line names the columns; else they are called 1, 2, 3, …"""
+    other_separators: bool = False
+    """A file whose first line lacks the separator is written in another way, as where one is not named."""
 
 
 def files(location: str) -> list[str]:
@@ -92,8 +94,12 @@ def columns(uri: str, text: TextFormat | None = None) -> list[str]:
     return list(_open(uri, text or TextFormat()).columns)
 
 
-def read_file(uri: str, wanted: Mapping[str, str], text: TextFormat | None = None) -> Frame:
+def read_file(
+    uri: str, wanted: Mapping[str, str], text: TextFormat | None = None, asked: Mapping[str, str] | None = None
+) -> Frame:
     """The columns `wanted` (new name to the file's name), typed as the file types them; a text file gives strings.
+
+    `asked` says by what a person asked for each of them, for messages.
 
     A field of a nested column is named with a dot (`product.id`), and a folder such as `date=2026-01-10` on the way to
     the file is a column too.
@@ -102,24 +108,26 @@ def read_file(uri: str, wanted: Mapping[str, str], text: TextFormat | None = Non
         SourceError: a column is not there (with the nearest one's name), or the file is not what its ending says.
     """
     found = _open(uri, text or TextFormat())
-    check_columns(uri, found.columns, wanted)
+    check_columns(uri, found.columns, wanted, asked)
     if twice := sorted(set(wanted.values()) & found.twice):
         raise SourceError(f"{uri}: column {twice[0]!r} stands there more than once; rename one of them")
     with _reading(uri):
         return found.rows.select(found.columns[name].alias(new) for new, name in wanted.items()).collect()
 
 
-def check_columns(where: str, there: Iterable[str], columns: Mapping[str, str]) -> None:
+def check_columns(
+    where: str, there: Iterable[str], columns: Mapping[str, str], asked: Mapping[str, str] | None = None
+) -> None:
     """Raise a SourceError for the first column that is not there, with the nearest name beside it."""
     names = list(there)
     for wanted, name in columns.items():
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1, 0.5)
+            others = EVENT_TYPES if wanted == "event_type" else ()
+            note = f" (which may also be one of {', '.join(others)})" if others else ""
+            near = difflib.get_close_matches(name, [*names, *others], 1, 0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            note = NOTES.get(wanted, "")
-            raise SourceError(
-                f"{where}: no column {name!r} for {wanted}{note}; it has {few(map(repr, names), 40)}{hint}"
-            )
+            what = (asked or {}).get(wanted, wanted)
+            raise SourceError(f"{where}: no column {name!r} for {what}{note}; it has {few(map(repr, names), 40)}{hint}")
 
 
 def first_line(error: object) -> str:
@@ -223,9 +231,14 @@ def _open_text(uri: str, content: bytes, text: TextFormat) -> _Opened:
     first = content.split(b"\n", 1)[0].decode().rstrip("\r")
     if not first.strip():
         raise SourceError(f"{uri}: expected a header and rows, found an empty file")
-    # the file of the items may be written in another way than that of the events
     named = text.separator is not None and text.separator in first
     mark = str(text.separator) if named else max(SEPARATORS, key=re.sub('"[^"]*"', "", first).count)
+    if text.separator is not None and not named and not text.other_separators:
+        seems = f"there {mark!r} seems to be one; " if mark in first else ""
+        raise SourceError(
+            f"{uri}: expected columns between {text.separator!r}, and the first line holds none, {first[:80]!r}; "
+            f"{seems}correct --separator, or leave it away"
+        )
     if len(mark.encode()) > 1:
         # a separator of several characters gives way to one that no text file holds
         content, first, mark = content.replace(mark.encode(), b"\x1f"), first.replace(mark, "\x1f"), "\x1f"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
@@ -24,7 +25,6 @@ from evensong.features.columns import (
     VectorColumn,
     bucketed,
     nearest,
-    places_of,
 )
 from evensong.features.item_features import category_levels
 from evensong.types import Frame
@@ -156,14 +156,23 @@ def texts(frame: Frame, column: TextColumn | ImageColumn, *, fitting: bool = Fal
     return values.cast(pl.String).to_list()
 
 
-def refuse_absent(frame: Frame, column: Column) -> None:
-    """Refuse a column that reads what no row of the frame has.
+def refuse_unreadable(frame: Frame, column: Column) -> None:
+    """Refuse a column that could not be fitted to the frame.
 
     Raises:
-        SourceError: a place of the column is not in the frame; the error names what is.
+        SourceError: a place of the column is not in the frame, or holds something of another kind.
     """
-    for place in places_of(column):
-        _find(frame, column.name, place, fitting=True)
+    readers: dict[type[Column], Callable[..., object]] = {
+        CategoricalColumn: categories,
+        NumericColumn: numbers,
+        SequenceColumn: lists,
+        VectorColumn: vectors,
+        RateColumn: counts,
+        TextColumn: texts,
+        ImageColumn: texts,
+    }
+    if read := readers.get(type(column)):  # a cross reads other columns
+        read(frame, column, fitting=True)
 
 
 def _groups(frame: Frame, column: CategoricalColumn) -> pl.Series:

@@ -313,14 +313,21 @@ def heads_of(column: Column) -> set[str]:
     return {CATEGORY_PATH if head in CATEGORY_LEVELS else head for head in heads}
 
 
-def load_columns(path: Path) -> ColumnsFile:
-    """Read the file.
+def load_columns(path: Path | None) -> ColumnsFile:
+    """Read the file; without a path nothing is declared.
 
     Raises:
         ConfigurationError: no such file, no YAML, an unknown kind or key, or columns that contradict each other.
     """
+    if path is None:
+        return ColumnsFile()
     try:
         return _loaded(path, path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"{path}: expected your columns file (features.columns_path), found none; correct the path, or leave the "
+            "setting empty for the built-in columns alone"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
 

@@ -28,13 +28,14 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
 def open_encoder(
-    name: str, *, device: str = "cpu", cache: str | None = None, batch_size: int = 32, max_tokens: int = 256
+    name: str, *, device: str = "cpu", cache: str | None = None, batch_size: int | None = None, max_tokens: int = 256
 ) -> SentenceEncoder:
     """The encoder of that name: `minilm`, a folder, or a model id of the Hugging Face hub.
 
     Args:
         device: where it runs, as torch names it: `cpu`, `cuda`, `cuda:1`.
         cache: URI of a folder below which vectors are kept by the content's hash; none: nothing is kept.
+        batch_size: texts at a time; none: 32, and 256 on a GPU, which is six times quicker there than 32.
         max_tokens: longer texts are cut there.
 
     Raises:
@@ -184,17 +185,18 @@ class SentenceEncoder:
         *,
         device: str = "cpu",
         cache: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         max_tokens: int = 256,
     ) -> None:
         if not (folder / "config.json").is_file():
             raise ConfigurationError(f"{folder}: expected the folder of a model, found no config.json in it")
         config = json.loads((folder / "config.json").read_text())
         self.folder, self.device = folder, device
-        self.batch_size, self.max_tokens = batch_size, max_tokens
+        on_gpu = device.startswith("cuda")
+        self.batch_size, self.max_tokens = batch_size or (256 if on_gpu else 32), max_tokens
         self.dimension = int(config["hidden_size"])
         self.fingerprint = fingerprint(folder)
-        precision = "bf16" if device.startswith("cuda") else "f32"
+        precision = "bf16" if on_gpu else "f32"
         self._cache = (
             VectorCache(storage.join(cache, f"{self.fingerprint}-{precision}-{max_tokens}")) if cache else None
         )
@@ -227,11 +229,14 @@ class SentenceEncoder:
 
         self._load()
         tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        if not tokens["input_ids"].numel():
+            return np.zeros((len(texts), self.dimension), np.float32)
         tokens = tokens.to(self.device)
         with torch.inference_mode():
             hidden_BTD = self._model(**tokens).last_hidden_state.float()
-        mask_BT1 = tokens["attention_mask"].unsqueeze(-1).float()
-        mean_BD = (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1)
+        mask_BT1 = tokens["attention_mask"].bool().unsqueeze(-1)
+        # what is masked may be no number at all, as it is for a text of which the tokenizer leaves nothing
+        mean_BD = hidden_BTD.where(mask_BT1, 0.0).sum(1) / mask_BT1.sum(1).clamp(min=1)
         vectors: NDArray[np.float32] = torch.nn.functional.normalize(mean_BD, dim=1).cpu().numpy()
         return vectors
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import polars as pl
 
 from evensong.errors import ConfigurationError
-from evensong.features.column_values import number_at, refuse_absent
+from evensong.features.column_values import number_at, refuse_unreadable
 from evensong.features.columns import (
     CategoricalColumn,
     Column,
@@ -22,9 +23,11 @@ from evensong.features.columns import (
     VectorColumn,
     heads_of,
     load_columns,
+    nearest,
     parse,
     places_of,
 )
+from evensong.features.declarations import View
 from evensong.features.item_features import CONVERSIONS
 from evensong.features.pair_crosses import PairCrosses
 from evensong.features.user_features import COUNTED, DAYS, HOURS
@@ -68,7 +71,7 @@ def declared(settings: FeatureSettings) -> Declared:
         users, items = _joined(users, own.users), _joined(items, own.items)
         crosses = own.crosses
         names -= {column.name for column in (*own.users.root, *own.items.root)}
-    views = declared_views(settings).values()
+    views = list(declared_views(settings).values())
     of_moments = {f.name for view in views if view.entity == "item_id" and view.moving for f in view.features}
     moving = [c for c in items if set(places_of(c)) & of_moments]
     still = [c for c in items if c not in moving]
@@ -76,7 +79,7 @@ def declared(settings: FeatureSettings) -> Declared:
         users=parse(ColumnSet, users, where),
         items=parse(ColumnSet, still, where),
         moving=parse(ColumnSet, moving, where),
-        pairs=_pairs(crosses, users, items, where),
+        pairs=_pairs(crosses, users, items, views, where),
         built_in=frozenset(names),
     )
 
@@ -96,8 +99,8 @@ def active_views(settings: FeatureSettings) -> frozenset[str]:
 
 
 def check_sources(settings: FeatureSettings, users: Frame, items: Frame) -> None:
-    """Refuse a column or a statistic that reads what is no feature, or an attribute that no row has, long before it is
-    computed.
+    """Refuse a column or a statistic that reads what is no feature, an attribute that no row has, or values of another
+    kind, long before it is computed.
 
     Args:
         users: the rows of the table.
@@ -108,22 +111,28 @@ def check_sources(settings: FeatureSettings, users: Frame, items: Frame) -> None
     """
     found = declared(settings)
     of_items = (*found.items.root, *found.moving.root, *found.pairs.items.root)
-    tables: tuple[tuple[str, Literal["user_id", "item_id"], Frame, tuple[Column, ...]], ...] = (
-        ("users", "user_id", users, (*found.users.root, *found.pairs.users.root)),
-        ("items", "item_id", items, of_items),
-    )
-    for table, key, rows, columns in tables:
-        named = {feature: alias for alias, feature in ALIASES[table].items()}
-        known = {key: pl.String(), **features_of(declared_views(settings).values(), key)}
-        nulls = {named.get(name, name): pl.lit(None, kind) for name, kind in known.items()}
-        frame = rows.select(**nulls | {"attributes": pl.col("attributes")})
+    for table, rows, columns in (
+        ("users", users, (*found.users.root, *found.pairs.users.root)),
+        ("items", items, of_items),
+    ):
+        kinds = _kinds(declared_views(settings).values(), table)
+        there = {n: pl.col(n) if rows.schema.get(n) == kind else pl.lit(None, kind) for n, kind in kinds.items()}
+        frame = rows.select(**there | {"attributes": pl.col("attributes")})
         for column in columns:
-            refuse_absent(frame, column)
-    statistics = load_columns(settings.columns_path).statistics if settings.columns_path else ()
+            refuse_unreadable(frame, column)
+    statistics = load_columns(settings.columns_path).statistics
     for place in sorted({statistic.column for statistic in statistics if statistic.column}):
         table, _, inside = place.partition(".")
         if inside:  # else it is the event's own
             number_at({"user": users, "item": items}[table], place, inside)
+
+
+def _kinds(views: Iterable[View], table: str) -> dict[str, pl.DataType]:
+    """What columns of the table may read, by the names that people write: the key, and the features."""
+    named = {feature: alias for alias, feature in ALIASES[table].items()}
+    key: Literal["user_id", "item_id"] = "user_id" if table == "users" else "item_id"
+    known = {key: pl.String(), **features_of(views, key)}
+    return {named.get(name, name): kind for name, kind in known.items()}
 
 
 def read_features(table: str, *columns: ColumnSet) -> set[str]:
@@ -179,12 +188,15 @@ def _built_in(settings: FeatureSettings) -> tuple[list[Column], list[Column]]:
     return list(dict.fromkeys(users)), items
 
 
-def _pairs(crosses: tuple[PairCross, ...], users: list[Column], items: list[Column], where: str) -> PairCrosses:
+def _pairs(
+    crosses: tuple[PairCross, ...], users: list[Column], items: list[Column], views: Iterable[View], where: str
+) -> PairCrosses:
     """The crosses with their columns: the declared categorical one of that name, or one that reads the feature."""
     parts: dict[str, list[Column]] = {"users": [], "items": []}
     named: dict[str, str] = {}
     for table, columns in (("users", users), ("items", items)):
         declared = {column.name: column for column in columns}
+        features = _kinds(views, table)
         names = [part.partition(".") for cross in crosses for part in cross.columns]
         for name in dict.fromkeys(name for of, _, name in names if of == table):
             column = declared.get(name)
@@ -194,6 +206,12 @@ def _pairs(crosses: tuple[PairCross, ...], users: list[Column], items: list[Colu
                     "see docs/guides/columns.md"
                 )
             column = column or CategoricalColumn(name=name.replace(".", "_"), source=name)
+            if not heads_of(column) <= set(features):
+                mine = {one.name for one in columns if isinstance(one, CategoricalColumn)}
+                raise ConfigurationError(
+                    f"{where}: crosses: {table}.{name} is neither a categorical column nor a feature"
+                    f"{nearest(name, mine | set(features))}; see docs/guides/columns.md"
+                )
             parts[table].append(column)
             named[f"{table}.{name}"] = f"{table}.{column.name}"
     crosses = tuple(

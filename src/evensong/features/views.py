@@ -143,7 +143,7 @@ def declared_views(settings: FeatureSettings) -> dict[str, View]:
     Raises:
         ConfigurationError: the columns file cannot be read, or a statistic has the name of another feature.
     """
-    own = load_columns(settings.columns_path).statistics if settings.columns_path else ()
+    own = load_columns(settings.columns_path).statistics
     taken = {feature.name: view.name for view in BUILT_IN for feature in view.features}
     for statistic in own:
         if statistic.name in taken:
@@ -201,7 +201,7 @@ def check_event_types(settings: Settings) -> None:
     """
     path = settings.features.columns_path
     known = {*settings.validation.event_types, *settings.split.positive_event_types}
-    for statistic in load_columns(path).statistics if path else ():
+    for statistic in load_columns(path).statistics:
         for wrong in sorted(set(statistic.event_types or ()) - known):
             raise ConfigurationError(
                 f"{path}: statistics: {statistic.name}: no events are of type {wrong}{nearest(wrong, known)} "

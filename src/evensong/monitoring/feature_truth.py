@@ -152,7 +152,7 @@ class Truth:
         self._of_item: dict[str, list[Event]] = {}
         self._met: dict[str, list[Event]] = {}
         self._every: dict[str, dict[str, list[Event]]] = {"user": {}, "item": {}}
-        self._declared = load_columns(features.columns_path).statistics if features.columns_path else ()
+        self._declared = load_columns(features.columns_path).statistics
         columns = ("user_id", "item_id", "event_type", "event_timestamp", "created_timestamp", "value")
         for user, item, kind, moment, created, value in interactions.select(columns).iter_rows():
             known = max(moment, created)

@@ -216,8 +216,7 @@ def _views(copy: Settings, night: Night, world: World, found: Findings) -> None:
     from evensong.features.views import entity_of
     from evensong.pipelines import features
 
-    path = copy.features.columns_path
-    own = load_columns(path).statistics if path else ()
+    own = load_columns(copy.features.columns_path).statistics
     raw = raw_world(night.as_of, copy.split, worlds.seed(night), own)
     world.planted.update({f"raw: {kind}": number for kind, number in raw.planted.items()})
     lake = Lake(copy.lake)

@@ -121,8 +121,7 @@ def _counted_in(settings: Settings, view: str, window: timedelta) -> frozenset[s
     from evensong.features.columns import load_columns
     from evensong.features.views import declared_views
 
-    path = settings.features.columns_path
-    own = load_columns(path).statistics if path else ()
+    own = load_columns(settings.features.columns_path).statistics
     within = {one.name for one in own if one.kind == "window" and timedelta(days=one.window_days) <= window}
     endings = tuple(f"_{name}" for name, length in WINDOWS.items() if length <= window)
     names = (feature.name for feature in declared_views(settings.features)[view].features)

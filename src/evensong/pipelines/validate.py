@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from evensong.data.expectations import NO_USER, Judge, Judgement, Rule
 from evensong.data.lake import KEYS, RAW, REPEAT, Lake, in_order
 from evensong.errors import NothingToLearnError, ValidationFailedError
 from evensong.features.shop_columns import check_sources
+from evensong.features.views import check_event_types
 from evensong.pipelines import docs_pages, simulate
 from evensong.settings import Settings
 from evensong.types import Frame, Night
@@ -40,6 +41,10 @@ IN_DOUBT = ".in_doubt.json"
 REPEATS = (
     "if these are different events that a coarse clock (days, minutes) cannot tell apart, import them into a new home "
     "with --keep-order, or map an id of the row with --request"
+)
+GUESTS = (
+    "if rows without a user are usual in this source, such as visits of people who did not sign in, import it again "
+    "with --guests: they are held back and do not count"
 )
 RELEASE = (
     "bad rows count until a night goes on, also when their source was corrected since; then "
@@ -57,14 +62,31 @@ def run(settings: Settings, night: Night) -> str:
     Raises:
         NothingToLearnError: no event had happened by `as_of`.
         ValidationFailedError: too many rows are bad, the data is stale, or the last day's volume is out of proportion.
+        ConfigurationError: the columns file contradicts itself or the settings.
         SourceError: a column or statistic of the columns file reads what no user or item has.
     """
     report_uri = _judge_new(settings, night)
     if settings.features.columns_path is not None:
-        lake = Lake(settings.lake)
-        users, items = (lake.scan(table, night.as_of).collect() for table in ("users", "items"))
-        check_sources(settings.features, users, items)
+        check_columns(settings, night.as_of)
     return report_uri
+
+
+def check_columns(settings: Settings, as_of: datetime | None = None) -> dict[str, int]:
+    """Hold the columns file against users and items; returns how many rows each of them has.
+
+    Args:
+        as_of: the clean rows that were known at this moment; none: all that was imported, judged or not.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or contradicts itself, the built-in columns or the settings.
+        SourceError: a column or a statistic reads what no user or item has, or values of another kind.
+    """
+    check_event_types(settings)
+    lake = Lake(settings.lake)
+    tables = [f"{RAW}{table}" if as_of is None else table for table in ("users", "items")]
+    users, items = (lake.scan(table, as_of).collect() for table in tables)
+    check_sources(settings.features, users, items)
+    return {"users": len(users), "items": len(items)}
 
 
 def _judge_new(settings: Settings, night: Night) -> str:
@@ -294,6 +316,8 @@ def _failure(
             lines.append(f"  {rule['unexpected']} rows fail {rule['expectation']}({rule['column']}): {rule['message']}")
             if rule["message"] == expectations.DUPLICATE:
                 lines.append(f"  {REPEATS}")
+            if rule["message"] == expectations.NO_USER and table == "interactions":
+                lines.append(f"  {GUESTS}")
         rows = judged[table].bad if about_rows else judged[table].good
         lines += [f"  row {row}" for row in _sample(table, rows, night)]
         if about_rows:

@@ -108,7 +108,7 @@ def test_a_wrong_table_column_or_file_of_a_database_says_what_there_is(tmp_path:
     settings = Settings(home=tmp_path / "home")
     for change, said in (
         ({"table": "sale"}, "no table 'sale'; it has sales; did you mean 'sales'"),
-        ({"user": "whom"}, r"table sales: no column 'whom' for user_id; it has 'id', 'who'.*did you mean 'who'"),
+        ({"user": "whom"}, r"table sales: no column 'whom' for --user; it has 'id', 'who'.*did you mean 'who'"),
         ({"table": None}, "needs a table; name it with --table"),
         ({"table": "sales; drop table sales"}, "no table 'sales; drop table sales'"),
     ):

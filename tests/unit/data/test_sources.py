@@ -151,9 +151,12 @@ def test_the_files_order_survives_when_asked_for(settings: Settings, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"user": "whoo"}, r"no column 'whoo' for user_id; it has 'who', 'what', 'when'; did you mean 'who'"),
-        ({"price": "cost"}, "no column 'cost' for price"),
-        ({"event_type": "kidn"}, "no column 'kidn' for event_type .which may also be one of impression, view"),
+        ({"user": "whoo"}, r"no column 'whoo' for --user; it has 'who', 'what', 'when'; did you mean 'who'"),
+        ({"price": "cost"}, "no column 'cost' for --price"),
+        ({"category": ("shelf",)}, "no column 'shelf' for --category;"),
+        ({"event_type": "kidn"}, "no column 'kidn' for --event-type .which may also be one of impression, view"),
+        ({"event_type": "purchse"}, "did you mean 'purchase'"),
+        ({"separator": ";"}, r"expected columns between ';', .*'who,what,when'; there ',' seems to be one; correct"),
         ({"items": "nowhere.csv"}, "nowhere.csv: expected a CSV or Parquet file"),
     ],
 )
@@ -168,10 +171,29 @@ def test_a_wrong_mapping_says_what_there_is(
 
 
 def test_a_mapping_refuses_keys_it_does_not_know() -> None:
-    with pytest.raises(SourceError, match=r"usr: extra inputs are not permitted.*it may have user, item, time"):
+    with pytest.raises(SourceError, match=r"--usr: no such column of a mapping; it may have user, item, time"):
         read_mapping(user="a", item="b", time="c", usr="d")
-    with pytest.raises(SourceError, match="time: field required"):
+    with pytest.raises(SourceError, match="--time: field required"):
         read_mapping(user="a", item="b", price=None)
+    with pytest.raises(SourceError, match=r"--time-zone: no time zone 'Europe/Berln'.* did you mean Europe/Berlin"):
+        read_mapping(user="a", item="b", time="c", time_zone="Europe/Berln")
+
+
+def test_a_wrong_column_of_a_catalogue_names_the_catalogues_options(settings: Settings, tmp_path: Path) -> None:
+    path = lines(tmp_path / "e.csv", "ann,t1,2026-01-02")
+    items = lines(tmp_path / "items.csv", "t1,Tea", header="sku;name").replace(",", ";")
+    for change, said in (
+        ({}, "no column 'what' for --items-id"),
+        ({"items_id": "sku", "items_time": "since"}, "no column 'since' for --items-time"),
+        ({"items_id": "sku", "item_attributes": ("brand",)}, "no column 'brand' for --item-attributes"),
+    ):
+        with pytest.raises(SourceError, match=f"items.csv: {said}"):
+            imports.events(settings, path, MAPPING.model_copy(update={"items": items, **change}))
+
+
+def test_an_accent_in_a_files_name_is_left_off_in_its_sources(settings: Settings, tmp_path: Path) -> None:
+    imports.events(settings, lines(tmp_path / "Verkäufe été.csv", "ann,tea,2026-01-02"), MAPPING)
+    assert list(sources.registered(settings.lake)) == ["Verkaufe-ete"]
 
 
 @pytest.mark.parametrize(

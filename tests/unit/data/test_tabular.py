@@ -31,9 +31,12 @@ def test_text_files_are_read_whatever_separates_them(tmp_path: Path) -> None:
 def test_a_separator_is_for_the_files_that_have_it(tmp_path: Path) -> None:
     (tmp_path / "events.csv").write_text("who^what\nann^tea, green\n")
     (tmp_path / "items.csv").write_text("what,name\ntea,Tea\n")
+    text = TextFormat(separator="^", other_separators=True)
     for name, wanted, row in (("events", "what", "tea, green"), ("items", "name", "Tea")):
-        read = tabular.read_file(str(tmp_path / f"{name}.csv"), {"found": wanted}, TextFormat(separator="^"))
+        read = tabular.read_file(str(tmp_path / f"{name}.csv"), {"found": wanted}, text)
         assert read["found"].to_list() == [row]
+    with pytest.raises(SourceError, match=r"expected columns between '\^'.*'what,name'; there ',' seems to be one"):
+        tabular.columns(str(tmp_path / "items.csv"), TextFormat(separator="^"))
 
 
 def test_numbers_in_text_keep_their_zeros(tmp_path: Path) -> None:

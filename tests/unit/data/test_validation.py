@@ -510,7 +510,7 @@ def test_guests_count_only_where_they_are_usual(settings: Settings, lake: Lake) 
     )
     lake.append_new("raw_interactions", pl.concat([guests, guests.with_columns(event_type=pl.lit("click"))]))
     validate.run(settings, night(11))
-    stopped(settings, 12)
+    assert "import it again with --guests" in stopped(settings, 12)
     mapping = EventMapping(user="u", item="i", time="t", guests=True)
     sources.register(settings.lake, "events", "shop.csv", mapping)
     found = report(settings, 12)["tables"]["interactions"]
@@ -633,6 +633,11 @@ def with_columns_file(settings: Settings, lake: Lake, columns: str) -> Settings:
         ),
         ("items: [{kind: categorical, name: brand}]", "no such column; did you mean attributes.brand?"),
         ("users: [{kind: numeric, name: x, source: spend_31d}]", "no such column; did you mean spend_1d or spend_30d"),
+        ("items: [{kind: categorical, name: price}]", "in price, found Float64; give `bins`, or `kind: numeric`"),
+        (
+            "items: [{kind: categorical, name: brand, source: attributes.brand, bins: [1, 2]}]",
+            "column brand: expected numbers in attributes.brand, found 'oak' and the like in 1 of 1 values; ",
+        ),
     ],
 )
 def test_a_column_that_reads_what_nobody_has_stops_the_night_here(

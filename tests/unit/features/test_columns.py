@@ -325,7 +325,7 @@ def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, messa
 
 
 def test_a_missing_file_is_refused_and_an_empty_one_declares_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="expected a YAML file"):
+    with pytest.raises(ConfigurationError, match="expected your columns file"):
         load_columns(tmp_path / "columns.yaml")
     (tmp_path / "columns.yaml").write_text("")
     assert load_columns(tmp_path / "columns.yaml").users.fit(USERS).transform(USERS).names == []

@@ -35,7 +35,7 @@ def decoder(tmp_path: Path) -> Path:
     config = transformers.DeepseekV3Config(
         vocab_size=len(words), hidden_size=16, intermediate_size=32, moe_intermediate_size=8, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, n_routed_experts=4, n_group=1, topk_group=1,
-        num_experts_per_tok=2, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
+        num_experts_per_tok=2, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=32,
         first_k_dense_replace=1,
     )  # fmt: skip
     transformers.AutoModel.from_config(config).save_pretrained(folder)
@@ -62,6 +62,32 @@ def test_a_decoder_without_a_padding_token_is_pooled_over_its_own_tokens_alone(d
     together = encoder.encode(["red", "red wool scarf knife red wool"])
     assert encoder.dimension == 16
     assert np.allclose(together[0], encoder.encode(["red"])[0], atol=1e-5)
+
+
+def test_a_gpu_says_the_same_in_half_precision_and_its_vectors_are_kept_apart(decoder: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    texts, cache = ["red", "red wool scarf knife red wool", "knife", None], str(tmp_path / "cache")
+    exact = open_encoder(str(decoder), cache=cache).encode(texts)
+    on_gpu = open_encoder(str(decoder), device="cuda", cache=cache)
+    found = on_gpu.encode(texts)
+    assert np.allclose(np.linalg.norm(found[:3], axis=1), 1, atol=1e-3)
+    assert not found[3].any()
+    assert (found[:3] * exact[:3]).sum(axis=1).min() > 0.99
+    assert not np.array_equal(found, exact)
+    assert open_encoder(str(decoder), device="cuda", cache=cache).encode(texts).tobytes() == found.tobytes()
+
+
+def test_a_text_of_which_the_tokenizer_leaves_nothing_is_zeros(decoder: Path) -> None:
+    encoder = open_encoder(str(decoder))
+    encoder.encode(["red"])
+    tokenizers = pytest.importorskip("tokenizers")
+    encoder._tokenizer.backend_tokenizer.normalizer = tokenizers.normalizers.Replace("knife", "")
+    alone, together = encoder.encode(["knife"]), encoder.encode(["knife", "red wool"])
+    assert not alone.any()
+    assert not together[0].any()
+    assert np.linalg.norm(together[1]) == pytest.approx(1, abs=1e-5)
 
 
 def test_a_text_is_encoded_once_and_its_vector_found_again(decoder: Path, tmp_path: Path) -> None:

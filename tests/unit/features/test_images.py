@@ -42,6 +42,15 @@ def test_each_picture_has_one_vector_and_the_same_picture_the_same(resnet: Path,
     assert not vectors[3].any()
 
 
+def test_a_gpu_says_the_same_in_half_precision(resnet: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    pictures = [picture(tmp_path / "a.png", (255, 0, 0)), picture(tmp_path / "b.png", (0, 0, 255))]
+    exact, found = (ImageEncoder(resnet, device=device).encode(pictures) for device in ("cpu", "cuda"))
+    assert np.allclose(found, exact, atol=0.02 * np.abs(exact).max())
+
+
 def test_what_is_no_picture_is_zeros_and_counted(
     resnet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
