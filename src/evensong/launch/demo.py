@@ -29,6 +29,14 @@ from evensong.types import Night
 WARM_UP_DAYS = 21
 NUM_NIGHTS = 3
 NIGHT_TIMEOUT_SECONDS = 1800.0
+BEGINS = (
+    f"A shop of made-up customers lives {WARM_UP_DAYS} days, then Airflow runs {NUM_NIGHTS} nights: some ten minutes "
+    "in all."
+)
+KEPT = (
+    "A version that is no surer to be better than the champion is not promoted: most nights keep the champion, and say "
+    "why."
+)
 LIVES_ON = (
     "The shop lives on: each night, scheduled or triggered, first lives the days up to its as_of, with the champion's",
     "slates. [bold]evensong simulate --stands-still --days 0[/] leaves that to you.",
@@ -67,7 +75,9 @@ def run(settings: Settings, *, show: bool = True) -> dict[str, Any]:
         LaunchError: a port is taken, Airflow does not start, or a night fails.
     """
     if not _days(settings):
-        with hold_launch(settings), _progress(Console(stderr=True)) as progress:
+        console = Console(stderr=True)
+        console.print(BEGINS, highlight=False)
+        with hold_launch(settings), _progress(console) as progress:
             _live_through(settings, progress)
     # what is done is shown beside an Airflow that is up as well
     records = [storage.read_json(_record_uri(settings, night)) for night in _nights(_opening_day(settings))]
@@ -289,6 +299,8 @@ def _nights_text(nights: list[dict[str, Any]]) -> RenderableType:
         verdict = ("promoted", "green") if night["promoted"] else (f"not promoted, {stays}", "yellow")
         reasons = "; ".join(night["reasons"])
         lines.append(Text.assemble(f"{night['as_of'][:10]}  version {night['version']} ", verdict, f": {reasons}"))
+    if any(not night["promoted"] and night["champion"] for night in nights):
+        lines.append(Text(KEPT))
     return Group(*lines)
 
 
