@@ -71,7 +71,7 @@ def start(home: Path, *arguments: str, stdout: int) -> subprocess.Popen[str]:
         (["recommend", "somebody"], "evensong nightly"),
         (
             ["recommend", "somebody", "--k", "0"],
-            "a number from 1 to 200, got 0; ask for so many, or set EVENSONG_SERVING",
+            "a number from 1 to 200, got 0; ask for so many",
         ),
         (["recommend", "somebody", "--k", "10000"], "got 10000"),
         (["recommend", ""], "user_id"),

@@ -10,7 +10,7 @@ import httpx
 
 from evensong.launch import components
 from evensong.launch.components import Component
-from evensong.launch.supervisor import is_free
+from evensong.launch.supervisor import is_free, supervised
 from evensong.pipelines import doctor
 from evensong.pipelines.doctor import Finding, Look
 from evensong.pipelines.night import lock_holder
@@ -23,13 +23,15 @@ def examine(settings: Settings) -> list[Finding]:
 
 
 def _components(settings: Settings) -> Look:
-    is_up = lock_holder(Path(settings.place("launch.lock"))) is not None
+    holder = lock_holder(Path(settings.place("launch.lock")))
+    running = supervised(settings, holder[0]) if holder else None
     for part in components.all_components(settings):
         if part.port is not None and part.health_url is not None:
-            yield from _component(settings, part, is_up)
+            yield from _component(settings, part, running, is_up=holder is not None)
 
 
-def _component(settings: Settings, part: Component, is_up: bool) -> Look:
+def _component(settings: Settings, part: Component, running: frozenset[str] | None, *, is_up: bool) -> Look:
+    """A component's findings, given which ones the launcher looks after; none: it has started none yet."""
     assert part.port is not None
     assert part.health_url is not None
     log = settings.place("logs", f"{part.name}.log")
@@ -44,7 +46,9 @@ def _component(settings: Settings, part: Component, is_up: bool) -> Look:
         if part.name == "airflow-api-server":
             yield from _airflow(settings)
     elif is_free(part.port.host, part.port.number):
-        if is_up and not Path(log).exists():
+        if is_up and running is None:
+            yield "good", f"{part.name} is about to be started"
+        elif running is not None and part.name not in running:
             yield "good", f"{part.name} is no part of what runs here now, such as `make demo`"
         elif is_up:
             yield "bad", f"{part.name} is down although `evensong up` runs, which starts it again; read {log}"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from evensong.data import storage
 from evensong.errors import BusyError, LaunchError
 from evensong.launch import components, guardian, secrets
 from evensong.launch.components import Component
@@ -103,6 +104,7 @@ class Supervisor:
     def __init__(self, settings: Settings, parts: Sequence[Component], report: Report = print) -> None:
         self._variables = components.common_variables(settings)
         self._logs = Path(settings.place("logs"))
+        self._record = _record(settings)
         self._report = report
         self._children = [_Child(part, self._logs / f"{part.name}.log") for part in parts]
         self._stopping = threading.Event()
@@ -113,6 +115,8 @@ class Supervisor:
 
     def __enter__(self) -> Supervisor:
         self._logs.mkdir(parents=True, exist_ok=True)
+        names = [child.part.name for child in self._children]
+        storage.write_json(self._record, {"pid": os.getpid(), "components": names})
         try:
             self._post_guardian()
             for child in self._children:
@@ -275,6 +279,17 @@ class Supervisor:
             self._report(line)
         except Exception:
             log.debug("nobody heard: %s", line)
+
+
+def supervised(settings: Settings, pid: str) -> frozenset[str] | None:
+    """The names of the components that the launcher of this process id looks after; none: it has not said so yet."""
+    uri = _record(settings)
+    told = storage.read_json(uri) if storage.exists(uri) else {}
+    return frozenset(told["components"]) if str(told.get("pid")) == pid else None
+
+
+def _record(settings: Settings) -> str:
+    return settings.place("launch.json")
 
 
 @contextmanager

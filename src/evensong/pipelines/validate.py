@@ -316,7 +316,8 @@ def _failure(
             lines.append(f"  {rule['unexpected']} rows fail {rule['expectation']}({rule['column']}): {rule['message']}")
             if rule["message"] == expectations.DUPLICATE:
                 lines.append(f"  {REPEATS}")
-            if rule["message"] == expectations.NO_USER and table == "interactions":
+            guests_count = table == "interactions" and not report["tables"][table]["guests"]
+            if rule["message"] == expectations.NO_USER and guests_count:
                 lines.append(f"  {GUESTS}")
         rows = judged[table].bad if about_rows else judged[table].good
         lines += [f"  row {row}" for row in _sample(table, rows, night)]

@@ -28,10 +28,8 @@ def answer(settings: Settings, user_id: str, k: int | None = None) -> dict[str, 
     serving = settings.serving
     count = min(serving.default_k, serving.max_k) if k is None else k
     if not 1 <= count <= serving.max_k:
-        raise ConfigurationError(
-            f"k: expected a number from 1 to {serving.max_k}, got {count}; ask for so many, or set "
-            "EVENSONG_SERVING__MAX_K"
-        )
+        more = ", or raise EVENSONG_SERVING__MAX_K" if count > serving.max_k else ""
+        raise ConfigurationError(f"k: expected a number from 1 to {serving.max_k}, got {count}; ask for so many{more}")
     RecommendQuery(user_id=user_id)
     metrics = Metrics()
     champion = Champion(settings, metrics)

@@ -257,6 +257,7 @@ def test_a_name_belongs_to_one_place(settings: Settings, tmp_path: Path, caplog:
     imports.events(settings, first, MAPPING.model_copy(update={"event_type": "click"}), name="shop")
     assert sources.registered(settings.lake)["shop"].mapping.event_type == "click", "its mapping may change"  # type: ignore[union-attr]
     assert "source shop has another mapping now; the rows that it brought before stay" in caplog.text
+    assert "import all sources into a fresh EVENSONG_HOME" in caplog.text
     with pytest.raises(SourceError, match="'all': it means every source"):
         imports.events(settings, other, MAPPING, name="all")
     imports.events(settings, lines(tmp_path / "all.csv", "bob,tea,2026-01-02"), MAPPING)

@@ -308,6 +308,11 @@ def test_too_many_bad_rows_stop_the_night_and_the_error_shows_them(settings: Set
     assert "expected a share of at most 0.3 of the rows to be quarantined, found 0.5" in said
     assert "40 rows fail expect_column_values_to_not_be_null(user_id): user_id is missing" in said
     assert '"event_timestamp":"2026-01-12T' in said
+    assert (
+        "change the bound under `validation` in the settings, such as EVENSONG_VALIDATION__MAX_QUARANTINED_SHARE"
+        in said
+    )
+    assert "import it again with --guests" in said
     assert lake.read("interactions").height == 440, "nothing of the night is learnt from"
     assert lake.read("quarantine").height == 40, "the bad rows are there to look at"
     assert stopped(settings, 12) == said, "a rerun is stopped as well"

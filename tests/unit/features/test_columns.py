@@ -314,6 +314,8 @@ def test_a_frame_that_lacks_a_column_is_refused() -> None:
         ("users: [{kind: categorical, name: a, bins: [25, 18]}]", "increasing"),
         ("users: [{kind: sequence, name: a}]", "length"),
         ("users: [unclosed", "expected a YAML file"),
+        ("users: [{name: a}]", "needs a `kind`, such as categorical, numeric or text"),
+        ("statistics: [{name: a, entity: user, window_days: 7}]", "needs a `kind`, such as window or decay"),
         ("- users", "columns"),
     ],
 )

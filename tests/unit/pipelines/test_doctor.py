@@ -17,6 +17,7 @@ from tests.integration.airflow_world import free_port, live, make_settings
 
 from evensong.data import sources
 from evensong.launch import checks, components
+from evensong.launch.supervisor import Supervisor, hold_launch
 from evensong.pipelines import doctor
 from evensong.pipelines.doctor import Finding
 from evensong.pipelines.night import hold_home, holder
@@ -51,6 +52,23 @@ def test_a_sound_home_has_nothing_bad(sound: Settings) -> None:
         *("registry", "ledger", "reviews", "nights", "promotion policy", "components"),
     }
     assert any("champion is version 2" in one.message for one in findings)
+
+
+def test_only_what_the_launcher_looks_after_is_missed(sound: Settings) -> None:
+    parts = [part for part in components.all_components(sound) if part.name == "service"]
+    with hold_launch(sound):
+        assert any(said.startswith("service is about to be started") for said in found(sound, "components", "good"))
+        with Supervisor(sound, [], report=print):
+            said = found(sound, "components", "good")
+            assert any(one.startswith("service is no part of what runs here now") for one in said)
+        idle = [dataclasses.replace(part, command=("sleep", "60")) for part in parts]
+        with Supervisor(sound, idle, report=print):
+            assert any(one.startswith("service is down although") for one in found(sound, "components", "bad"))
+    # what an earlier launcher ran says nothing of one that has just begun
+    with hold_launch(sound):
+        record = Path(sound.place("launch.json"))
+        record.write_text(record.read_text().replace('"pid": ', '"pid": 1'))
+        assert any(said.startswith("service is about to be started") for said in found(sound, "components", "good"))
 
 
 def test_an_edited_ledger_a_lost_source_and_a_wrong_policy_are_each_found(sound: Settings) -> None:
