@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import socket
 import threading
@@ -54,21 +53,26 @@ def test_a_sound_home_has_nothing_bad(sound: Settings) -> None:
     assert any("champion is version 2" in one.message for one in findings)
 
 
-def test_only_what_the_launcher_looks_after_is_missed(sound: Settings) -> None:
-    parts = [part for part in components.all_components(sound) if part.name == "service"]
+def test_a_component_is_missed_where_the_launcher_looks_after_it(sound: Settings) -> None:
+    def service(state: str) -> str:
+        (said,) = [one for one in found(sound, "components", state) if one.startswith("service ")]
+        return said
+
+    parts = components.all_components(sound)
+    idle = [dataclasses.replace(part, command=("python", "-c", "import time; time.sleep(60)")) for part in parts]
     with hold_launch(sound):
-        assert any(said.startswith("service is about to be started") for said in found(sound, "components", "good"))
-        with Supervisor(sound, [], report=print):
-            said = found(sound, "components", "good")
-            assert any(one.startswith("service is no part of what runs here now") for one in said)
-        idle = [dataclasses.replace(part, command=("sleep", "60")) for part in parts]
-        with Supervisor(sound, idle, report=print):
-            assert any(one.startswith("service is down although") for one in found(sound, "components", "bad"))
-    # what an earlier launcher ran says nothing of one that has just begun
+        assert "is about to be started" in service("good")
+        with Supervisor(sound, idle):
+            assert "is down although `evensong up` runs" in service("bad")
+            assert len(found(sound, "components", "bad")) == 3
+        with Supervisor(sound, [one for one in idle if one.name != "service"]):
+            assert "is no part of what runs here now" in service("good")
+            assert len(found(sound, "components", "bad")) == 2
     with hold_launch(sound):
+        # what an earlier launcher looked after says nothing of one that has just begun
         record = Path(sound.place("launch.json"))
         record.write_text(record.read_text().replace('"pid": ', '"pid": 1'))
-        assert any(said.startswith("service is about to be started") for said in found(sound, "components", "good"))
+        assert "is about to be started" in service("good")
 
 
 def test_an_edited_ledger_a_lost_source_and_a_wrong_policy_are_each_found(sound: Settings) -> None:
@@ -228,22 +232,6 @@ def test_a_service_that_answers_for_another_home_is_not_called_good(sound: Setti
         server.shutdown()
     assert "no `evensong up` runs for this home" in message
     assert "of another home, beside which this one needs another EVENSONG_SERVING__PORT" in message
-
-
-def test_a_component_that_should_run_and_does_not_is_bad(sound: Settings) -> None:
-    assert found(sound, "components", "bad") == []
-    logs = Path(sound.place("logs"))
-    logs.mkdir(exist_ok=True)
-    with Path(sound.place("launch.lock")).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert found(sound, "components", "bad") == [], (
-            "nothing of all this was ever started, as the demo starts no service"
-        )
-        for part in components.all_components(sound):
-            (logs / f"{part.name}.log").touch()
-        messages = found(sound, "components", "bad")
-    assert len(messages) == 3
-    assert all("is down although `evensong up` runs" in message for message in messages)
 
 
 def test_whatever_a_piece_throws_is_a_finding_without_its_password(sound: Settings) -> None:
