@@ -179,6 +179,7 @@ keys = st.sampled_from(["a", "b", None])
     known_only=st.booleans(),
     bits=st.sampled_from([63, 4]),  # few bits: the times are packed as ranks
     one_sort=st.booleans(),
+    block=st.sampled_from([1, 2, 3, 1 << 16]),
 )
 def test_agrees_with_the_definition_row_by_row(
     features: list[tuple[str | None, str | None, int, int | None]],
@@ -187,6 +188,7 @@ def test_agrees_with_the_definition_row_by_row(
     known_only: bool,
     bits: int,
     one_sort: bool,
+    block: int,
 ) -> None:
     feature_frame = pl.DataFrame(
         [(a, b, at(event), None if created is None else at(created)) for a, b, event, created in features],
@@ -198,7 +200,7 @@ def test_agrees_with_the_definition_row_by_row(
         schema={"left_a": pl.String, "left_b": pl.String, "t": TIMESTAMP},
         orient="row",
     )
-    with mock.patch.multiple(point_in_time, _BITS=bits, _FEW=1 if one_sort else 10**9):
+    with mock.patch.multiple(point_in_time, _BITS=bits, _FEW=1 if one_sort else 10**9, _BLOCK=block):
         found = match_rows(
             entity_frame,
             feature_frame,
@@ -277,13 +279,14 @@ def worlds(draw: st.DrawFn) -> dict[str, object]:
     known_only=st.booleans(),
     bits=st.sampled_from([63, 8]),
     one_sort=st.booleans(),
+    block=st.sampled_from([1, 2, 3, 1 << 16]),
 )
 def test_agrees_with_the_definition_over_every_kind_of_key_and_time(
-    world: dict[str, Any], ttl: int | None, known_only: bool, bits: int, one_sort: bool
+    world: dict[str, Any], ttl: int | None, known_only: bool, bits: int, one_sort: bool, block: int
 ) -> None:
     features, entities = world["features"], world["entities"]
     width = features.width - 2
-    with mock.patch.multiple(point_in_time, _BITS=bits, _FEW=1 if one_sort else 10**9):
+    with mock.patch.multiple(point_in_time, _BITS=bits, _FEW=1 if one_sort else 10**9, _BLOCK=block):
         found = match_rows(
             entities,
             features,
