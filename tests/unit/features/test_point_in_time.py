@@ -167,6 +167,21 @@ def test_many_rows_are_searched_in_parts_and_blocks_with_the_same_answer(
         assert parts.equals(whole)
 
 
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 16])
+@pytest.mark.parametrize("share_late", [0.3, 1.0])
+def test_long_runs_of_late_rows_agree_with_the_definition(block: int, share_late: float) -> None:
+    rng = np.random.default_rng(5)
+    event = rng.integers(0, 60, 400)
+    late = event + np.where(rng.random(400) < share_late, rng.integers(1, 40, 400), 0)
+    names = ["a", "b", "c"]
+    rows = [(names[k], int(e), int(c)) for k, e, c in zip(rng.integers(0, 3, 400), event, late, strict=True)]
+    asked = [(name, moment) for name in names for moment in range(100)]
+    features = feature_rows(*[(*row, number) for number, row in enumerate(rows)])
+    with mock.patch.object(point_in_time, "_BLOCK", block):
+        found = match_rows(entity_rows(*asked), features, keys={"k": "k"})
+    assert found.to_list() == [_oracle(one, rows, None, known_only=True) for one in asked]
+
+
 moments = st.integers(0, 6)
 keys = st.sampled_from(["a", "b", None])
 
