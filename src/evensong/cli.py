@@ -850,14 +850,12 @@ def features_check(
 
 
 def _show_check(answer: dict[str, Any]) -> None:
-    declared = ", ".join(f"{number} {what}" for what, number in answer["declared"].items())
+    declared = ", ".join(f"{what}: {number}" for what, number in answer["declared"].items())
     users, items = answer["rows"]["users"], answer["rows"]["items"]
-    read = (
-        f"read from {users:,} rows of users and {items:,} of items"
-        if users + items
-        else ("nothing is imported yet to read them from: `evensong import`, then check again")
-    )
-    screen.print(f"{answer['file']}: {declared}; {read}", markup=False, soft_wrap=True)
+    read = f"all can be read from the {users:,} rows of users and {items:,} of items"
+    if not users + items:
+        read = "nothing is imported yet to read them from: `evensong import`, then check again"
+    screen.print(f"{answer['file']} is sound ({declared}); {read}", markup=False, soft_wrap=True)
 
 
 @features.command("diff")
