@@ -366,10 +366,15 @@ def test_a_columns_file_is_checked_before_a_night(tmp_path: Path) -> None:
     for wrong, expected in (
         ("items: [{kind: categorical, name: brand, source: attributes.bran}]", "did you mean brand?"),
         ("items: [{kind: numeric, name: brand, source: attributes.brand}]", "found 'oak' and the like in 2 of 2"),
+        ("items: [{kind: text, name: title, encoder: /no/where}]", "items: encoder: /no/where: expected the folder"),
+        (
+            "items: [{kind: numeric, name: a, source: attributes.aa}, {kind: numeric, name: b, source: attributes.bb}]",
+            "attributes has bb",
+        ),
         ("crosses: [{name: x, columns: [users.towm, items.category_1], num_buckets: 9}]", "users.towm is neither a"),
         (
             "statistics: [{name: n, entity: user, kind: window, window_days: 7, event_types: [purchse]}]",
-            "no events are of type purchse; did you mean purchase?",
+            "events of type purchse are not let through; did you mean purchase?",
         ),
     ):
         (tmp_path / "c.yaml").write_text(wrong)

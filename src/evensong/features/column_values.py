@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 _GROUP = r"^[\p{L}\d <>=≤≥+,.–-]{1,20}$"
 #: Where so many of a column's values or more are no numbers, it is the declaration that is wrong.
 WRONG_SHARE = 0.5
+#: What is expected of a number that is no date.
+NUMBERS = "numbers"
+#: How dates are looked for where numbers were expected.
+_DATES = ("iso", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d")
 #: Rows in which the keys of a JSON column are looked for, to say which ones there are.
 _LOOKED_AT = 1000
 
@@ -223,7 +227,7 @@ def _numbers(
         raise _wrong(name, place, "numbers", kind, "choose another `kind`")
     read = read.cast(pl.Float64)
     if fitting:
-        expected = f"dates such as {date_format}" if date_format else "numbers"
+        expected = f"dates such as {date_format}" if date_format else NUMBERS
         _count_bad(values, read, name, place, expected, decimal, lenient)
     if fitting and kind == pl.String and not date_format:
         _compare_units(values, name, place, decimal, lenient)
@@ -243,7 +247,7 @@ def _count_bad(
         return
     num_values = len(values) - values.null_count()
     known = num_values - len(bad) + len(wrong)
-    advice = _advice(bad.cast(pl.String), decimal)
+    advice = _advice(bad.cast(pl.String), decimal, lenient, expected != NUMBERS)
     if len(wrong) and len(wrong) >= (1.0 if lenient else WRONG_SHARE) * known:
         raise SourceError(
             f"column {name}: expected {expected} in {place}, found {wrong[0]!r} and the like in {len(wrong)} of "
@@ -271,13 +275,21 @@ def _compare_units(texts: pl.Series, name: str, place: str, decimal: str, lenien
     )
 
 
-def _advice(bad: pl.Series, decimal: str) -> str:
+def _advice(bad: pl.Series, decimal: str, lenient: bool, date_format: bool) -> str:
     """What to do about texts that are no numbers."""
+    if lenient:
+        return "correct them where they come from, with `.` before a fraction, or choose another `column`"
+    found = next((form for form in _DATES if written.days(bad, form).null_count() < len(bad) / 2), None)
+    if found is not None:
+        return f"where they are dates, say `date_format: {found!r}`, and they count as days"
+    if date_format:
+        return "say how they are written, such as `date_format: '%d.%m.%Y'`, or declare it `kind: categorical`"
     other = "," if decimal == "." else "."
     if written.numbers(bad, other).is_finite().any():
-        return f"where the fraction stands behind `{other}`, say `decimal: '{other}'`"
-    if written.days(bad, "iso").null_count() < len(bad):
-        return "where they are dates, say `date_format: iso`, and they count as days"
+        return (
+            f"where the fraction stands behind `{other}`, say `decimal: '{other}'`; where some have `.` and some `,`, "
+            "bring them to one"
+        )
     return "correct them, or declare it `kind: categorical` without `bins`, or `kind: text`"
 
 
@@ -323,6 +335,11 @@ def _check_inside(values: pl.Series, name: str, head: str, path: list[str]) -> N
     for depth, key in enumerate(path):
         seen = _keys(values)
         if depth and not seen:
+            if (others := values.replace("", None).drop_nulls()).len():
+                raise SourceError(
+                    f"column {name}: expected {'.'.join(path[depth:])} inside {'.'.join([head, *path[:depth]])}, which "
+                    f"is no object in any row, such as {others[0]!r}; correct the column"
+                )
             return
         if key not in seen:
             raise SourceError(

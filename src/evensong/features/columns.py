@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from evensong.features.fitted_columns import FittedColumns
 
 #: Places that follow from the items' `category_path`: the path down to each level.
+#: The encoders of texts that are no folder and no model id.
+ENCODERS = ("tfidf", "minilm")
 CATEGORY_PATH, CATEGORY_LEVELS = "category_path", ("category_1", "category_2", "category_3")
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -97,6 +99,13 @@ class NumericColumn(_SourceColumn):
     date_format: str | None = Field(None, min_length=2)
     """The texts are dates, read as days since 1970: `iso`, or as `strptime` has it, such as `%d.%m.%Y`."""
 
+    @field_validator("date_format")
+    @classmethod
+    def _is_a_format(cls, value: str | None) -> str | None:
+        if value is not None and value != "iso" and "%" not in value:
+            raise ValueError(f"expected iso, or a format such as %d.%m.%Y for 31.12.2026, got {value!r}")
+        return value
+
 
 class SequenceColumn(_Vocabulary):
     """Several values in an order: indices, cut and padded with 0 to one length, and `<name>_length`, how much of that
@@ -120,6 +129,14 @@ class TextColumn(_SourceColumn):
     dimension: int = Field(32, ge=1, le=4096)
     """Numbers a text, for `tfidf`; an encoder has its own."""
     min_count: int = Field(2, ge=1)
+
+    @field_validator("encoder")
+    @classmethod
+    def _is_no_slip(cls, value: str) -> str:
+        near = difflib.get_close_matches(value, ENCODERS, 1, 0.6)
+        if near and value not in ENCODERS and not Path(value).is_dir():
+            raise ValueError(f"no encoder {value}; did you mean {near[0]}?")
+        return value
 
 
 class ImageColumn(_SourceColumn):
@@ -184,6 +201,11 @@ class ColumnSet(RootModel[tuple[Column, ...]]):
         names = [column.name for column in self.root]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"each column needs a name of its own, found twice: {', '.join(twice)}")
+        for column in self.root:
+            if clash := sorted(name for name in names if _gives_too(column, name)):
+                raise ValueError(
+                    f"{clash[0]}: the {column.kind} column {column.name} gives this name too; choose another"
+                )
         crossable = [column.name for column in self.root if isinstance(column, CategoricalColumn)]
         for column in self.root:
             if not isinstance(column, CrossColumn):
@@ -298,6 +320,17 @@ class ColumnsFile(Value):
         return self
 
 
+def _gives_too(column: Column, name: str) -> bool:
+    """Whether this is the name of something that the column gives beside its own name."""
+    if isinstance(column, NumericColumn):
+        return column.indicator and name == f"{column.name}_missing"
+    if isinstance(column, SequenceColumn):
+        return name == f"{column.name}_length"
+    if isinstance(column, VectorColumn | TextColumn | ImageColumn):
+        return re.fullmatch(rf"{re.escape(column.name)}_\d+", name) is not None
+    return False
+
+
 def places_of(column: Column) -> tuple[str, ...]:
     """Where a column reads its values; none for a cross, which reads other columns."""
     if isinstance(column, CrossColumn):
@@ -335,10 +368,24 @@ def load_columns(path: Path | None) -> ColumnsFile:
 @functools.lru_cache(8)
 def _loaded(path: Path, written: str) -> ColumnsFile:
     try:
-        content = yaml.safe_load(written)
+        content = yaml.load(written, _OnceEach)  # a safe loader
     except yaml.YAMLError as error:
         raise _unreadable(path, error) from error
     return parse(ColumnsFile, content if content is not None else {}, str(path))
+
+
+class _OnceEach(yaml.SafeLoader):
+    """Refuses a key that stands twice in one place, of which YAML would keep the last without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} stands twice in one place; make one of both", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _unreadable(path: Path, error: Exception) -> ConfigurationError:
@@ -386,7 +433,8 @@ def bucketed(values: pl.Series, bins: tuple[float, ...]) -> pl.Series:
 
 def _problem(found: Any) -> str:
     """What pydantic found, as people say it."""
-    place = ".".join(str(part) for part in found["loc"])
+    # what is in brackets is one of the types that a value may have
+    place = ".".join(str(part) for part in found["loc"] if not str(part).endswith("]"))
     message, context = str(found["msg"]).removeprefix("Value error, "), found.get("ctx", {})
     if found["type"] == "extra_forbidden":
         message = f"unknown key{nearest(str(found['loc'][-1]), _keys_at(found['loc']))}"
@@ -399,6 +447,18 @@ def _problem(found: Any) -> str:
     elif found["type"] == "string_pattern_mismatch":
         first = ", a lower-case letter first" if str(context["pattern"]).startswith("^[a-z]") else ""
         message = f"expected letters, digits and underscores without blanks{first}, got {found['input']!r}"
+    elif found["type"] not in ("value_error", "missing"):
+        got = repr(found["input"])
+        keys = "keys with values, such as `users:`"
+        expected = {
+            "tuple_type": "a list, such as [a, b]",
+            "string_type": "a text",
+            **dict.fromkeys(("model_type", "dict_type", "model_attributes_type"), keys),
+        }.get(found["type"])
+        message = f"expected {expected}" if expected else message[:1].lower() + message[1:]
+        message += f", got {got if len(got) <= 60 else got[:57] + '…'}"
+        if found["type"] == "string_type" and isinstance(found["input"], bool):
+            message += "; YAML takes yes, no, on and off for true and false: put it in quotes"
     return f"{place}: {message}" if place else message
 
 

@@ -54,6 +54,7 @@ def model_folder(name: str) -> Path:
         return Path(found.origin).parent / "model"
     if Path(name).is_dir():
         return Path(name)
+    refuse_lost(name)
     if find_spec("huggingface_hub") is None:
         raise ConfigurationError(
             f'{name}: no such folder, and the hub\'s client is not installed; run `pip install "evensong[text]"`'
@@ -68,6 +69,16 @@ def model_folder(name: str) -> Path:
             f"{name}: expected {MINILM}, a folder or a model id of the Hugging Face hub, and cannot fetch it "
             f"({type(error).__name__}); download the model and give the path of its folder"
         ) from error
+
+
+def refuse_lost(name: str) -> None:
+    """Refuse a path at which there is no folder; what is no path may be a model of the hub.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+        raise ConfigurationError(f"{name}: expected the folder of a model, found none; correct the path")
 
 
 def fingerprint(folder: Path) -> str:

@@ -122,6 +122,16 @@ class ModelColumns:
         return self.pairs.item_hashes(_with(items, "items", columns)) if columns.root else _no_hashes(items)
 
     @property
+    def reads(self) -> dict[str, frozenset[str]]:
+        """The features that the columns read, by table, by the views' names."""
+        pairs = self.pairs
+        found = {
+            "users": read_features("users", self.users.columns, pairs.users),
+            "items": read_features("items", self.items.columns, self.moving.columns, pairs.items),
+        }
+        return {table: frozenset(names - {"user_id", "item_id"}) for table, names in found.items()}
+
+    @property
     def item_number_names(self) -> tuple[str, ...]:
         """The columns of `item_numbers`."""
         return tuple(o.name for fitted in self._of_candidates for o in fitted.outputs if o.kind == "number")

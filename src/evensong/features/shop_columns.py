@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Literal
 
 import polars as pl
 
-from evensong.errors import ConfigurationError
+from evensong.errors import ConfigurationError, SourceError
 from evensong.features.column_values import number_at, refuse_unreadable
 from evensong.features.columns import (
     CategoricalColumn,
@@ -19,6 +20,7 @@ from evensong.features.columns import (
     PairCross,
     RateColumn,
     SequenceColumn,
+    StatisticDeclaration,
     TextColumn,
     VectorColumn,
     heads_of,
@@ -28,6 +30,7 @@ from evensong.features.columns import (
     places_of,
 )
 from evensong.features.declarations import View
+from evensong.features.encoders import refuse_lost
 from evensong.features.item_features import CONVERSIONS
 from evensong.features.pair_crosses import PairCrosses
 from evensong.features.user_features import COUNTED, DAYS, HOURS
@@ -75,6 +78,7 @@ def declared(settings: FeatureSettings) -> Declared:
     of_moments = {f.name for view in views if view.entity == "item_id" and view.moving for f in view.features}
     moving = [c for c in items if set(places_of(c)) & of_moments]
     still = [c for c in items if c not in moving]
+    parse(ColumnSet, items, where)
     return Declared(
         users=parse(ColumnSet, users, where),
         items=parse(ColumnSet, still, where),
@@ -98,6 +102,13 @@ def active_views(settings: FeatureSettings) -> frozenset[str]:
     )
 
 
+def served_features(settings: FeatureSettings) -> dict[str, frozenset[str]]:
+    """What a process of these settings asks the online store for, by table, by the views' names."""
+    active = active_views(settings)
+    views = [view for view in declared_views(settings).values() if not view.optional or view.name in active]
+    return {"users": frozenset(features_of(views, "user_id")), "items": frozenset(features_of(views, "item_id"))}
+
+
 def check_sources(settings: FeatureSettings, users: Frame, items: Frame) -> None:
     """Refuse a column or a statistic that reads what is no feature, an attribute that no row has, or values of another
     kind, long before it is computed.
@@ -109,7 +120,7 @@ def check_sources(settings: FeatureSettings, users: Frame, items: Frame) -> None
     Raises:
         SourceError: the error that fitting the column would raise.
     """
-    found = declared(settings)
+    found, problems = declared(settings), list[str]()
     of_items = (*found.items.root, *found.moving.root, *found.pairs.items.root)
     for table, rows, columns in (
         ("users", users, (*found.users.root, *found.pairs.users.root)),
@@ -118,13 +129,30 @@ def check_sources(settings: FeatureSettings, users: Frame, items: Frame) -> None
         kinds = _kinds(declared_views(settings).values(), table)
         there = {n: pl.col(n) if rows.schema.get(n) == kind else pl.lit(None, kind) for n, kind in kinds.items()}
         frame = rows.select(**there | {"attributes": pl.col("attributes")})
-        for column in columns:
-            refuse_unreadable(frame, column)
+        problems += _problems(table, partial(refuse_unreadable, frame), columns)
+        encoders = [c.encoder for c in columns if isinstance(c, TextColumn)]
+        problems += _problems(f"{table}: encoder", refuse_lost, encoders)
     statistics = load_columns(settings.columns_path).statistics
-    for place in sorted({statistic.column for statistic in statistics if statistic.column}):
-        table, _, inside = place.partition(".")
-        if inside:  # else it is the event's own
-            number_at({"user": users, "item": items}[table], place, inside)
+    problems += _problems("statistics", lambda one: _read_statistic(one, users, items), statistics)
+    if problems:
+        raise SourceError("\n".join(f"{settings.columns_path}: {problem}" for problem in problems))
+
+
+def _problems(where: str, read: Callable[[Any], object], declared: Iterable[Any]) -> list[str]:
+    """What is wrong with each of them, once."""
+    found = []
+    for one in declared:
+        try:
+            read(one)
+        except (SourceError, ConfigurationError) as error:
+            found.append(f"{where}: {error}")
+    return list(dict.fromkeys(found))
+
+
+def _read_statistic(statistic: StatisticDeclaration, users: Frame, items: Frame) -> None:
+    table, _, inside = (statistic.column or "").partition(".")
+    if inside:  # else it is the event's own
+        number_at({"user": users, "item": items}[table], statistic.name, inside)
 
 
 def _kinds(views: Iterable[View], table: str) -> dict[str, pl.DataType]:

@@ -204,8 +204,8 @@ def check_event_types(settings: Settings) -> None:
     for statistic in load_columns(path).statistics:
         for wrong in sorted(set(statistic.event_types or ()) - known):
             raise ConfigurationError(
-                f"{path}: statistics: {statistic.name}: no events are of type {wrong}{nearest(wrong, known)} "
-                "Types of your own stand in validation.event_types"
+                f"{path}: statistics: {statistic.name}: events of type {wrong} are not let through"
+                f"{nearest(wrong, known)}; name types of your own in EVENSONG_VALIDATION__EVENT_TYPES"
             )
 
 

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from evensong.errors import EvensongError, SourceError
+from evensong.data import storage
+from evensong.errors import BundleError, EvensongError, SourceError
 from evensong.settings import Settings, without_password
 from evensong.types import TABLES, Value
 
@@ -156,9 +157,26 @@ def _registry(settings: Settings) -> Look:
             "no champion yet; run `evensong nightly`; `evensong registry list` says what the gate kept",
         )
         return
-    bundle.fetch(settings, champion.version)
+    manifest = bundle.read_manifest(bundle.fetch(settings, champion.version))
+    try:
+        _check_champion(settings, manifest.get("features"))
+    except BundleError as error:
+        advice = "make a version of these features champion: `evensong registry promote VERSION --reason WHY`"
+        yield "bad", f"the champion, version {champion.version}, is answered with popular items: {error}; or {advice}"
+        return
     age = (datetime.now(UTC) - champion.as_of).total_seconds() / 86400
     yield "good", f"champion is version {champion.version}, as of {champion.as_of:%Y-%m-%d} ({age:.1f} days ago)"
+
+
+def _check_champion(settings: Settings, features: Any) -> None:
+    """Hold what the champion was trained on against what the online store holds, as the service does."""
+    from evensong.features.dictionary import build_dictionary, check_served
+    from evensong.pipelines.features import MATERIALIZED
+
+    marker = storage.join(settings.lake, MATERIALIZED)
+    filled = storage.read_json(marker).get("features") if storage.exists(marker) else None
+    if isinstance(features, dict):
+        check_served(features, filled or build_dictionary(settings))
 
 
 def _ledger(settings: Settings) -> Look:

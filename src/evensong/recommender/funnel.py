@@ -101,6 +101,11 @@ class Recommender:
         """What it can recommend, ascending."""
         return self._index.item_ids
 
+    @property
+    def reads(self) -> dict[str, frozenset[str]]:
+        """The features that its columns read of `users` and of `items`."""
+        return self._columns.reads
+
     def prepare_items(self, items: Frame) -> ItemTable:
         """Align item features with the index, once for many requests.
 

@@ -281,7 +281,8 @@ class Champion:
         self._warn(
             "bundle",
             f"champion version {version} cannot be taken into use ({_first_line(error)}); {going_on}; "
-            "run `evensong registry rollback`, or register the night again",
+            "run `evensong registry rollback`, make another version champion with `evensong registry promote VERSION "
+            "--reason WHY`, or run the night again",
             error if not isinstance(error, EvensongError) else None,
         )
 
@@ -321,6 +322,7 @@ class Champion:
             log.warning("version %s does not say which features it was trained on; they cannot be checked", version)
         self._check_features(_features_of(manifest), self._materialized())
         recommender = Recommender.load(directory)
+        self._check_settings(recommender.reads)
         new = InUse(
             name=self._settings.registry.model_name,
             version=version,
@@ -353,6 +355,21 @@ class Champion:
         if features is not None:
             served = marker.features if marker is not None else None
             check_served(features, served if served is not None else build_dictionary(self._settings))
+
+    def _check_settings(self, reads: Mapping[str, Collection[str]]) -> None:
+        """Refuse a model that reads features which this process would not ask the store for.
+
+        Raises:
+            BundleError: the night had a columns file, or another feature setting, that this process has not.
+        """
+        from evensong.features.shop_columns import served_features
+
+        served = served_features(self._settings.features)
+        if unread := sorted(name for table, names in reads.items() for name in set(names) - served[table]):
+            raise BundleError(
+                f"it reads {', '.join(unread)}, which nothing reads under this process's settings; start it with those "
+                "of the night, EVENSONG_FEATURES__COLUMNS_PATH above all"
+            )
 
     def _smoke(self, new: InUse) -> None:
         """A first request, of nobody and of a user with a history, must give finite scores."""

@@ -634,7 +634,7 @@ def with_columns_file(settings: Settings, lake: Lake, columns: str) -> Settings:
         ),
         (
             "statistics: [{kind: window, name: heft, entity: user, column: item.attributes.szie, window_days: 7}]",
-            "column item.attributes.szie: no row of attributes has szie; did you mean size?",
+            "columns.yaml: statistics: column heft: no row of attributes has szie; did you mean size?",
         ),
         ("items: [{kind: categorical, name: brand}]", "no such column; did you mean attributes.brand?"),
         ("users: [{kind: numeric, name: x, source: spend_31d}]", "no such column; did you mean spend_1d or spend_30d"),

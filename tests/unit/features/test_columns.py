@@ -153,11 +153,14 @@ def test_struct_columns_are_read_like_json() -> None:
         ("attributes.hoem.city", r"no row of attributes has hoem\.city; did you mean home\?"),
         ("attributes.home.ctiy", r"no row of attributes\.home has ctiy; did you mean city\?"),
         ("attributes.home.city.name", None),
+        ("attributes.home.street.name", r"expected name inside attributes\.home\.street, which is no object.*'Elm'"),
         ("attributes.work.city", None),
     ],
 )
 def test_every_part_of_a_place_inside_json_is_looked_for(source: str, message: str | None) -> None:
-    frame = pl.DataFrame({"attributes": ['{"home": {"city": null}, "work": null}', '{"home": {"city": ""}}', None]})
+    frame = pl.DataFrame(
+        {"attributes": ['{"home": {"city": null, "street": "Elm"}, "work": null}', '{"home": {"city": ""}}', None]}
+    )
     declared = {"kind": "categorical", "name": "city", "source": source}
     if message is None:  # the place may be there, and empty in all rows
         assert fitted(declared, frame=frame).transform(frame)["city"].tolist() == [0, 0, 0]
@@ -314,6 +317,15 @@ def test_a_frame_that_lacks_a_column_is_refused() -> None:
         ("users: [{kind: categorical, name: a, bins: [25, 18]}]", "increasing"),
         ("users: [{kind: sequence, name: a}]", "length"),
         ("users: [unclosed", "expected a YAML file"),
+        ("users: []\nitems: []\nusers: []", "the key users stands twice in one place"),
+        ("users: {kind: numeric, name: a}", r"users: expected a list, such as \[a, b\], got {'kind'"),
+        ("users: [{kind: numeric, name: no}]", "expected a text, got False; YAML takes yes, no"),
+        ("users: [{kind: numeric, name: a, date_format: dd.mm.yyyy}]", "a format such as %d.%m.%Y"),
+        ("users: [{kind: numeric, name: a}, {kind: text, name: a_missing}]", "a_missing: the numeric column a gives"),
+        ("users: [{kind: sequence, name: a, length: 2}, {kind: numeric, name: a_length}]", "a_length: the sequence"),
+        ("users: [{kind: text, name: a}, {kind: numeric, name: a_3}]", "a_3: the text column a gives this name too"),
+        ("items: [{kind: text, name: title, encoder: tfid}]", "no encoder tfid; did you mean tfidf"),
+        ("statistics: [{kind: window, name: a, entity: user, window_days: 0}]", "greater than 0, got 0"),
         ("users: [{name: a}]", "needs a `kind`, such as categorical, numeric or text"),
         ("statistics: [{name: a, entity: user, window_days: 7}]", "needs a `kind`, such as window or decay"),
         ("- users", "columns"),
@@ -455,7 +467,7 @@ def test_values_are_read_as_people_write_them() -> None:
             {"kind": "numeric", "source": "attributes.income"},
             "where the fraction stands behind `,`, say `decimal: ','`",
         ),
-        ({"kind": "numeric", "source": "attributes.joined"}, "where they are dates, say `date_format: iso`"),
+        ({"kind": "numeric", "source": "attributes.joined"}, "where they are dates, say `date_format: 'iso'`"),
         (
             {"kind": "numeric", "source": "attributes.pace"},
             "expected numbers of one kind in attributes.pace, found such of km, m",

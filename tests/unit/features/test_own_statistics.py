@@ -301,5 +301,7 @@ def test_another_declaration_computes_its_view_anew_and_no_other(shop: Settings)
 def test_a_misspelt_event_type_meets_the_nearest_one(shop: Settings) -> None:
     assert shop.features.columns_path is not None
     shop.features.columns_path.write_text(FILE.replace("[purchase]", "[purchas]"))
-    with pytest.raises(ConfigurationError, match="bought_14d: no events are of type purchas; did you mean purchase"):
+    with pytest.raises(
+        ConfigurationError, match="bought_14d: events of type purchas are not let through; did you mean purchase"
+    ):
         refresh(shop, at(48))
