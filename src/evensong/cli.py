@@ -327,6 +327,7 @@ def nightly(
 ) -> None:
     """Run one night in this process: the steps of the DAG `nightly_retraining`."""
     from evensong.pipelines.night import run_night
+    from evensong.pipelines.validate import held_back
 
     night = Night.model_validate(
         {"as_of": as_of, "source": source, "train_from": train_from, "refit": refit, "seed": seed}
@@ -340,9 +341,14 @@ def nightly(
             elif not notes.is_terminal:
                 notes.print(f"begin {name}", highlight=False)
 
-        result = run_night(load_settings(), night, tell)
+        settings = load_settings()
+        result = run_night(settings, night, tell)
+    quarantined = held_back(settings, night)
+    for table, reasons in quarantined.items():
+        why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        _caution(f"{sum(reasons.values())} rows of {table} are quarantined, and nothing is learnt from them: {why}")
     # a champion that stays is the gate's ordinary answer, not a failed command (docs/decisions/0020-exit-codes.md)
-    _answer(result.model_dump(mode="json"), as_json, _show_night)
+    _answer(result.model_dump(mode="json") | {"quarantined": quarantined}, as_json, _show_night)
 
 
 def _show_night(result: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ Credentials never stand in a file: S3 reads boto3's own chain, databases and Red
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -398,14 +399,24 @@ def load_settings(**values: Any) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg'].removeprefix('Value error, ')}, got {e['input']!r}"
-            for e in error.errors()
-        ]
+        lines = [f"{'.'.join(str(part) for part in e['loc'])}: {_said(e)}, got {e['input']!r}" for e in error.errors()]
         said = without_password("; ".join(lines))
         raise ConfigurationError(f"settings: {said}; see docs/guides/settings.md") from None
     except (yaml.YAMLError, SettingsError, ValueError) as error:
         raise ConfigurationError(f"settings: cannot be read: {error}; see docs/guides/settings.md") from error
+
+
+def _said(problem: Any) -> str:
+    """What is wrong, with the nearest name where there is no such setting."""
+    if problem["type"] != "extra_forbidden":
+        return str(problem["msg"]).removeprefix("Value error, ")
+    *sections, name = (str(part) for part in problem["loc"])
+    model: Any = Settings
+    for section in sections:
+        field = getattr(model, "model_fields", {}).get(section)
+        model = field.annotation if field is not None else None
+    near = difflib.get_close_matches(name, getattr(model, "model_fields", {}), 1, 0.5)
+    return f"no such setting{f' (did you mean {near[0]}?)' if near else ''}"
 
 
 def _settings_file() -> Path | None:

@@ -271,6 +271,18 @@ def test_bundle_that_cannot_be_loaded_leaves_the_old_version_answering(
     assert "no room for a second model" in champion.warnings[0]
 
 
+def test_a_process_that_would_not_read_what_the_model_reads_takes_no_such_model(world: Any) -> None:
+    world.promote(world.first)
+    lean = world.settings.model_copy(update={"features": world.settings.features.model_copy(update={"groups": ()})})
+    champion = Champion(lean, Metrics())
+    champion.look()
+    assert champion.in_use is None, "its scores would silently be others"
+    (told,) = [warning for warning in champion.warnings if "cannot be taken into use" in warning]
+    assert "which nothing reads under this process's settings" in told
+    assert "EVENSONG_FEATURES__COLUMNS_PATH" in told
+    assert "evensong registry promote VERSION" in told
+
+
 def test_request_under_way_ends_on_the_old_model_which_is_then_freed(world: Any) -> None:
     from evensong.serving.recommend import Ask, UserReader, recommend
 

@@ -19,6 +19,7 @@ import polars as pl
 import pytest
 
 from evensong import cli
+from evensong.types import Night
 
 
 @pytest.fixture(autouse=True)
@@ -242,10 +243,20 @@ def test_a_night_is_done_with_0_whether_the_gate_promotes_or_keeps_the_champion(
         metrics={"challenger": {"recall_at_20": 0.1}},
         seconds={"ingest": 0.1},
     )
+    settings = cli.load_settings(home=tmp_path / "state")
+    report = Path(settings.run_uri(Night.model_validate({"as_of": "2026-02-01"}).run_id, "validation.json"))
+    report.parent.mkdir(parents=True)
+    tables = {
+        "items": {"quarantined": 3, "reasons": {"title is missing": 2, "price is below 0": 1}},
+        "users": {"quarantined": 0, "reasons": {}},
+    }
+    report.write_text(json.dumps({"tables": tables}))
     with mock.patch.object(night, "run_night", return_value=result):
         done = evensong(tmp_path, "nightly", "--as-of", "2026-02-01", "--json")
         told = evensong(tmp_path, "nightly", "--as-of", "2026-02-01")
     assert done.returncode == told.returncode == 0
+    assert json.loads(done.stdout)["quarantined"] == {"items": {"title is missing": 2, "price is below 0": 1}}
+    assert "3 rows of items are quarantined, and nothing is learnt from them: 2 title is missing, 1 price" in said(told)
     assert json.loads(done.stdout)["decision"]["promote"] is promote
     assert ("not promoted; champion is version 1" in told.stdout) is not promote
 

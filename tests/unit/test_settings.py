@@ -33,8 +33,8 @@ def test_unknown_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("servin: {port: 1}", "servin"),
-        ("serving: {prt: 1}", "serving.prt"),
+        ("servin: {port: 1}", r"servin: no such setting \(did you mean serving\?\)"),
+        ("serving: {prt: 1}", r"serving\.prt: no such setting \(did you mean port\?\)"),
         ("serving: {port: soon}", "soon"),
         ("a: [", "settings"),
     ],

@@ -162,6 +162,9 @@ def _about_items(mapping: EventMapping, events: Frame) -> dict[str, Frame]:
     columns = {"item_id": mapping.items_id or mapping.item, **_item_columns(mapping)}
     rows = _catalogue(mapping.items, mapping.items_table, columns, mapping.items_time, mapping, events)
     rows = rows.rename({f"item {name}": name for name in attributes})
+    # an item without a title is one all the same, and its events are events
+    title = [pl.col("title")] if "title" in rows.columns else []
+    rows = rows.with_columns(title=pl.coalesce(*title, "item_id"))
     kept = [name for name in lake.SCHEMAS["items"] if name in rows.columns and name != "attributes"]
     described = lake.conform("items", rows.select(*kept, batch.as_json(attributes)))
     first = batch.first_items(events)

@@ -135,12 +135,12 @@ def _bring(
     source = sources.describe(settings.lake, kind, location, mapping, name)
     asked = source.model_copy(update={"location": sources.absolute(location), "mapping": sources.placed(mapping)})
     known = sources.registered(settings.lake).get(source.name)
+    added = ingest.pull(settings.lake, source, asked)
     if known and known.mapping != source.mapping:
         log.warning(
             "source %s has another mapping now; the rows that it brought before stay as they are: where they were "
             "wrong, import all sources into a fresh EVENSONG_HOME",
             source.name,
         )
-    added = ingest.pull(settings.lake, source, asked)
     sources.note(settings.lake, source)
     return added

@@ -71,6 +71,13 @@ def run(settings: Settings, night: Night) -> str:
     return report_uri
 
 
+def held_back(settings: Settings, night: Night) -> dict[str, dict[str, int]]:
+    """How many rows of each table the night has quarantined, by reason; nothing of a table without any."""
+    uri = settings.run_uri(night.run_id, "validation.json")
+    tables = storage.read_json(uri)["tables"] if storage.exists(uri) else {}
+    return {table: found["reasons"] for table, found in tables.items() if found["quarantined"]}
+
+
 def check_columns(settings: Settings, as_of: datetime | None = None) -> dict[str, int]:
     """Hold the columns file against users and items; returns how many rows each of them has.
 

@@ -133,6 +133,17 @@ def test_a_catalogue_describes_items_and_its_changes_are_dated_now(settings: Set
     ]
 
 
+def test_an_item_without_a_title_is_called_by_its_id(settings: Settings, tmp_path: Path) -> None:
+    path = lines(tmp_path / "e.csv", "ann,t1,2026-01-02", "ann,m1,2026-01-03")
+    items = lines(tmp_path / "items.csv", "t1,Tea,2.5", "m1,,7", header="sku,name,cost")
+    mapping = EventMapping(
+        user="who", item="what", time="when", items=items, items_id="sku", title="name", price="cost"
+    )
+    imports.events(settings, path, mapping)
+    titles = Lake(settings.lake).read("raw_items").select("item_id", "title").rows()
+    assert sorted(titles) == [("m1", "m1"), ("t1", "Tea")]
+
+
 def test_users_may_be_described_too(settings: Settings, tmp_path: Path) -> None:
     path = lines(tmp_path / "e.csv", "1,t1,2026-01-02")
     users = lines(tmp_path / "u.csv", "1,44", "2,18", header="who,age")
@@ -258,6 +269,10 @@ def test_a_name_belongs_to_one_place(settings: Settings, tmp_path: Path, caplog:
     assert sources.registered(settings.lake)["shop"].mapping.event_type == "click", "its mapping may change"  # type: ignore[union-attr]
     assert "source shop has another mapping now; the rows that it brought before stay" in caplog.text
     assert "import all sources into a fresh EVENSONG_HOME" in caplog.text
+    caplog.clear()
+    with pytest.raises(SourceError, match="no column 'whoo'"):
+        imports.events(settings, first, MAPPING.model_copy(update={"user": "whoo"}), name="shop")
+    assert "another mapping" not in caplog.text, "the mapping is the one before: nothing was imported"
     with pytest.raises(SourceError, match="'all': it means every source"):
         imports.events(settings, other, MAPPING, name="all")
     imports.events(settings, lines(tmp_path / "all.csv", "bob,tea,2026-01-02"), MAPPING)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from tests.integration.airflow_world import free_port, live, make_settings
@@ -20,7 +21,7 @@ from evensong.launch.supervisor import Supervisor, hold_launch
 from evensong.pipelines import doctor
 from evensong.pipelines.doctor import Finding
 from evensong.pipelines.night import hold_home, holder
-from evensong.registry import review, tracking, versions
+from evensong.registry import bundle, review, tracking, versions
 from evensong.settings import Settings
 from evensong.types import PromotionDecision
 
@@ -111,6 +112,17 @@ def test_an_alias_that_another_hand_moved_is_found(sound: Settings) -> None:
         client.set_registered_model_alias("recommender", "champion", "2")
     assert "the ledger left it at version 2, it points at version 1: another hand moved it" in message
     assert found(sound, "ledger", "bad") == []
+
+
+def test_a_champion_of_other_features_than_the_stores_is_found(sound: Settings) -> None:
+    directory = bundle.fetch(sound, "2")
+    manifest = bundle.read_manifest(directory)
+    trained_on = {"service": "recommender", "versions": {"user_statistics.spend_14d": "0" * 12}}
+    with mock.patch.object(bundle, "read_manifest", return_value=manifest | {"features": trained_on}):
+        (message,) = found(sound, "registry", "bad")
+    assert "version 2, is answered with popular items" in message
+    assert "not served: user_statistics.spend_14d" in message
+    assert "`evensong registry promote VERSION --reason WHY`" in message
 
 
 def test_a_review_past_its_deadline_is_warned_of(sound: Settings) -> None:
