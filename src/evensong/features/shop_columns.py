@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import polars as pl
 
-from evensong.errors import ConfigurationError, SourceError
+from evensong.errors import BundleError, ConfigurationError, SourceError
 from evensong.features.column_values import number_at, refuse_unreadable
 from evensong.features.columns import (
     CategoricalColumn,
@@ -107,6 +107,23 @@ def served_features(settings: FeatureSettings) -> dict[str, frozenset[str]]:
     active = active_views(settings)
     views = [view for view in declared_views(settings).values() if not view.optional or view.name in active]
     return {"users": frozenset(features_of(views, "user_id")), "items": frozenset(features_of(views, "item_id"))}
+
+
+def check_read(reads: Mapping[str, Collection[str]], settings: FeatureSettings) -> None:
+    """Refuse a model that reads features which a process of these settings would not ask the store for.
+
+    Args:
+        reads: `ModelColumns.reads`.
+
+    Raises:
+        BundleError: the night had a columns file, or another feature setting, that the process has not.
+    """
+    served = served_features(settings)
+    if unread := sorted(name for table, names in reads.items() for name in set(names) - served[table]):
+        raise BundleError(
+            f"it reads {', '.join(unread)}, which nothing reads under this process's settings; start it with those of "
+            "the night, EVENSONG_FEATURES__COLUMNS_PATH above all"
+        )
 
 
 def check_sources(settings: FeatureSettings, users: Frame, items: Frame) -> None:

@@ -157,26 +157,31 @@ def _registry(settings: Settings) -> Look:
             "no champion yet; run `evensong nightly`; `evensong registry list` says what the gate kept",
         )
         return
-    manifest = bundle.read_manifest(bundle.fetch(settings, champion.version))
+    directory = bundle.fetch(settings, champion.version)
     try:
-        _check_champion(settings, manifest.get("features"))
+        _check_champion(settings, directory, bundle.read_manifest(directory).get("features"))
     except BundleError as error:
         advice = "make a version of these features champion: `evensong registry promote VERSION --reason WHY`"
-        yield "bad", f"the champion, version {champion.version}, is answered with popular items: {error}; or {advice}"
+        yield "bad", f"the champion, version {champion.version}, cannot answer from this store: {error}; or {advice}"
         return
     age = (datetime.now(UTC) - champion.as_of).total_seconds() / 86400
     yield "good", f"champion is version {champion.version}, as of {champion.as_of:%Y-%m-%d} ({age:.1f} days ago)"
 
 
-def _check_champion(settings: Settings, features: Any) -> None:
-    """Hold what the champion was trained on against what the online store holds, as the service does."""
+def _check_champion(settings: Settings, directory: Path, features: Any) -> None:
+    """Hold what the champion was trained on, and reads, against what the online store holds, as the service does."""
     from evensong.features.dictionary import build_dictionary, check_served
+    from evensong.features.model_columns import ModelColumns
+    from evensong.features.shop_columns import check_read
+    from evensong.models.saved import COLUMNS
     from evensong.pipelines.features import MATERIALIZED
 
     marker = storage.join(settings.lake, MATERIALIZED)
     filled = storage.read_json(marker).get("features") if storage.exists(marker) else None
     if isinstance(features, dict):
         check_served(features, filled or build_dictionary(settings))
+    if (columns := directory / "retriever" / COLUMNS).is_dir():
+        check_read(ModelColumns.load(columns).reads, settings.features)
 
 
 def _ledger(settings: Settings) -> Look:

@@ -293,6 +293,8 @@ class Champion:
         path = self._last_good_path()
         try:
             version = str(json.loads(path.read_bytes())["version"])
+            if self._failed and self._failed[0] == version:
+                return  # it is the champion itself, which was just refused
             directory = bundle.cached(self._settings, version)
             if directory is None:
                 raise BundleError(f"{path}: names version {version}, which is not in the local cache any more")
@@ -314,6 +316,7 @@ class Champion:
         return self._load_from(bundle.fetch(self._settings, version), version)
 
     def _load_from(self, directory: Path, version: str) -> InUse:
+        from evensong.features.shop_columns import check_read
         from evensong.recommender.funnel import Recommender
         from evensong.registry import bundle
 
@@ -322,7 +325,7 @@ class Champion:
             log.warning("version %s does not say which features it was trained on; they cannot be checked", version)
         self._check_features(_features_of(manifest), self._materialized())
         recommender = Recommender.load(directory)
-        self._check_settings(recommender.reads)
+        check_read(recommender.reads, self._settings.features)
         new = InUse(
             name=self._settings.registry.model_name,
             version=version,
@@ -355,21 +358,6 @@ class Champion:
         if features is not None:
             served = marker.features if marker is not None else None
             check_served(features, served if served is not None else build_dictionary(self._settings))
-
-    def _check_settings(self, reads: Mapping[str, Collection[str]]) -> None:
-        """Refuse a model that reads features which this process would not ask the store for.
-
-        Raises:
-            BundleError: the night had a columns file, or another feature setting, that this process has not.
-        """
-        from evensong.features.shop_columns import served_features
-
-        served = served_features(self._settings.features)
-        if unread := sorted(name for table, names in reads.items() for name in set(names) - served[table]):
-            raise BundleError(
-                f"it reads {', '.join(unread)}, which nothing reads under this process's settings; start it with those "
-                "of the night, EVENSONG_FEATURES__COLUMNS_PATH above all"
-            )
 
     def _smoke(self, new: InUse) -> None:
         """A first request, of nobody and of a user with a history, must give finite scores."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,11 +37,12 @@ def answer(settings: Settings, user_id: str, k: int | None = None) -> dict[str, 
     metrics = Metrics()
     champion = Champion(settings, metrics)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    champion.look()
-    # the first question to a registry waits for MLflow's import, which a busy machine takes its time for
-    while champion.registry_is_away and time.monotonic() < deadline:
-        time.sleep(0.5)
+    with _silence():  # what goes wrong is said once, below
         champion.look()
+        # the first question to a registry waits for MLflow's import, which a busy machine takes its time for
+        while champion.registry_is_away and time.monotonic() < deadline:
+            time.sleep(0.5)
+            champion.look()
     if champion.in_use is None:
         reasons = "; ".join(champion.warnings) or "no version carries the alias champion; run `evensong nightly`"
         raise RegistryError(f"no model to answer with: {reasons}")
@@ -53,3 +57,14 @@ def answer(settings: Settings, user_id: str, k: int | None = None) -> dict[str, 
         now=datetime.now(UTC),
     )
     return reply.answer
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    logger = logging.getLogger("evensong.serving")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

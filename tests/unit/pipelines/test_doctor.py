@@ -120,9 +120,20 @@ def test_a_champion_of_other_features_than_the_stores_is_found(sound: Settings) 
     trained_on = {"service": "recommender", "versions": {"user_statistics.spend_14d": "0" * 12}}
     with mock.patch.object(bundle, "read_manifest", return_value=manifest | {"features": trained_on}):
         (message,) = found(sound, "registry", "bad")
-    assert "version 2, is answered with popular items" in message
+    assert "version 2, cannot answer from this store" in message
     assert "not served: user_statistics.spend_14d" in message
     assert "`evensong registry promote VERSION --reason WHY`" in message
+
+
+def test_a_champion_that_reads_what_these_settings_leave_out_is_found(sound: Settings) -> None:
+    reads = {"users": frozenset({"spend_14d"}), "items": frozenset()}
+    directory = bundle.fetch(sound, "2")
+    (directory / "retriever" / "columns").mkdir(parents=True, exist_ok=True)
+    with mock.patch("evensong.features.model_columns.ModelColumns.load") as load:
+        load.return_value.reads = reads
+        (message,) = found(sound, "registry", "bad")
+    assert "it reads spend_14d, which nothing reads under this process's settings" in message
+    assert "EVENSONG_FEATURES__COLUMNS_PATH" in message
 
 
 def test_a_review_past_its_deadline_is_warned_of(sound: Settings) -> None:
