@@ -382,10 +382,15 @@ def test_a_columns_file_is_checked_before_a_night(tmp_path: Path) -> None:
             "items: [{kind: numeric, name: a, source: attributes.aa}, {kind: numeric, name: b, source: attributes.bb}]",
             "attributes has bb",
         ),
+        (
+            "items: [{kind: numeric, name: a, source: attributes.aa}]\nstatistics: [{name: n, entity: user, "
+            + "kind: window, window_days: 7, event_types: [purchse]}]",
+            "did you mean purchase? c.yaml: items: column a: no row of attributes has aa",
+        ),
         ("crosses: [{name: x, columns: [users.towm, items.category_1], num_buckets: 9}]", "users.towm is neither a"),
         (
             "statistics: [{name: n, entity: user, kind: window, window_days: 7, event_types: [purchse]}]",
-            "events of type purchse are not let through; did you mean purchase?",
+            "are not let through (types of your own stand in EVENSONG_VALIDATION__EVENT_TYPES); did you mean purchase?",
         ),
     ):
         (tmp_path / "c.yaml").write_text(wrong)

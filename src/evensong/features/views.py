@@ -201,12 +201,14 @@ def check_event_types(settings: Settings) -> None:
     """
     path = settings.features.columns_path
     known = {*settings.validation.event_types, *settings.split.positive_event_types}
-    for statistic in load_columns(path).statistics:
-        for wrong in sorted(set(statistic.event_types or ()) - known):
-            raise ConfigurationError(
-                f"{path}: statistics: {statistic.name}: events of type {wrong} are not let through"
-                f"{nearest(wrong, known)}; name types of your own in EVENSONG_VALIDATION__EVENT_TYPES"
-            )
+    problems = [
+        f"{path}: statistics: {statistic.name}: events of type {wrong} are not let through (types of your own "
+        f"stand in EVENSONG_VALIDATION__EVENT_TYPES){nearest(wrong, known)}"
+        for statistic in load_columns(path).statistics
+        for wrong in sorted(set(statistic.event_types or ()) - known)
+    ]
+    if problems:
+        raise ConfigurationError("\n".join(problems))
 
 
 def schemas(settings: FeatureSettings) -> dict[str, dict[str, pl.DataType]]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +27,9 @@ import polars as pl
 from evensong.data import expectations, quarantine, sources, storage
 from evensong.data.expectations import NO_USER, Judge, Judgement, Rule
 from evensong.data.lake import KEYS, RAW, REPEAT, Lake, in_order
-from evensong.errors import NothingToLearnError, ValidationFailedError
+from evensong.errors import ConfigurationError, NothingToLearnError, SourceError, ValidationFailedError
 from evensong.features.shop_columns import check_sources
-from evensong.features.views import check_event_types
+from evensong.features.views import check_event_types, declared_views
 from evensong.pipelines import docs_pages, simulate
 from evensong.settings import Settings
 from evensong.types import Frame, Night
@@ -88,11 +89,20 @@ def check_columns(settings: Settings, as_of: datetime | None = None) -> dict[str
         ConfigurationError: the file cannot be read, or contradicts itself, the built-in columns or the settings.
         SourceError: a column or a statistic reads what no user or item has, or values of another kind.
     """
-    check_event_types(settings)
+    declared_views(settings.features)  # what is wrong with the file itself comes alone
     lake = Lake(settings.lake)
     tables = [f"{RAW}{table}" if as_of is None else table for table in ("users", "items")]
     users, items = (lake.scan(table, as_of).collect() for table in tables)
-    check_sources(settings.features, users, items)
+    problems = []
+    for check in (partial(check_event_types, settings), partial(check_sources, settings.features, users, items)):
+        try:
+            check()
+        except (ConfigurationError, SourceError) as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise SourceError("\n".join(str(problem) for problem in problems))
     return {"users": len(users), "items": len(items)}
 
 
