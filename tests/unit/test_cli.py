@@ -374,6 +374,10 @@ def test_a_columns_file_is_checked_before_a_night(tmp_path: Path) -> None:
     found = json.loads(evensong(tmp_path, "features", "check", "c.yaml", "--json").stdout)
     assert found["rows"] == {"users": 2, "items": 2}
     assert found["declared"]["columns of items"] == 1
+    two_mistakes = (
+        "items: [{kind: numeric, name: a, source: attributes.aa}]\n"
+        "statistics: [{name: n, entity: user, kind: window, window_days: 7, event_types: [purchse]}]"
+    )
     for wrong, expected in (
         ("items: [{kind: categorical, name: brand, source: attributes.bran}]", "did you mean brand?"),
         ("items: [{kind: numeric, name: brand, source: attributes.brand}]", "found 'oak' and the like in 2 of 2"),
@@ -383,8 +387,7 @@ def test_a_columns_file_is_checked_before_a_night(tmp_path: Path) -> None:
             "attributes has bb",
         ),
         (
-            "items: [{kind: numeric, name: a, source: attributes.aa}]\nstatistics: [{name: n, entity: user, "
-            + "kind: window, window_days: 7, event_types: [purchse]}]",
+            two_mistakes,
             "did you mean purchase? c.yaml: items: column a: no row of attributes has aa",
         ),
         ("crosses: [{name: x, columns: [users.towm, items.category_1], num_buckets: 9}]", "users.towm is neither a"),
