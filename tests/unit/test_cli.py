@@ -382,6 +382,7 @@ def test_a_columns_file_is_checked_before_a_night(tmp_path: Path) -> None:
         ("items: [{kind: categorical, name: brand, source: attributes.bran}]", "did you mean brand?"),
         ("items: [{kind: numeric, name: brand, source: attributes.brand}]", "found 'oak' and the like in 2 of 2"),
         ("items: [{kind: text, name: title, encoder: /no/where}]", "items: encoder: /no/where: expected the folder"),
+        ("items: [{kind: text, name: title, encoder: tfid}]", "tfid: no such encoder; did you mean tfidf?"),
         (
             "items: [{kind: numeric, name: a, source: attributes.aa}, {kind: numeric, name: b, source: attributes.bb}]",
             "attributes has bb",

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from evensong.features.fitted_columns import FittedColumns
 
 #: Places that follow from the items' `category_path`: the path down to each level.
-#: The encoders of texts that are no folder and no model id.
-ENCODERS = ("tfidf", "minilm")
 CATEGORY_PATH, CATEGORY_LEVELS = "category_path", ("category_1", "category_2", "category_3")
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -129,14 +127,6 @@ class TextColumn(_SourceColumn):
     dimension: int = Field(32, ge=1, le=4096)
     """Numbers a text, for `tfidf`; an encoder has its own."""
     min_count: int = Field(2, ge=1)
-
-    @field_validator("encoder")
-    @classmethod
-    def _is_no_slip(cls, value: str) -> str:
-        near = difflib.get_close_matches(value, ENCODERS, 1, 0.6)
-        if near and value not in ENCODERS and not Path(value).is_dir():
-            raise ValueError(f"no encoder {value}; did you mean {near[0]}?")
-        return value
 
 
 class ImageColumn(_SourceColumn):
@@ -368,7 +358,7 @@ def load_columns(path: Path | None) -> ColumnsFile:
 @functools.lru_cache(8)
 def _loaded(path: Path, written: str) -> ColumnsFile:
     try:
-        content = yaml.load(written, _OnceEach)  # a safe loader
+        content = yaml.load(written, Loader=_OnceEach)  # a SafeLoader: plain values, nothing that runs
     except yaml.YAMLError as error:
         raise _unreadable(path, error) from error
     return parse(ColumnsFile, content if content is not None else {}, str(path))
@@ -380,11 +370,12 @@ class _OnceEach(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen:
+            name = str(key.value)
+            if name in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value} stands twice in one place; make one of both", key.start_mark
+                    None, None, f"the key {name} stands twice in one place; make one of both", key.start_mark
                 )
-            seen.add(str(key.value))
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
 

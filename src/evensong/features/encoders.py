@@ -6,6 +6,7 @@ Only configuration, tokenizer and safetensors files are ever read: no pickle, an
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import json
@@ -54,7 +55,7 @@ def model_folder(name: str) -> Path:
         return Path(found.origin).parent / "model"
     if Path(name).is_dir():
         return Path(name)
-    refuse_lost(name)
+    refuse_slip(name)
     if find_spec("huggingface_hub") is None:
         raise ConfigurationError(
             f'{name}: no such folder, and the hub\'s client is not installed; run `pip install "evensong[text]"`'
@@ -71,14 +72,19 @@ def model_folder(name: str) -> Path:
         ) from error
 
 
-def refuse_lost(name: str) -> None:
-    """Refuse a path at which there is no folder; what is no path may be a model of the hub.
+def refuse_slip(name: str) -> None:
+    """Refuse what is surely no encoder of texts; what is left may be a model of the hub.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: a path at which there is no folder, or nearly one of the names.
     """
-    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+    known = ("tfidf", MINILM)
+    if name in known or Path(name).is_dir():
+        return
+    if name.startswith(("/", "./", "../", "~")):
         raise ConfigurationError(f"{name}: expected the folder of a model, found none; correct the path")
+    if near := difflib.get_close_matches(name, known, 1, 0.6):
+        raise ConfigurationError(f"{name}: no such encoder; did you mean {near[0]}?")
 
 
 def fingerprint(folder: Path) -> str:

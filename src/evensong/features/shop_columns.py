@@ -30,7 +30,7 @@ from evensong.features.columns import (
     places_of,
 )
 from evensong.features.declarations import View
-from evensong.features.encoders import refuse_lost
+from evensong.features.encoders import refuse_slip
 from evensong.features.item_features import CONVERSIONS
 from evensong.features.pair_crosses import PairCrosses
 from evensong.features.user_features import COUNTED, DAYS, HOURS
@@ -78,7 +78,7 @@ def declared(settings: FeatureSettings) -> Declared:
     of_moments = {f.name for view in views if view.entity == "item_id" and view.moving for f in view.features}
     moving = [c for c in items if set(places_of(c)) & of_moments]
     still = [c for c in items if c not in moving]
-    parse(ColumnSet, items, where)
+    parse(ColumnSet, items, where)  # what both give has one name each, for the ranker reads them side by side
     return Declared(
         users=parse(ColumnSet, users, where),
         items=parse(ColumnSet, still, where),
@@ -135,7 +135,7 @@ def check_sources(settings: FeatureSettings, users: Frame, items: Frame) -> None
         items: the same.
 
     Raises:
-        SourceError: the error that fitting the column would raise.
+        SourceError: what fitting or computing each of them would say, a line each.
     """
     found, problems = declared(settings), list[str]()
     of_items = (*found.items.root, *found.moving.root, *found.pairs.items.root)
@@ -148,7 +148,7 @@ def check_sources(settings: FeatureSettings, users: Frame, items: Frame) -> None
         frame = rows.select(**there | {"attributes": pl.col("attributes")})
         problems += _problems(table, partial(refuse_unreadable, frame), columns)
         encoders = [c.encoder for c in columns if isinstance(c, TextColumn)]
-        problems += _problems(f"{table}: encoder", refuse_lost, encoders)
+        problems += _problems(f"{table}: encoder", refuse_slip, encoders)
     statistics = load_columns(settings.columns_path).statistics
     problems += _problems("statistics", lambda one: _read_statistic(one, users, items), statistics)
     if problems:

@@ -293,8 +293,6 @@ class Champion:
         path = self._last_good_path()
         try:
             version = str(json.loads(path.read_bytes())["version"])
-            if self._failed and self._failed[0] == version:
-                return  # it is the champion itself, which was just refused
             directory = bundle.cached(self._settings, version)
             if directory is None:
                 raise BundleError(f"{path}: names version {version}, which is not in the local cache any more")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,12 +34,11 @@ def answer(settings: Settings, user_id: str, k: int | None = None) -> dict[str, 
     metrics = Metrics()
     champion = Champion(settings, metrics)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    with _silence():  # what goes wrong is said once, below
+    champion.look()
+    # the first question to a registry waits for MLflow's import, which a busy machine takes its time for
+    while champion.registry_is_away and time.monotonic() < deadline:
+        time.sleep(0.5)
         champion.look()
-        # the first question to a registry waits for MLflow's import, which a busy machine takes its time for
-        while champion.registry_is_away and time.monotonic() < deadline:
-            time.sleep(0.5)
-            champion.look()
     if champion.in_use is None:
         reasons = "; ".join(champion.warnings) or "no version carries the alias champion; run `evensong nightly`"
         raise RegistryError(f"no model to answer with: {reasons}")
@@ -57,14 +53,3 @@ def answer(settings: Settings, user_id: str, k: int | None = None) -> dict[str, 
         now=datetime.now(UTC),
     )
     return reply.answer
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    logger = logging.getLogger("evensong.serving")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
